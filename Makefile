@@ -1,0 +1,68 @@
+# Everything here runs in .venv, which is made and refreshed as needed; nothing has to be activated.
+#
+#   make ablation                     Table 4's experiment on the embedded digits; again: resumes
+#   make ablation ARGS='--seeds 0,1'  the same with options of sweeps/ablation.py
+#   make test                         every test
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help ablation tables pictures test fast-test lint ui bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
+	@echo
+	@echo 'also: make tables | pictures | ui | lint | fast-test | bench | clean'
+
+# The stamp is written last: an installation that was interrupted is begun again.
+$(BIN)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ...'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+ablation: $(BIN)/.installed
+	$(BIN)/python sweeps/ablation.py $(ARGS)
+	$(BIN)/python analysis/make_tables.py
+
+tables: $(BIN)/.installed
+	$(BIN)/python analysis/make_tables.py $(ARGS)
+
+# What finished ViTs have learned, as artifacts of their MLflow runs.
+pictures: $(BIN)/.installed
+	$(BIN)/python sweeps/pictures.py $(ARGS)
+
+# Two files at a time: most of the slow ones wait for processes of theirs.
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 $(ARGS)
+
+# Without the tests that start Ray and MLflow.
+fast-test: $(BIN)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not end_to_end' $(ARGS)
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Every run, also while it trains: http://127.0.0.1:5000
+ui: $(BIN)/.installed
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/augmentation.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training_step.py --at-224
+	$(BIN)/python benchmarks/shared_memory.py
+	$(BIN)/python benchmarks/sweep_overhead.py
+	$(BIN)/python benchmarks/gather.py
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/many_cells.py
+	$(BIN)/python benchmarks/hpo_search.py share
+
+# The environment only; results, data and mlflow.db are yours to remove.
+clean:
+	rm -rf .venv

@@ -1,0 +1,125 @@
+"""Whether the runs of one table may be compared: in what each differs from the runs that it stands beside.
+
+Compared are the fields of the cell that act in it (epochs, recipe, data, precision, selection rule), the code's commit,
+the images (tag data_fingerprint), and what the engine had to do differently (tag deviation, for instance
+micro_batches=4). What an older store does not know of a run is not held against it.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relvit.cell import FIELDS, NONE, neutral_fields
+
+# Columns beside the fields of a cell on which tables, footnotes and provenance rest.
+_TEXTS = ("run_id", "cell_id", "status", "study", "git_commit", "git_dirty", "data_fingerprint", "deviation")
+
+# A recipe sets these by the data set's images and the backbone (section 3.1: another batch size for the variants), so
+# where a table has several of those, only runs of the same must agree.
+_BY_DATA_AND_BACKBONE = (
+    "pretrain_dataset",
+    "image_size",
+    "batch_size",
+    "crop_padding",
+    "crop_min_area",
+    "flip_probability",
+    "drloc_weight",
+    "patch_crop",
+    "jitter_probability",
+    "jitter_strength",
+    "greyscale_probability",
+    "mega_grid",
+)
+
+
+class NotComparable(ValueError):
+    """With --strict: in what the runs of a table differ. Nothing was written."""
+
+
+def conform(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with every column that the tables need, whatever the schema they were written with.
+
+    What is lacking is null; a run without an id goes by its cell's id or its number.
+    """
+    needed = [*_TEXTS, "start_time", *FIELDS]
+    result = runs.reindex(columns=[*needed, *runs.columns.difference(needed, sort=False)])
+    result = result.astype(dict.fromkeys(_TEXTS, object))
+    names = result["run_id"].where(result["run_id"].notna(), result["cell_id"])
+    unnamed = names.isna() | names.duplicated()
+    result["run_id"] = names.where(~unnamed, [f"run-{number}" for number in range(len(names))])
+    result["start_time"] = pd.to_datetime(result["start_time"], utc=True)
+    return result.reset_index(drop=True)
+
+
+def acting_fields(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The known fields of a run's cell that act in it, without its tasks and its seed."""
+    known = {name: None if pd.isna(run.get(name)) else run[name] for name in FIELDS}
+    idle = {"tasks", "seed", *neutral_fields(known)}
+    if known["tasks"] == NONE:
+        # The supervised baseline always has its position embedding (section 3.2): there the field is not a choice.
+        idle.add("pretrain_position_embedding")
+    return {name: value for name, value in known.items() if name not in idle and value is not None}
+
+
+def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    """By run id, in what a finished run differs from most of those that it is compared with; empty if none does.
+
+    varying: the fields in which the table's cells differ by design, beside tasks and seed. What most runs have is
+    right, of two that are equally frequent that of the newer run. Where dataset or backbone vary, each combination
+    of them has its own images and batch size.
+    """
+    finished = runs[runs["status"] == "FINISHED"].sort_values("start_time", na_position="first")
+    if finished.empty:
+        return {}
+    acting = {row["run_id"]: acting_fields(row) for row in finished.to_dict("records")}
+    several = bool({"dataset", "backbone"} & set(varying))
+    names = finished.set_index("run_id")[["dataset", "backbone"]].astype(object).fillna("")
+    place = names["dataset"].astype(str) + " " + names["backbone"].astype(str)
+    found: dict[str, list[str]] = {run: [] for run in acting}
+    for name in FIELDS:
+        if name in varying:
+            continue
+        values = pd.Series({run: fields[name] for run, fields in acting.items() if name in fields}, dtype=object)
+        groups = place if several and name in _BY_DATA_AND_BACKBONE else pd.Series("", index=place.index)
+        for run, usual in _unusual(values, groups):
+            found[run].append(f"{name} {_shown(values[run])} instead of {_shown(usual)}")
+    indexed = finished.set_index("run_id")
+    for run, usual in _unusual(_code(indexed), pd.Series("", index=place.index)):
+        found[run].append(f"code of commit {_code(indexed)[run]} instead of {usual}")
+    images = indexed["data_fingerprint"].dropna()
+    for run, _ in _unusual(images, place):
+        found[run].append("other images under the data set's name")
+    for run, text in indexed["deviation"].dropna().items():
+        if str(text).strip():
+            found[run].append(str(text).strip())
+    return {run: tuple(reasons) for run, reasons in found.items() if reasons}
+
+
+def of_recipe(reasons: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a run's deviations those in what is trained and how, which make it another experiment."""
+    return tuple(reason for reason in reasons if reason.partition(" ")[0] in FIELDS)
+
+
+def _unusual(values: pd.Series, groups: pd.Series) -> list[tuple[str, Any]]:
+    """(run, what its group has) for each run whose value is not that of its group; values from old to new."""
+    result = []
+    for _, group in values.groupby(groups.reindex(values.index), sort=False):
+        counts = group.value_counts()
+        if len(counts) > 1:
+            most = counts[counts == counts.max()].index
+            usual = [value for value in group if value in most][-1]
+            result += [(run, usual) for run, value in group.items() if value != usual]
+    return result
+
+
+def _code(runs: pd.DataFrame) -> pd.Series:
+    commits = runs["git_commit"].dropna()
+    commits = commits[commits != "unknown"]
+    changed = np.where(runs.loc[commits.index, "git_dirty"].fillna("") == "true", "+changes", "")
+    return commits.str[:10] + pd.Series(changed, index=commits.index, dtype=object)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

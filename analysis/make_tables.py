@@ -1,0 +1,366 @@
+"""Gather MLflow runs into Parquet and set the tables of a study, ours beside the paper's.
+
+    python analysis/make_tables.py                       the study of the newest run
+    python analysis/make_tables.py --study table3
+    python analysis/make_tables.py --explain table4:sprel+abspos
+    python analysis/make_tables.py --check
+
+Under --out: the gathered runs and metrics as Parquet; the study's table and what stands behind it (paired differences,
+effects of the tasks, verdicts on the published numbers and sentences), each as STUDY....tex, .md and .html; report.tex,
+one document of all that; STUDY-report.html, the same as one page with the figures and how to reproduce them; and
+STUDY.provenance.json, which leads from every number to its runs. All are attached to one MLflow run that stands for
+the study. Where Table 4's runs have several settings (data sets, backbones, recipes), each gets its table; table4 is
+that of the newest run, or the newest that fits --where.
+
+Exit status: 0; 1 where --check found that an output is no longer what the data give, or --strict refused; 2 where the
+request is wrong or there is nothing to gather. In the last two cases no output was touched.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
+
+import pandas as pd
+from rich.console import Console
+
+from analysis import claims, document, figures, page, provenance, study_run, tables, tuned, typeset
+from analysis.appendix import appendix
+from analysis.comparability import NotComparable, conform
+from analysis.gather import Gathered, GatherError, gather
+from analysis.typeset import FORMATS, WRITERS, Table, label, to_html
+from relvit.cell import parse_value, unknown
+
+DIFFERENT, BAD_REQUEST = 1, 2
+TABLE1 = "table1"  # the study of all runs: what the backbones are
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make_tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
+        metavar="URI",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+    )
+    parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--study", metavar="NAME", help="the study to set (default: that of the newest run)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/analysis"), metavar="DIR", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="NAME,...",
+        help=f"of {', '.join(FORMATS)} those to write; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only runs with this value, for instance dataset=cifar10; may be repeated",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse tables whose cells differ in recipe, data, code or precision, instead of footnotes",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write no output, but say which (of --study, or of all) were edited or no longer match the runs",
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="TABLE[:ROW[:COLUMN]]",
+        help="the runs, seeds and commits behind numbers, for instance table4:sprel+abspos",
+    )
+    parser.add_argument(
+        "--no-attach",
+        dest="attach",
+        action="store_false",
+        help="do not log the outputs to the MLflow run that stands for the study",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        if options.explain:
+            return explain(options, console)
+        formats = chosen_formats(options.format)
+        select(conform(pd.DataFrame()), options.where)  # what is wrong with it is said before a long gather
+        if options.check:
+            return check(options, console)
+        gathered = read_runs(options)
+        return make(options, console, gathered, formats)
+    except NotComparable as error:
+        print(error, file=sys.stderr)
+        return DIFFERENT
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return BAD_REQUEST
+
+
+def read_runs(options: argparse.Namespace) -> Gathered:
+    """The runs as they are now; the Parquet files are brought up to date."""
+    return gather(options.tracking_uri, options.experiment, options.out)
+
+
+def make(options: argparse.Namespace, console: Console, gathered: Gathered, formats: list[str]) -> int:
+    """Set everything in memory, then write it: what goes wrong before leaves the outputs as they were."""
+    fitting = select(conform(gathered.runs), options.where)
+    if fitting.empty:
+        raise GatherError(f"no run fits --where {' '.join(options.where)}")
+    study = options.study or newest_study(fitting)
+    runs = runs_of(study, fitting, gathered.runs)
+    made = study_tables(study, runs)
+    if options.strict:
+        require_comparable(made)
+    main_tables = [table for table, _ in made]
+    behind = [
+        table
+        for table, used in made
+        if "-older-" not in table.name
+        for table in appendix(kind(table, study), used, table.name)
+    ]
+    # Tuned beside untuned, where there are both.
+    both = tuned.beside(fitting, study)
+    main_tables = both + main_tables if study.endswith(tuned.SUFFIX) else main_tables + both
+    everything = [*main_tables, *behind]
+    options.out.mkdir(parents=True, exist_ok=True)
+    texts = {f"{label(table.name)}{FORMATS[name]}": WRITERS[name](table) for table in everything for name in formats}
+    shown, notes = made[0][1], []
+    history = gathered.history(figures.METRICS, set(shown["run_id"]))
+    drawn = figures.draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
+    if "latex" in formats:
+        texts["report.tex"] = document.report(study, runs, everything, document.captions(drawn), notes)
+    for name, text in texts.items():
+        write(options.out / name, text)
+    report = options.out / f"{label(study)}-report.html"
+    if "html" in formats:
+        page.write_page(
+            study,
+            runs if study == "full" else shown,
+            report,
+            tables=[page.TableHtml(table.title, to_html(table)) for table in main_tables],
+            # The sentences have a section of their own.
+            behind=[page.TableHtml(table.title, to_html(table)) for table in behind if "-verdicts" not in table.name],
+            figures=drawn,
+            verdicts=page.sentences(study, shown),
+            notes=notes,
+            experiment=options.experiment,
+        )
+    pages = [report] if "html" in formats else []
+    outputs = [*(options.out / name for name in texts), *drawn, *pages]
+    provenance.write(options.out, provenance.record(study, options.where, runs, everything, outputs))
+    show(console, main_tables[0])
+    for note in notes:
+        say(console, f"note: {note}")
+    names = [path.name for path in (*outputs, provenance.sidecar(options.out, study))]
+    say(console, f"written to {options.out}: {', '.join(names)}")
+    if any("-older-" in table.name for table in main_tables):
+        say(console, "shown is the newest setting; --where FIELD=VALUE picks another")
+    if options.attach:
+        attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages)
+    return 0
+
+
+def attach(
+    options: argparse.Namespace, console: Console, study: str, files: list[Path], runs: pd.DataFrame, pages: list[Path]
+) -> None:
+    """Log the outputs to the MLflow run that stands for the study. They stay where they are if MLflow takes none."""
+    description = document.summary(study, runs)
+    for report in pages:
+        description += (
+            f"\n\n**Open `{study_run.FOLDER}/{report.name}` under Artifacts**: verdicts, tables, figures and how to "
+            "reproduce them."
+        )
+    try:
+        run_id = study_run.attach(
+            options.tracking_uri,
+            options.experiment,
+            study,
+            files,
+            description=description,
+            tags={"git_commit": tables.commits(runs)},
+        )
+    except study_run.AttachError as error:
+        print(f"the files are written, but {error}", file=sys.stderr)
+        return
+    say(console, f"attached to the MLflow run {run_id}, which stands for {study}; --no-attach leaves this out")
+
+
+def kind(table: Table, study: str) -> str:
+    """Which of the paper's tables a table of a study is."""
+    name = table.name.removeprefix(f"{study}-") if study == "full" else table.name
+    return name.partition("-")[0] if study == "full" else study
+
+
+def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFrame]]:
+    """The tables of a study, the one to show first, each with its runs. Study "full" has those of Tables 2-4."""
+    if study != "full":
+        return list(tables.study_tables(study, runs))
+    return [
+        pair
+        for table in ("table4", "table2", "table3")
+        if len(part := claims.of_study(runs, table)) and (part["status"] == "FINISHED").any()
+        for pair in tables.study_tables(table, part, f"full-{table}")
+    ] or list(tables.study_tables(study, runs))
+
+
+def require_comparable(made: Iterable[tuple[Table, pd.DataFrame]]) -> None:
+    """Raises NotComparable with everything in which cells of these tables differ."""
+    problems = [
+        f"{table.name}: {note} ({', '.join(marked(table, letter))})"
+        for table, _ in made
+        for letter, note in table.notes
+    ]
+    if problems:
+        raise NotComparable(
+            "--strict: the cells of a table differ, so nothing was written:\n"
+            + "\n".join(f"  {one}" for one in problems)
+        )
+
+
+def marked(table: Table, letter: str) -> list[str]:
+    """The rows that carry a footnote."""
+    return [row.key for row in table.rows if any(letter in entry.marks for entry in row.entries)]
+
+
+# Which runs
+
+
+def newest_study(runs: pd.DataFrame) -> str:
+    """The study of the run that was started last; of several, the first. Raises GatherError where no run has any."""
+    tagged = runs[runs["study"].fillna("") != ""].sort_values("start_time", na_position="first")
+    if tagged.empty:
+        raise GatherError(
+            f"none of the {len(runs)} runs has the tag study, by which tables find their runs: name one with --study "
+            "and set the tag, or run the sweep again, which tags the runs of finished cells"
+        )
+    return str(tagged["study"].iloc[-1]).split(",")[0]
+
+
+def studies_of(runs: pd.DataFrame) -> list[str]:
+    """Every study that any run belongs to."""
+    return sorted({name for studies in runs["study"].dropna() for name in studies.split(",") if name})
+
+
+def runs_of(study: str, fitting: pd.DataFrame, everything: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a study. Raises GatherError where there are none, with the studies that there are."""
+    chosen = fitting if study == TABLE1 else claims.of_study(fitting, study)
+    if chosen.empty:
+        present = studies_of(conform(everything))
+        if study in present:
+            raise GatherError(f"no run of study {study!r} fits --where")
+        raise GatherError(f"no runs of this study: {unknown('study', study, [*present, TABLE1])}")
+    return chosen
+
+
+def select(runs: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
+    """The runs that fit all conditions "field=value". Raises ValueError for an unknown field or a value that no field
+    of its type has."""
+    for condition in conditions:
+        name, equals, text = condition.partition("=")
+        if not equals:
+            raise ValueError(f"--where takes FIELD=VALUE, not {condition!r}")
+        value = parse_value(name, text)
+        runs = runs[runs[name].map(lambda each, value=value: not pd.isna(each) and each == value).astype(bool)]
+    return runs
+
+
+def chosen_formats(texts: list[str]) -> list[str]:
+    """The formats asked for, or all. Raises ValueError with the valid ones and the nearest."""
+    names = [name for text in texts for name in text.split(",") if name]
+    wrong = [unknown("format", name, FORMATS) for name in names if name not in FORMATS]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return list(dict.fromkeys(names)) or list(FORMATS)
+
+
+# --check and --explain
+
+
+def check(options: argparse.Namespace, console: Console) -> int:
+    """Whether the outputs are what was written, and what the runs still give."""
+    problems, sidecars = [], provenance.recorded(options.out, options.study)
+    contents = []
+    for path in sidecars:
+        try:
+            contents.append(provenance.read(path))
+        except provenance.ProvenanceError as error:
+            if options.study and not path.exists():
+                raise
+            problems.append(str(error))
+    for content in contents:
+        problems += provenance.edited(content, options.out)
+    status = DIFFERENT if problems else 0
+    try:
+        runs = conform(read_runs(options).runs)
+        for content in contents:
+            fitting = select(runs, content["where"])
+            chosen = fitting if content["study"] == TABLE1 else claims.of_study(fitting, content["study"])
+            problems += [f"{content['study']}: {each}" for each in provenance.outdated(content, chosen)]
+        status = DIFFERENT if problems else 0
+    except GatherError as error:
+        problems.append(f"whether the outputs match the data cannot be said: {error}")
+        status = status or BAD_REQUEST
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        say(console, f"{sum(len(content['outputs']) for content in contents)} outputs match {len(runs)} runs")
+    return status
+
+
+def explain(options: argparse.Namespace, console: Console) -> int:
+    """Print what the sidecars know of a number."""
+    for entry in provenance.explain(options.out, options.explain):
+        values = {name: value for name, value in entry.get("values", {}).items() if value is not None}
+        numbers = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        say(console, f"{entry['id']}  {entry['text']}" + f"  ({numbers})" * bool(numbers))
+        for note in entry.get("footnotes", ()):
+            say(console, f"  note: {note}")
+        if entry.get("published"):
+            say(console, "  published in the paper (analysis/published.csv)")
+        for run in entry.get("runs", ()):
+            changes = ", with uncommitted changes" * run.get("uncommitted_changes", False)
+            say(
+                console, f"  run {run['run_id']}  seed {run['seed']}  commit {run['commit']}{changes}  {run['cell_id']}"
+            )
+    return 0
+
+
+# Writing
+
+
+def write(path: Path, content: str) -> None:
+    """Replace a file as a whole."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(content, encoding="utf-8")
+    scratch.replace(path)
+
+
+def show(console: Console, table: Table) -> None:
+    """A table, its caption and its footnotes at a terminal."""
+    console.print(typeset.for_terminal(table))
+    say(console, table.caption)
+    for letter, note in table.notes:
+        say(console, f"{letter}) {note}")
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

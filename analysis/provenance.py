@@ -1,0 +1,242 @@
+"""Where every number comes from: a sidecar beside a study's outputs, STUDY.provenance.json.
+
+study, where     what the outputs were made of
+rows             by run id a digest of what the tables use of it, over all runs of the study
+outputs          by file name, the digest of its content
+numbers          one for each number of ours: id (TABLE:ROW:COLUMN), text as printed, values unrounded, and its
+                 runs, each with run_id, cell_id, seed, commit; footnotes that it carries; published numbers, with
+                 no runs, say so
+seal             a digest of all of this, so that the sidecar itself cannot be edited unseen
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.comparability import conform
+from analysis.typeset import Table, label
+from relvit.cell import FIELDS, unknown
+
+_ENDING = ".provenance.json"
+_TAGS = ("cell_id", "git_commit", "git_dirty", "data_fingerprint", "deviation")
+
+
+class ProvenanceError(ValueError):
+    """There is no sidecar, or it cannot be read, or it knows no such number."""
+
+
+def sidecar(folder: Path, study: str) -> Path:
+    """The sidecar of a study."""
+    return folder / f"{label(study)}{_ENDING}"
+
+
+def record(
+    study: str, where: Iterable[str], runs: pd.DataFrame, tables: Iterable[Table], outputs: Iterable[Path]
+) -> dict[str, Any]:
+    """What the sidecar of a study holds. runs: all of the study that fit `where`."""
+    runs = conform(runs)
+    by_id = {row["run_id"]: row for row in runs.to_dict("records")}
+    content = {
+        "study": study,
+        "where": list(where),
+        "rows": {run: row_digest(row) for run, row in by_id.items()},
+        "outputs": {path.name: file_digest(path) for path in outputs},
+        "numbers": [entry for table in tables for entry in _numbers(table, by_id)],
+    }
+    return {**content, "seal": _seal(content)}
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write the sidecar, as a whole. Files that another study's sidecar names too are this study's from now on."""
+    path = sidecar(folder, content["study"])
+    for other in sorted(folder.glob(f"*{_ENDING}")):
+        if other == path:
+            continue
+        try:
+            theirs = read(other)
+        except ProvenanceError:
+            continue  # `check` says that it is damaged
+        kept = {name: digest for name, digest in theirs["outputs"].items() if name not in content["outputs"]}
+        if len(kept) < len(theirs["outputs"]):
+            changed = {key: value for key, value in theirs.items() if key != "seal"} | {"outputs": kept}
+            _replace(other, {**changed, "seal": _seal(changed)})
+    _replace(path, content)
+    return path
+
+
+def _replace(path: Path, content: Mapping[str, Any]) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A sidecar. Raises ProvenanceError where it is missing, broken or was edited."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        seal = content.pop("seal")
+        whole = seal == _seal(content) and {"study", "where", "rows", "outputs", "numbers"} <= set(content)
+    except FileNotFoundError:
+        raise ProvenanceError(f"there is no {path}: make the tables of the study first") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ProvenanceError(f"{path} cannot be read ({error}): make the tables of the study again") from error
+    if not whole:
+        raise ProvenanceError(f"{path} was edited by hand: make the tables of the study again")
+    return content
+
+
+def recorded(folder: Path, study: str | None = None) -> list[Path]:
+    """The sidecars in a folder, or that of one study. Raises ProvenanceError where there is none."""
+    if study:
+        return [sidecar(folder, study)]
+    found = sorted(folder.glob(f"*{_ENDING}"))
+    if not found:
+        raise ProvenanceError(f"no tables were made in {folder} yet: there is no *{_ENDING}")
+    return found
+
+
+def _numbers(table: Table, runs: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    notes = dict(table.notes)
+    for row in table.rows:
+        for column, entry in zip(table.columns, row.entries):
+            if not entry.runs and not (entry.published and entry.numbers):
+                continue
+            yield {
+                "id": f"{table.name}:{row.key}:{column.key}",
+                "text": entry.text,
+                **({"below": entry.below} if entry.below else {}),
+                **({"values": _plain(entry.numbers)} if entry.numbers else {}),
+                **({"footnotes": [notes[mark] for mark in entry.marks]} if entry.marks else {}),
+                **({"published": True} if entry.published else {"runs": [_run(runs, run) for run in entry.runs]}),
+            }
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(float(value)) else float(value) for name, value in numbers.items()}
+
+
+def _run(runs: Mapping[str, Mapping[str, Any]], run: str) -> dict[str, Any]:
+    row = runs.get(run, {})
+    seed = row.get("seed")
+    return {
+        "run_id": run,
+        "cell_id": None if pd.isna(row.get("cell_id")) else row["cell_id"],
+        "seed": None if seed is None or pd.isna(seed) else int(seed),
+        "commit": "unknown" if pd.isna(row.get("git_commit")) else str(row["git_commit"]),
+        **({"uncommitted_changes": True} if row.get("git_dirty") == "true" else {}),
+    }
+
+
+# Digests
+
+
+def row_digest(run: Mapping[str, Any]) -> str:
+    """Of what the tables use of a run: whether it is finished, its cell, its tags, its results on the test split."""
+    used = {name: run.get(name) for name in (*FIELDS, *_TAGS)}
+    used |= {name: value for name, value in run.items() if str(name).startswith("test_")}
+    known = {name: _canonical(name, value) for name, value in used.items() if not pd.isna(value)}
+    return _hash(json.dumps({**known, "finished": run.get("status") == "FINISHED"}, sort_keys=True).encode())
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """One value, whatever type a store or a file format gave it."""
+    kind = FIELDS.get(name, float if name.startswith("test_") else str)
+    return kind(value)
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's content."""
+    return _hash(path.read_bytes())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return _hash(json.dumps(content, sort_keys=True).encode())
+
+
+# Questions
+
+
+def edited(content: Mapping[str, Any], folder: Path) -> list[str]:
+    """Which outputs are missing or are no longer what was written, one sentence each."""
+    problems = []
+    for name, digest in content["outputs"].items():
+        path = folder / name
+        if not path.exists():
+            problems.append(f"{name} is missing")
+        elif file_digest(path) != digest:
+            problems.append(f"{name} was edited by hand, or is half-written")
+    return problems
+
+
+def outdated(content: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
+    """In what the runs of the study are no longer those that the outputs were made of, one sentence each.
+
+    runs: all of the study that fit the recorded `where`, as gathered now.
+    """
+    now = {row["run_id"]: row for row in conform(runs).to_dict("records")}
+    was = content["rows"]
+    problems = []
+    for run, row in now.items():
+        if run not in was:
+            problems.append(f"run {run} ({row['cell_id']}) is new")
+        elif was[run] != row_digest(row):
+            problems.append(f"run {run} ({row['cell_id']}) has changed; on it rest: {_resting_on(content, run)}")
+    problems += [f"run {run} is gone; on it rest: {_resting_on(content, run)}" for run in was if run not in now]
+    if not problems:
+        return []
+    return [*problems, f"so these no longer match the data: {', '.join(content['outputs'])}"]
+
+
+def _resting_on(content: Mapping[str, Any], run: str) -> str:
+    ids = [entry["id"] for entry in content["numbers"] if any(each["run_id"] == run for each in entry.get("runs", ()))]
+    return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") or "no number"
+
+
+def explain(folder: Path, question: str) -> list[dict[str, Any]]:
+    """The numbers that "table4", "table4:sprel+abspos" or "table4:sprel+abspos:accuracy" asks for.
+
+    Raises ProvenanceError for a name that no sidecar in the folder has, with the valid ones and the nearest.
+    """
+    numbers = [entry for path in recorded(folder) for entry in read(path)["numbers"]]
+    found = _asked_for(numbers, question)
+    if not found and "+" in question:
+        # Tasks in another order: "table4:abspos+sprel".
+        table, _, rest = question.partition(":")
+        row, colon, column = rest.partition(":")
+        rows = {entry["id"].split(":")[1] for entry in numbers if entry["id"].startswith(f"{table}:")}
+        same = [each for each in rows if sorted(each.split("+")) == sorted(row.split("+"))]
+        found = [entry for each in same for entry in _asked_for(numbers, f"{table}:{each}{colon}{column}")]
+    if found:
+        return found
+    levels: dict[int, dict[str, None]] = {1: {}, 2: {}, 3: {}}
+    for entry in numbers:
+        parts = entry["id"].split(":")
+        for depth in levels:
+            levels[depth][":".join(parts[:depth])] = None
+    asked = question.split(":")
+    table = asked[0]
+    if table not in levels[1] or len(asked) == 1:
+        raise ProvenanceError(unknown("table", table, levels[1]))
+    row = ":".join(asked[:2])
+    if row not in levels[2]:
+        raise ProvenanceError(_unknown_part("row", asked[1], table, levels[2]))
+    raise ProvenanceError(_unknown_part("column", asked[2], row, levels[3]))
+
+
+def _asked_for(numbers: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:
+    return [entry for entry in numbers if entry["id"] == question or entry["id"].startswith(f"{question}:")]
+
+
+def _unknown_part(kind: str, name: str, parent: str, ids: Iterable[str]) -> str:
+    return (
+        f"{parent}: {unknown(kind, name, [each.removeprefix(f'{parent}:') for each in ids if each.startswith(parent)])}"
+    )

@@ -1,0 +1,306 @@
+"""Means, intervals, paired comparisons and equivalence over seeds: functions from data frames to data frames.
+
+runs    what `analysis.gather.gather` returns, of one setting: runs that differ only in what `by` names and in the seed.
+        Only runs with status FINISHED count.
+by      the column whose values are the cells to compare ("tasks"). Where several fields tell cells apart, join them
+        into one column first.
+metric  the column to compare, in its own unit; percent for accuracies.
+wide    one row a seed, one column a cell, in the metric's unit; null where there is no finished run.
+
+Seeds are the unit of observation: a seed stands for one draw of weights, order, augmentation and validation split.
+Cells that share a seed share some of that draw, hence differences are taken within seeds. All intervals and tests are
+Student's t, two-sided unless said otherwise. Where a spread cannot be estimated (fewer than two seeds, or values that
+are all the same, as happens on small test splits) there is a number, no interval and no p.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from relvit.cell import unknown
+
+CONFIDENCE = 0.95
+ALPHA = 1 - CONFIDENCE
+POWER = 0.8
+MOST_SEEDS = 10_000  # beyond this a comparison is called out of reach
+SAME = 1e-9  # differences below this are floating point, not measurement
+
+REPRODUCED, WITHIN_NOISE, ABOVE, BELOW, UNDECIDED = "reproduced", "within noise", "above", "below", "undecided"
+
+
+class SeveralRuns(ValueError):
+    """Two finished runs stand for one cell and seed: the runs are of more than one setting."""
+
+
+def by_seed(runs: pd.DataFrame, by: str = "tasks", metric: str = "test_accuracy") -> pd.DataFrame:
+    """The finished runs as `wide`: sorted seeds, and every cell of `runs` in order of appearance, finished or not.
+
+    Raises SeveralRuns where a cell has two finished runs with one seed.
+    """
+    cells = pd.Index(runs[by].dropna().unique(), name=by, dtype=object)
+    finished = runs[runs["status"] == "FINISHED"].reindex(columns=["seed", by, metric]).dropna()
+    finished = finished.astype({"seed": int, by: object, metric: float})
+    repeated = finished[finished.duplicated(["seed", by])]
+    if len(repeated):
+        pairs = ", ".join(f"{cell} with seed {seed}" for seed, cell in zip(repeated["seed"], repeated[by]))
+        raise SeveralRuns(f"several finished runs of {pairs}: compare runs of one setting")
+    return finished.pivot(index="seed", columns=by, values=metric).reindex(columns=cells)
+
+
+def summary(runs: pd.DataFrame, by: str = "tasks", metric: str = "test_accuracy") -> pd.DataFrame:
+    """Each cell over its seeds, as `describe`. Raises SeveralRuns."""
+    return describe(by_seed(runs, by, metric))
+
+
+def describe(wide: pd.DataFrame) -> pd.DataFrame:
+    """One row a column of `wide`: mean, std (of the sample, n - 1), n, and low and high of the 95 % t interval.
+
+    std is null with fewer than two seeds; the interval also where all values are the same.
+    """
+    rows = []
+    for cell in wide.columns:
+        values = wide[cell].dropna()
+        row = {"mean": values.mean(), "std": values.std(), "n": len(values), "low": np.nan, "high": np.nan}
+        if _has_spread(values):
+            row["low"], row["high"] = stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
+        rows.append(row)
+    frame = pd.DataFrame(rows, index=wide.columns, columns=["mean", "std", "n", "low", "high"])
+    return frame.astype({"mean": float, "std": float, "n": int, "low": float, "high": float})
+
+
+def _has_spread(values: pd.Series) -> bool:
+    return len(values) > 1 and np.ptp(values) > SAME
+
+
+# Paired comparisons
+
+
+def paired(runs: pd.DataFrame, baseline: str, by: str = "tasks", metric: str = "test_accuracy") -> pd.DataFrame:
+    """Every other cell against `baseline`, as `compare` but with the cell alone as index.
+
+    Raises ValueError for a baseline that `runs` does not have, with the cells that it has; SeveralRuns.
+    """
+    wide = by_seed(runs, by, metric)
+    if baseline not in wide.columns:
+        raise ValueError(unknown("baseline", baseline, wide.columns))
+    pairs = [(cell, baseline) for cell in wide.columns if cell != baseline]
+    return compare(wide, pairs).droplevel("baseline").rename_axis(by)
+
+
+def compare(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """Cells against baselines over the seeds that both have; the pairs are one family of comparisons.
+
+    Index: cell, baseline. Columns: difference, the mean of cell - baseline; std of the differences; n, the common
+    seeds; low and high of the difference's 95 % t interval; p of the paired t test; p_holm, p corrected for the
+    family. A cell that `wide` lacks has n = 0.
+    """
+    pairs = list(pairs)
+    rows = []
+    for cell, baseline in pairs:
+        both = wide.reindex(columns=[cell, baseline]).dropna().to_numpy()
+        differences = pd.Series(both[:, 0] - both[:, 1])
+        row = {"difference": differences.mean(), "std": differences.std(), "n": len(both)}
+        row |= dict.fromkeys(("low", "high", "p"), np.nan)
+        if _has_spread(differences):
+            test = stats.ttest_rel(both[:, 0], both[:, 1])
+            row["low"], row["high"] = test.confidence_interval(CONFIDENCE)
+            row["p"] = test.pvalue
+        rows.append(row)
+    index = pd.MultiIndex.from_tuples(pairs, names=["cell", "baseline"]) if pairs else _no_pairs()
+    columns = ["difference", "std", "n", "low", "high", "p"]
+    frame = pd.DataFrame(rows, index=index, columns=columns).astype({**dict.fromkeys(columns, float), "n": int})
+    return frame.assign(p_holm=holm(frame["p"]))
+
+
+def _no_pairs() -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays([[], []], names=["cell", "baseline"])
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p values in [0, 1], corrected for their number so that the chance of any false rejection stays below alpha.
+
+    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979): the smallest of m is
+    multiplied by m, the next by m - 1, and so on; none may fall below the one before it. Nulls stay null and do not
+    count.
+    """
+    ordered = p.dropna().sort_values()
+    factors = np.arange(len(ordered), 0, -1)
+    return (ordered * factors).cummax().clip(upper=1.0).reindex(p.index)
+
+
+def tied_with_best(
+    runs: pd.DataFrame, by: str = "tasks", metric: str = "test_accuracy", larger: bool = True
+) -> pd.DataFrame:
+    """Which cells cannot be told from the one of the highest mean, or the lowest where smaller is better.
+
+    One row a cell. Columns: mean, n; difference to the best over common seeds (0 for the best), common_seeds, p_holm
+    over all comparisons with the best; best; tied (true for the best and for cells whose difference to it is not
+    significant after Holm at 5 %); note, why a cell was not tested. Cells with fewer than two seeds in common with the
+    best are not tested and not tied; with a single seed that leaves the best alone. Cells of exactly equal mean are all
+    tied with it.
+
+    The best is chosen by the same runs that test it, for which Holm does not account: the group may be too small.
+    Raises SeveralRuns.
+    """
+    wide = by_seed(runs, by, metric)
+    table = describe(wide)[["mean", "n"]]
+    if not table["n"].any():
+        return table.assign(
+            difference=np.nan, common_seeds=0, p_holm=np.nan, best=False, tied=False, note="no finished run"
+        )
+    best = table["mean"].idxmax() if larger else table["mean"].idxmin()
+    comparison = compare(wide, [(cell, best) for cell in wide.columns if cell != best]).droplevel("baseline")
+    table["difference"] = comparison["difference"].reindex(table.index)
+    table.loc[best, "difference"] = 0.0
+    table["common_seeds"] = comparison["n"].reindex(table.index).fillna(table["n"]).astype(int)
+    table["p_holm"] = comparison["p_holm"].reindex(table.index)
+    table["best"] = table.index == best
+    table["note"] = ""
+    others = ~table["best"]
+    table.loc[others & (table["common_seeds"] < 2), "note"] = "fewer than 2 seeds in common with the best: not tested"
+    constant = others & (table["common_seeds"] >= 2) & table["p_holm"].isna()
+    table.loc[constant, "note"] = "the same difference for every seed: not tested"
+    table.loc[table["n"] == 0, "note"] = "no finished run"
+    if table.loc[best, "n"] < 2:
+        table.loc[best, "note"] = "one seed: nothing is tested"
+    equal = (table.loc[best, "mean"] - table["mean"]).abs() < SAME
+    table["tied"] = table["best"] | equal | constant | (others & (table["p_holm"] >= ALPHA))
+    return table[["mean", "n", "difference", "common_seeds", "p_holm", "best", "tied", "note"]]
+
+
+# Against published numbers
+
+
+def equivalence(
+    runs: pd.DataFrame, published: pd.Series, margin: float, by: str = "tasks", metric: str = "test_accuracy"
+) -> pd.DataFrame:
+    """Each cell's mean against its published number, as `equivalent`. Raises as it does, and SeveralRuns."""
+    return equivalent(by_seed(runs, by, metric), published, margin)
+
+
+def equivalent(wide: pd.DataFrame, published: pd.Series, margin: float) -> pd.DataFrame:
+    """Whether means agree with published numbers, which come without seeds or spread.
+
+    published: by cell, in the metric's unit. margin, above 0, in that unit: a deviation that does not matter.
+    One row an entry of `published`: mean, std, n, low and high as `describe`; published; p_equivalence, the larger p of
+    two one-sided t tests (TOST) against published - margin and published + margin; verdict:
+
+    reproduced    equivalent within the margin at 5 %, even where the interval leaves the published number out
+    within noise  the 95 % interval contains the published number, but equivalence is not shown
+    above, below  the interval lies above or below the published number
+    undecided     fewer than two seeds, or seeds without any spread
+
+    The published number is taken as exact. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987).
+    Raises ValueError for a margin that is not above 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"the margin of an equivalence test must be above 0, not {margin!r}")
+    table = describe(wide.reindex(columns=published.index)).assign(published=published.astype(float))
+    table["p_equivalence"] = [
+        _tost(wide[cell].dropna(), target, margin) if cell in wide.columns else np.nan
+        for cell, target in table["published"].items()
+    ]
+    table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
+    return table
+
+
+def _tost(values: pd.Series, target: float, margin: float) -> float:
+    if not _has_spread(values):
+        return np.nan
+    not_below = stats.ttest_1samp(values, target - margin, alternative="greater").pvalue
+    not_above = stats.ttest_1samp(values, target + margin, alternative="less").pvalue
+    return max(not_below, not_above)
+
+
+def _verdict(row: dict[str, float]) -> str:
+    if np.isnan(row["p_equivalence"]):
+        return UNDECIDED
+    if row["p_equivalence"] < ALPHA:
+        return REPRODUCED
+    if row["low"] > row["published"]:
+        return ABOVE
+    return BELOW if row["high"] < row["published"] else WITHIN_NOISE
+
+
+# How many seeds
+
+
+def seeds_needed(
+    runs: pd.DataFrame,
+    baseline: str,
+    difference: float | None = None,
+    by: str = "tasks",
+    metric: str = "test_accuracy",
+) -> pd.DataFrame:
+    """How many seeds each cell's comparison with `baseline` needs to be decided with a power of 80 %.
+
+    difference: the smallest that matters, in the metric's unit; None for the observed one, which answers "if what we
+    saw is what there is". One row a cell: difference (the one to be found), std of the observed differences, n, the
+    common seeds so far; seeds (in all, not in addition; null where it cannot be said) and note, why not. The 5 % are
+    shared by all comparisons as in Holm's first step, its strictest, so that none needs more.
+
+    Raises ValueError for an unknown baseline or a difference of 0; SeveralRuns.
+    """
+    if difference == 0:
+        raise ValueError("no number of seeds finds a difference of 0")
+    table = paired(runs, baseline, by, metric)[["difference", "std", "n", "p"]]
+    alpha = ALPHA / max(1, int(table.pop("p").notna().sum()))
+    if difference is not None:
+        table["difference"] = float(difference)
+    seeds, notes = [], []
+    for row in table.to_dict("records"):
+        needed, note = pd.NA, ""
+        if row["n"] < 2:
+            note = "fewer than 2 common seeds"
+        elif row["std"] <= SAME:
+            note = "the same difference for every seed"
+        else:
+            found = seeds_for_power(row["difference"], row["std"], alpha)
+            needed, note = (pd.NA, f"more than {MOST_SEEDS}") if found is None else (found, "")
+        seeds.append(needed)
+        notes.append(note)
+    return table.assign(seeds=pd.array(seeds, dtype="Int64"), note=notes)
+
+
+def seeds_to_find(compared: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """`seeds_needed` for the rows of `compare`, as text: a number, or why there is none."""
+    alpha = ALPHA / max(1, int(compared["p"].notna().sum()))
+    result = {}
+    for pair, row in compared.iterrows():
+        if row["n"] < 2:
+            result[pair] = "2 or more"
+        elif row["std"] <= SAME or abs(row["difference"]) <= SAME:
+            result[pair] = "–"
+        else:
+            found = seeds_for_power(row["difference"], row["std"], alpha)
+            result[pair] = str(found) if found else f">{MOST_SEEDS}"
+    return result
+
+
+def seeds_for_power(difference: float, std: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+    """The least number of seeds, at least 2, with which a paired t test finds a difference with this power.
+
+    difference and std (above 0) of the differences in one unit; alpha and power in (0, 1). None beyond MOST_SEEDS.
+    """
+
+    def lacking(seeds: float) -> float:
+        return paired_power(difference, std, seeds, alpha) - power
+
+    if lacking(2) >= 0:
+        return 2
+    if lacking(MOST_SEEDS) < 0:
+        return None
+    # The root is found to far less than one seed; an n that is exactly enough must not be rounded up.
+    return int(np.ceil(optimize.brentq(lacking, 2, MOST_SEEDS) - 1e-6))
+
+
+def paired_power(difference: float, std: float, seeds: float, alpha: float = ALPHA) -> float:
+    """The chance in [0, 1] that a two-sided paired t test at `alpha` finds a true difference.
+
+    Under it the square of t is noncentral F with 1 and seeds - 1 degrees of freedom. (The noncentral t distribution
+    says the same, but scipy 1.17 gives NaN for its far tail.)
+    """
+    critical = stats.f.isf(alpha, 1, seeds - 1)
+    return float(stats.ncf.sf(critical, 1, seeds - 1, seeds * (difference / std) ** 2))

@@ -1,0 +1,346 @@
+"""Augmentation of a whole batch at once, on the device where it lives, without a loop over images or patches.
+
+Section 3.1: whole images are randomly cropped and flipped; then, for the self-supervised tasks, every patch is
+cropped and resized, colour-jittered and turned grey on its own, with the published code's parameters. Each
+transform is split in two: `draw_*` draws the parameters of the whole batch, and a pure function applies them, equal
+to torchvision's transform with those parameters.
+
+B batch, H and W image side, N patches, P patch side. Inside, patches are held as [3, P, P, B * N]: with the patch
+index last, one number a patch broadcasts along contiguous memory. That is where the speed comes from.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from relvit.cell import patch_crop_size
+
+# ITU-R 601-2 luma, the weights torchvision's rgb_to_grayscale uses.
+LUMA = (0.2989, 0.587, 0.114)
+
+# The 24 orders in which torchvision's ColorJitter may apply its four operations, as the place of each operation.
+# Rows: orders; columns: brightness, contrast, saturation, hue.
+_PLACES = torch.tensor([[order.index(op) for op in range(4)] for order in itertools.permutations(range(4))])
+
+# torchvision's defaults for RandomResizedCrop.
+_RESIZED_CROP_RATIO = (3 / 4, 4 / 3)
+_RESIZED_CROP_ATTEMPTS = 10
+
+
+class Jitter(NamedTuple):
+    """Parameters of torchvision's ColorJitter, [M] each, for M patches.
+
+    brightness, contrast and saturation are factors, 1 leaving the patch as it is; hue is a shift in turns, in
+    [-0.5, 0.5]; order numbers the 24 sequences of the four operations.
+    """
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    order: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """uint8 images in, augmented and normalised images out, with the order of their patches.
+
+    The fields are those of `relvit.cell.Cell`; mean and std are of the data set, per channel, for values in [0, 1].
+    The neutral value of a field switches its transform off; with all neutral this only normalises.
+    """
+
+    patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_padding: int = 0
+    crop_min_area: float = 1.0
+    flip_probability: float = 0.0
+    patch_crop: float = 1.0
+    jitter_probability: float = 0.0
+    jitter_strength: float = 0.0
+    greyscale_probability: float = 0.0
+    permute_patches: bool = False
+    mega_grid: int = 0
+
+    def __call__(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """images: uint8 [B, H, W, 3]; generator: on their device.
+
+        Returns float32 [B, 3, H, W] (with mega_grid, its cells as patches: [B, 3, mega_grid * P, mega_grid * P]) and
+        the permutation int64 [B, N], whose place n names the patch that now stands there, or None where patches keep
+        their places.
+        """
+        images = self._augment_images(images, generator)
+        if self.mega_grid:
+            side = images.shape[1] // self.patch_size
+            rows, cols = (draw_mega_bounds(len(images), side, self.mega_grid, generator) for _ in range(2))
+            images = mega_patches(images, rows, cols, self.patch_size)
+        if not (self._changes_patches or self.permute_patches):
+            return self._normalise(images).permute(0, 3, 1, 2).contiguous(), None
+        patches = split_patches(images, self.patch_size)
+        if self._changes_patches:
+            patches = self._augment_patches(patches, generator)
+        patches = self._normalise(patches.movedim(0, -1)).movedim(-1, 0)
+        batch, grid = (
+            images.shape[0],
+            (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size),
+        )
+        permutation = None
+        if self.permute_patches:
+            permutation = torch.rand(batch, grid[0] * grid[1], generator=generator, device=images.device).argsort(1)
+            patches = permute_patches(patches, permutation)
+        return join_patches(patches, batch, grid), permutation
+
+    @property
+    def _changes_patches(self) -> bool:
+        return self.patch_crop < 1 or self.jitter_probability > 0 or self.greyscale_probability > 0
+
+    def _augment_images(self, images: Tensor, generator: Generator) -> Tensor:
+        """uint8 [B, H, W, 3] to float32 [B, H, W, 3] with values in [0, 1]."""
+        batch, height, width, _ = images.shape
+        if self.crop_padding:
+            top, left = draw_offsets(batch, 2 * self.crop_padding, generator)
+            images = padded_crop(images, top, left, self.crop_padding)
+        images = images.float() / 255
+        if self.crop_min_area < 1:
+            boxes = draw_boxes(batch, height, width, self.crop_min_area, generator)
+            images = resized_crop(images, boxes)
+        if self.flip_probability:
+            flip = torch.rand(batch, generator=generator, device=images.device) < self.flip_probability
+            images = torch.where(flip[:, None, None, None], images.flip(2), images)
+        return images
+
+    def _augment_patches(self, patches: Tensor, generator: Generator) -> Tensor:
+        size, count = patches.shape[1], patches.shape[3]
+        if self.patch_crop < 1:
+            crop = patch_crop_size(size, self.patch_crop)
+            patches = crop_patches(patches, *draw_offsets(count, size - crop, generator), crop)
+        if self.jitter_probability:
+            patches = jitter_patches(
+                patches, draw_jitter(count, self.jitter_probability, self.jitter_strength, generator)
+            )
+        if self.greyscale_probability:
+            grey = torch.rand(count, generator=generator, device=patches.device) < self.greyscale_probability
+            patches = torch.where(grey, luma(patches), patches)
+        return patches
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, device=pixels.device)
+        std = torch.tensor(self.std, device=pixels.device)
+        return (pixels - mean) / std
+
+
+# Images
+
+
+def draw_offsets(count: int, largest: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Top and left corners of `count` crops, int64 [count] each, uniform on 0..largest (torchvision RandomCrop)."""
+    corners = torch.randint(0, largest + 1, (2, count), generator=generator, device=generator.device)
+    return corners[0], corners[1]
+
+
+def padded_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
+    """Crops of the images' own size, [B, H, W, 3], out of the images with a black border.
+
+    top, left: int64 [B] in 0..2 * padding, counted from the corner of the padded image.
+    """
+    batch, height, width, _ = images.shape
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    cols = left[:, None] + torch.arange(width, device=images.device)
+    index = torch.arange(batch, device=images.device)
+    return padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]
+
+
+def draw_boxes(batch: int, height: int, width: int, min_area: float, generator: Generator) -> Tensor:
+    """Boxes of torchvision's RandomResizedCrop: int64 [B, 4] of top, left, height, width.
+
+    Area uniform in [min_area, 1] of the image, aspect ratio log-uniform in [3/4, 4/3]; the first of ten attempts
+    that fits is taken, and the whole image if none does (torchvision's fallback for images whose own ratio lies in
+    that range; ours are square).
+    """
+    low, high = (math.log(ratio) for ratio in _RESIZED_CROP_RATIO)
+    area, ratio, y, x = torch.rand(4, batch, _RESIZED_CROP_ATTEMPTS, generator=generator, device=generator.device)
+    area = height * width * (min_area + (1 - min_area) * area)
+    ratio = torch.exp(low + (high - low) * ratio)
+    box_width = (area * ratio).sqrt().round().long()
+    box_height = (area / ratio).sqrt().round().long()
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    # y < 1, but its product in float32 can round up to the excluded bound.
+    top = torch.minimum((y * (height - box_height + 1)).long(), height - box_height)
+    left = torch.minimum((x * (width - box_width + 1)).long(), width - box_width)
+    boxes = torch.stack([top, left, box_height, box_width], dim=-1)
+    boxes = boxes.gather(1, first[:, :, None].expand(-1, 1, 4)).squeeze(1)
+    whole = torch.tensor([0, 0, height, width], device=boxes.device)
+    return torch.where(fits.any(1, keepdim=True), boxes, whole)
+
+
+def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Each image's box, resized bilinearly to the size of the image. images: float [B, H, W, 3]; boxes: [B, 4]."""
+    batch, height, width, _ = images.shape
+    top, left, box_height, box_width = boxes.unbind(1)
+    row0, row1, row_share = _bilinear_taps(top, box_height, height)
+    col0, col1, col_share = _bilinear_taps(left, box_width, width)
+    index = torch.arange(batch, device=images.device)[:, None]
+    rows = torch.lerp(images[index, row0], images[index, row1], row_share[:, :, None, None])
+    rows = rows.transpose(1, 2)
+    return torch.lerp(rows[index, col0], rows[index, col1], col_share[:, :, None, None]).transpose(1, 2)
+
+
+def _bilinear_taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For `size` output pixels over [start, start + length): the two source pixels and the second one's share."""
+    centre = (torch.arange(size, device=start.device) + 0.5) * (length[:, None] / size) - 0.5
+    last = (length - 1)[:, None]
+    centre = centre.clamp(min=0).minimum(last.float())
+    tap0 = centre.floor().long()
+    tap1 = (tap0 + 1).minimum(last)
+    return start[:, None] + tap0, start[:, None] + tap1, centre - tap0
+
+
+# Mega-patches
+
+
+def draw_mega_bounds(batch: int, side: int, grid: int, generator: Generator) -> Tensor:
+    """Where the cells of random grids begin and end along one axis, in patches: int64 [B, grid + 1], 0 to `side`.
+
+    The inner bounds are a uniformly drawn subset of 1..side-1, as in the published code.
+    """
+    inner = torch.rand(batch, side - 1, generator=generator, device=generator.device).argsort(1)[:, : grid - 1] + 1
+    ends = torch.tensor([0, side], device=inner.device).expand(batch, 2)
+    return torch.cat([inner, ends], dim=1).sort(1).values
+
+
+def mega_patches(images: Tensor, row_bounds: Tensor, col_bounds: Tensor, patch_size: int) -> Tensor:
+    """Each cell of a grid of its own for each image, resized to one patch: [B, H, W, 3] to [B, G * P, G * P, 3].
+
+    row_bounds, col_bounds: int64 [B, G + 1], in patches. Bilinear with antialiasing, as torchvision's Resize. The
+    published code (create_megapatches_grid) draws bounds of columns too but then splits columns at those of rows;
+    here both axes have their own.
+    """
+    rows = _mega_matrix(row_bounds, images.shape[1], patch_size)
+    cols = _mega_matrix(col_bounds, images.shape[2], patch_size)
+    return torch.einsum("bph,bhwc,bqw->bpqc", rows, images, cols)
+
+
+def _mega_matrix(bounds: Tensor, size: int, patch_size: int) -> Tensor:
+    """The linear map of one axis, float32 [B, G * P, size]: a triangle filter as wide as the cell is shrunk."""
+    start, stop = bounds[:, :-1, None] * patch_size, bounds[:, 1:, None] * patch_size
+    shrink = (stop - start) / patch_size
+    centre = start + (torch.arange(patch_size, device=bounds.device) + 0.5) * shrink
+    pixel = torch.arange(size, device=bounds.device) + 0.5
+    weight = (1 - (pixel - centre[..., None]).abs() / shrink[..., None]).clamp(min=0)
+    inside = (pixel > start[..., None]) & (pixel < stop[..., None])
+    weight = weight * inside
+    return (weight / weight.sum(-1, keepdim=True)).flatten(1, 2)
+
+
+# Patches, [3, P, P, M] with M = B * N
+
+
+def split_patches(images: Tensor, patch_size: int) -> Tensor:
+    """[B, H, W, 3] to [3, P, P, B * N], patches row by row."""
+    batch, height, width, channels = images.shape
+    rows, cols = height // patch_size, width // patch_size
+    patches = images.view(batch, rows, patch_size, cols, patch_size, channels).permute(5, 2, 4, 0, 1, 3)
+    return patches.reshape(channels, patch_size, patch_size, batch * rows * cols)
+
+
+def join_patches(patches: Tensor, batch: int, grid: tuple[int, int]) -> Tensor:
+    """[3, P, P, B * N] to [B, 3, H, W]: the inverse of `split_patches`, channels first."""
+    channels, size = patches.shape[:2]
+    rows, cols = grid
+    images = patches.view(channels, size, size, batch, rows, cols).permute(3, 0, 4, 1, 5, 2)
+    return images.reshape(batch, channels, rows * size, cols * size)
+
+
+def permute_patches(patches: Tensor, permutation: Tensor) -> Tensor:
+    """Patches [3, P, P, B * N] in the order of permutation int64 [B, N]: place n gets patch permutation[b, n]."""
+    batch, count = permutation.shape
+    first = torch.arange(batch, device=patches.device)[:, None] * count
+    return patches.index_select(3, (first + permutation).flatten())
+
+
+def crop_patches(patches: Tensor, top: Tensor, left: Tensor, crop: int) -> Tensor:
+    """A square of `crop` pixels out of each patch, resized bilinearly back to the patch. top, left: int64 [M]."""
+    channels, size, _, count = patches.shape
+    steps = torch.arange(crop, device=patches.device)[:, None]
+    rows = (top + steps)[None, :, None, :].expand(channels, crop, size, count)
+    patches = patches.gather(1, rows)
+    cols = (left + steps)[None, None, :, :].expand(channels, crop, crop, count)
+    patches = patches.gather(2, cols)
+    # All crops have one size, so that one matrix [P, crop] resizes them all along an axis.
+    identity = torch.eye(crop, device=patches.device)
+    resize = F.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+    patches = resize @ patches.reshape(channels, crop, crop * count)
+    patches = resize @ patches.view(channels * size, crop, count)
+    return patches.view(channels, size, size, count)
+
+
+def luma(patches: Tensor) -> Tensor:
+    """Grey value of each pixel. [3, ...] to [...]."""
+    red, green, blue = patches.unbind(0)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def draw_jitter(count: int, probability: float, strength: float, generator: Generator) -> Jitter:
+    """Parameters of ColorJitter(s, s, s, s / 4) under RandomApply(probability), independent for each patch.
+
+    A patch that is left alone gets the identity: factors 1, hue shift 0.
+    """
+    device = generator.device
+    uniform = torch.rand(5, count, generator=generator, device=device)
+    low, high = max(0.0, 1 - strength), 1 + strength
+    factors = low + (high - low) * uniform[:3]
+    hue = (2 * uniform[3] - 1) * (strength / 4)
+    applied = uniform[4] < probability
+    order = torch.randint(0, len(_PLACES), (count,), generator=generator, device=device)
+    return Jitter(*torch.where(applied, factors, 1.0), hue=torch.where(applied, hue, 0.0), order=order)
+
+
+def jitter_patches(patches: Tensor, jitter: Jitter) -> Tensor:
+    """torchvision's ColorJitter with the given parameters, each patch with its own, in its own order.
+
+    Brightness, contrast and saturation are all a blend with a reference (black, the mean grey, the own grey), so
+    that one pass serves patches that are at different operations. Hue is costly and its place varies, so each patch
+    does its earlier blends, then all patches shift hue at once, then each does its later blends.
+    """
+    places = _PLACES.to(patches.device)[jitter.order].T
+    blend_places, hue_place = places[:3], places[3]
+    factors = torch.stack([jitter.brightness, jitter.contrast, jitter.saturation])
+    for place in range(3):
+        patches = _blend(patches, factors, (blend_places == place) & (place < hue_place))
+    patches = shift_hue(patches, jitter.hue)
+    for place in range(1, 4):
+        patches = _blend(patches, factors, (blend_places == place) & (place > hue_place))
+    return patches
+
+
+def _blend(patches: Tensor, factors: Tensor, active: Tensor) -> Tensor:
+    """clamp(f * x + (1 - f) * reference), where `active` [3, M] marks at most one operation for each patch."""
+    factor = torch.where(active, factors, 1.0)
+    rest = 1 - factor
+    grey = luma(patches)
+    reference = torch.addcmul(rest[1] * grey.mean((0, 1)), grey, rest[2])
+    return torch.addcmul(reference, patches, factor.prod(0)).clamp_(0, 1)
+
+
+def shift_hue(patches: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue by `shift` [M] turns, through HSV; the closed form of torchvision's adjust_hue."""
+    red, green, blue = patches.unbind(0)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    sixth = torch.where(
+        high == red,
+        (green - blue) / divisor,
+        torch.where(high == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    sixth = torch.remainder(sixth.add_(6 * shift), 6)
+    shares = torch.stack([(sixth - 3).abs_().sub_(1), 2 - (sixth - 2).abs_(), 2 - (sixth - 4).abs_()]).clamp_(0, 1)
+    return torch.addcmul(low, chroma, shares)

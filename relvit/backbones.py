@@ -1,0 +1,145 @@
+"""Backbones behind one seam: images in, patch tokens and one pooled embedding out.
+
+B batch, N patches, D channels.
+"""
+
+from typing import NamedTuple
+
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from relvit.cell import BACKBONES, SwinSpec, T2TSpec, unknown
+from relvit.t2t import T2TViT
+
+
+class Features(NamedTuple):
+    """tokens: [B, N, D], row-major over the grid; pooled: [B, D], what classification reads."""
+
+    tokens: Tensor
+    pooled: Tensor
+
+
+class Backbone(nn.Module):
+    """What every backbone has: `dim` (D), `grid` (rows, columns of its patch tokens), forward to `Features`."""
+
+    dim: int
+    grid: tuple[int, int]
+
+    def forward(self, images: Tensor) -> Features:
+        """images: float [B, 3, H, W], normalised."""
+        raise NotImplementedError
+
+
+class ViT(Backbone):
+    """timm's Vision Transformer, Eq. 1-4; the class token is the pooled embedding (Eq. 4).
+
+    Without position_embedding, E_pos is left out of Eq. 1, as section 3.2 does in pre-training; there is then no
+    such parameter, and fine-tuning starts it fresh.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        position_embedding: bool = True,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.dim = dim
+        self.vit = VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=heads,
+            num_classes=0,
+            pos_embed="learn" if position_embedding else "none",
+            drop_path_rate=drop_path,
+        )
+        self.grid = self.vit.patch_embed.grid_size
+
+    def forward(self, images: Tensor) -> Features:
+        """images: float [B, 3, H, W], normalised."""
+        sequence = self.vit.forward_features(images)
+        return Features(tokens=sequence[:, 1:], pooled=sequence[:, 0])
+
+
+class Swin(Backbone):
+    """timm's Swin Transformer; the tokens of its last stage, and their mean as the pooled embedding."""
+
+    def __init__(self, spec: SwinSpec, *, image_size: int, drop_path: float = 0.0):
+        super().__init__()
+        self.swin = SwinTransformer(
+            img_size=image_size,
+            patch_size=4,
+            embed_dim=spec.dim,
+            depths=spec.depths,
+            num_heads=spec.heads,
+            window_size=spec.window,
+            num_classes=0,
+            drop_path_rate=drop_path,
+        )
+        self.dim = self.swin.num_features
+        self.grid = (image_size // spec.patch_size, image_size // spec.patch_size)
+
+    def forward(self, images: Tensor) -> Features:
+        """images: float [B, 3, H, W], normalised."""
+        tokens = self.swin.forward_features(images).flatten(1, 2)
+        return Features(tokens=tokens, pooled=tokens.mean(1))
+
+
+class T2T(Backbone):
+    """T2T-ViT; its class token is the pooled embedding. The tasks read its tokens averaged 3 x 3 with stride 2.
+
+    So does the published code of RelViT, which brings 14 x 14 tokens to 7 x 7; borders average what is there.
+    """
+
+    def __init__(self, spec: T2TSpec, *, image_size: int, position_embedding: bool = True, drop_path: float = 0.0):
+        super().__init__()
+        self.dim = spec.dim
+        self.t2t = T2TViT(
+            image_size=image_size,
+            dim=spec.dim,
+            depth=spec.depth,
+            heads=spec.heads,
+            token_dim=spec.token_dim,
+            drop_path=drop_path,
+            position_embedding=position_embedding,
+        )
+        self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
+        self.grid = (image_size // spec.patch_size, image_size // spec.patch_size)
+
+    def forward(self, images: Tensor) -> Features:
+        """images: float [B, 3, H, W], normalised."""
+        sequence = self.t2t.forward_features(images)
+        side = self.t2t.side
+        plane = sequence[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return Features(tokens=self.pool(plane).flatten(2).transpose(1, 2), pooled=sequence[:, 0])
+
+
+def build_backbone(name: str, image_size: int, *, position_embedding: bool = True, drop_path: float = 0.0) -> Backbone:
+    """The backbone of that name for square images. Raises ValueError for an unknown name.
+
+    A Swin Transformer has no position embedding to leave out: its positions are biases inside attention.
+    """
+    if name not in BACKBONES:
+        raise ValueError(unknown("backbone", name, BACKBONES))
+    spec = BACKBONES[name]
+    if isinstance(spec, SwinSpec):
+        return Swin(spec, image_size=image_size, drop_path=drop_path)
+    if isinstance(spec, T2TSpec):
+        return T2T(spec, image_size=image_size, position_embedding=position_embedding, drop_path=drop_path)
+    return ViT(
+        image_size=image_size,
+        patch_size=spec.patch_size,
+        dim=spec.dim,
+        depth=spec.depth,
+        heads=spec.heads,
+        position_embedding=position_embedding,
+        drop_path=drop_path,
+    )

@@ -1,0 +1,470 @@
+"""One cell of a sweep: what is trained and how, as one flat, frozen record. Standard library only.
+
+The field names are the only names these data have: in search spaces, Ray, MLflow parameters, Parquet columns and
+tables. A field that cannot act in a given cell must hold its neutral value (`Cell` refuses anything else, and
+`make_cell` fills the neutral values in), so that two cells that train the same thing are the same record.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+# The four tasks of section 2.1, in the column order of Table 4 read from right to left.
+TASKS = ("sprel", "dist", "ang", "abspos")
+PAIR_TASKS = ("sprel", "dist", "ang")
+# The rival in Table 3: dense relative localisation (Liu et al., NeurIPS 2021). It stands alone, beside classification.
+DRLOC = "drloc"
+OBJECTIVES = (*TASKS, DRLOC)
+NONE = "none"  # no tasks, no pair head, no pre-training data set
+
+# joint: one phase on classification and the tasks together, the paper's "downstream-only" (Table 3).
+# pretrain_finetune: train on the tasks (without tasks: on classification), then on classification (Tables 2 and 4).
+# pretrain_probe: the same first phase, then a linear classifier on frozen features (not in the paper).
+# pretrain: the first phase alone; what cells with the same first phase share.
+PROTOCOLS = ("joint", "pretrain_finetune", "pretrain_probe", "pretrain")
+
+HEADS = ("bilinear", "low_rank")
+PRECISIONS = ("fp32", "bf16")
+# Which weights of the last phase are tested: those of the best validation accuracy, or the last ones.
+SELECTIONS = ("best_val", "last")
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """A Vision Transformer. patch_size: pixels a side of what one token sees; image_size: None for the data set's."""
+
+    dim: int
+    depth: int
+    heads: int
+    patch_size: int
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class SwinSpec:
+    """A Swin Transformer. dim: channels of the first stage, doubled by each of the following."""
+
+    dim: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int
+    image_size: int | None = None
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of one of the final tokens: patches of 4, merged 2 x 2 between stages."""
+        return 4 * 2 ** (len(self.depths) - 1)
+
+
+@dataclass(frozen=True)
+class T2TSpec:
+    """A T2T-ViT. token_dim: channels in its token transformers."""
+
+    dim: int
+    depth: int
+    heads: int
+    token_dim: int
+    image_size: int | None = None
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of one token of the tasks: soft splits of stride 4, 2 and 2, then pooling of stride 2."""
+        return 32
+
+
+BACKBONES: dict[str, ViTSpec | SwinSpec | T2TSpec] = {
+    # Table 1.
+    "vit_s4": ViTSpec(dim=384, depth=12, heads=6, patch_size=4, image_size=32),
+    "vit_s8": ViTSpec(dim=384, depth=12, heads=6, patch_size=8, image_size=64),
+    "vit_s32": ViTSpec(dim=384, depth=12, heads=6, patch_size=32, image_size=224),
+    # Table 3: Swin-T (Liu et al., ICCV 2021) and T2T-ViT-14 (Yuan et al., ICCV 2021), both at 224 pixels.
+    "swin_t": SwinSpec(dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7, image_size=224),
+    "t2t_vit_14": T2TSpec(dim=384, depth=14, heads=6, token_dim=64, image_size=224),
+    # Ours: extra small, for a CPU.
+    "vit_xs4": ViTSpec(dim=96, depth=4, heads=3, patch_size=4),
+    "vit_xs8": ViTSpec(dim=96, depth=4, heads=3, patch_size=8),
+    "swin_xs8": SwinSpec(dim=32, depths=(2, 2), heads=(2, 4), window=4),
+    "t2t_xs": T2TSpec(dim=96, depth=4, heads=3, token_dim=32, image_size=64),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is trained and how. Raises ValueError on construction with everything that is wrong, in one message.
+
+    Epochs, not steps; learning rates are the schedule's maximum; probabilities in [0, 1]; sizes in pixels.
+    """
+
+    # What is trained.
+    dataset: str
+    backbone: str
+    protocol: str
+    tasks: str  # canonical: names of TASKS joined by "+" in the order of TASKS, or "drloc", or "none" for supervised
+    seed: int  # weights, order, augmentation, and the validation split where the data set has none
+    pretrain_dataset: str  # of the first of two phases, usually `dataset`; "none" where there is one phase
+
+    # Images.
+    image_size: int
+    train_images: int  # how many training images are used, drawn by seed, the same share of each class; 0: all
+
+    # Optimisation.
+    pretrain_epochs: int  # 0 where the protocol is joint
+    epochs: int  # of the phase that classifies; 0 where there is pre-training alone
+    warmup_epochs: int  # in each phase
+    batch_size: int
+    pretrain_learning_rate: float  # of the first of two phases; 0 where there is none
+    learning_rate: float  # of the phase that classifies; 0 where there is pre-training alone
+    weight_decay: float
+    gradient_clip: float  # maximum norm; 0: none
+    drop_path: float
+    precision: str
+    selection: str
+
+    # Augmentation of whole images, in every phase.
+    crop_padding: int  # black border around the image before a random crop of its own size; 0: no crop
+    crop_min_area: float  # random resized crop of at least this share of the area; 1: none
+    flip_probability: float
+
+    # Self-supervised tasks. Neutral where tasks is "none".
+    pair_head: str  # Eq. 8: "bilinear", or "low_rank" as in the published code; "none" without pair tasks
+    sprel_weight: float  # weights of Eq. 10-13 in the sum; 0 exactly where the task is off
+    dist_weight: float
+    ang_weight: float
+    abspos_weight: float
+    drloc_weight: float
+    pretrain_position_embedding: bool  # in the first of two phases; False where there is one phase
+    permute_patches: bool  # shuffle patches, and labels with them, while tasks are trained
+    patch_crop: float  # each patch is cropped to this share of its side and resized back; 1: none
+    jitter_probability: float  # of colour jitter on each patch; 0: none
+    jitter_strength: float  # of brightness, contrast and saturation; hue gets a quarter of it
+    greyscale_probability: float  # of each patch
+    mega_grid: int  # pre-train on this many random cells a side, each resized to one patch; 0: on the image's patches
+
+    def __post_init__(self):
+        errors = validate(dataclasses.asdict(self))
+        if errors:
+            raise ValueError("; ".join(errors))
+        for name, kind in FIELDS.items():
+            if kind is float:  # 1, 1.0 and (for zero) -0.0 are the same setting and must give the same cell_id
+                object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+
+    @property
+    def task_list(self) -> tuple[str, ...]:
+        """The tasks in canonical order; empty for a supervised cell."""
+        return parse_tasks(self.tasks)
+
+    @property
+    def method(self) -> str:
+        """The name of the row in the paper's tables: "relvit", "drloc", or "supervised" without tasks."""
+        if self.tasks == DRLOC:
+            return DRLOC
+        return "relvit" if self.task_list else "supervised"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of a patch."""
+        return BACKBONES[self.backbone].patch_size
+
+    @property
+    def has_pretraining(self) -> bool:
+        """Whether there is a first phase that other cells may share."""
+        return self.protocol != "joint"
+
+    def pretraining(self) -> "Cell":
+        """The first phase alone: equal for all cells that could share it. Only where `has_pretraining`."""
+        return self._pretraining
+
+    @cached_property
+    def _pretraining(self) -> "Cell":
+        return dataclasses.replace(
+            self, protocol="pretrain", dataset=self.pretrain_dataset, epochs=0, learning_rate=0.0, selection="last"
+        )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs over all phases."""
+        return self.pretrain_epochs + self.epochs
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, in order of declaration."""
+        return dataclasses.asdict(self)
+
+    @cached_property
+    def cell_id(self) -> str:
+        """A readable prefix and a digest of every field: the same content has the same name everywhere."""
+        content = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+        return f"{self.dataset}-{self.backbone}-{self.protocol}-{self.tasks}-s{self.seed}-{digest}"
+
+
+FIELDS: dict[str, type] = {field.name: field.type for field in dataclasses.fields(Cell)}
+
+
+def make_cell(**fields: Any) -> Cell:
+    """A cell from fields of which some may not apply: those take their neutral value.
+
+    This is how a recipe, which knows a value for every field, serves supervised and joint cells too.
+    Raises ValueError as `Cell` does.
+    """
+    return Cell(**{**fields, **neutral_fields(fields)})
+
+
+def task_combinations() -> list[str]:
+    """All 16 subsets of the tasks in Table 4's order: none, the singles, pairs, triples, all four."""
+    return [
+        "+".join(subset) or NONE for size in range(len(TASKS) + 1) for subset in itertools.combinations(TASKS, size)
+    ]
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """The tasks named in "sprel+abspos" in canonical order; "none" gives none.
+
+    Raises ValueError for an unknown or repeated task, with the valid ones and the nearest.
+    """
+    if text == NONE:
+        return ()
+    names = text.split("+")
+    problems = [unknown("task", name, (*OBJECTIVES, NONE)) for name in names if name not in OBJECTIVES]
+    problems += [f"task {name!r} is named twice in {text!r}" for name in OBJECTIVES if names.count(name) > 1]
+    if DRLOC in names and len(set(names)) > 1:
+        problems.append(f"{text!r}: drloc is the rival that the tasks are compared with (Table 3), it stands alone")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tuple(task for task in OBJECTIVES if task in names)
+
+
+def canonical_tasks(text: str) -> str:
+    """The one spelling of a combination: "abspos+sprel" becomes "sprel+abspos". Raises as `parse_tasks`."""
+    return "+".join(parse_tasks(text)) or NONE
+
+
+def patch_crop_size(patch_size: int, patch_crop: float) -> int:
+    """Side in pixels of the crop of a patch: the published code's round(P / 1.15) for patch_crop = 1 / 1.15."""
+    return round(patch_size * patch_crop)
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """A sentence for a name that does not exist: the valid ones, and the one that was probably meant."""
+    valid = list(valid)
+    nearest = difflib.get_close_matches(str(name), valid, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {name!r}: one of {', '.join(valid)}{hint}"
+
+
+def parse_value(field: str, text: str) -> Any:
+    """The value of a field as typed on a command line. Raises ValueError for an unknown field or a bad value."""
+    if field not in FIELDS:
+        raise ValueError(unknown("field", field, FIELDS))
+    kind = FIELDS[field]
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{field} must be true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{field} must be of type {kind.__name__}, not {text!r}") from None
+
+
+def validate(fields: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with the fields of a cell, one sentence each."""
+    errors = type_errors(fields)
+    if errors:
+        return errors
+    errors = _name_errors(fields)
+    errors += _range_errors(fields)
+    if not errors:
+        errors += _neutrality_errors(fields)
+    return errors
+
+
+def type_errors(fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the types of those fields of a cell that are given, one sentence each."""
+
+    def fits(value: Any, kind: type) -> bool:
+        if kind is float:
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return type(value) is kind
+
+    return [
+        f"{name} must be of type {kind.__name__}, not {fields[name]!r}"
+        for name, kind in FIELDS.items()
+        if name in fields and not fits(fields[name], kind)
+    ]
+
+
+def _name_errors(fields: Mapping[str, Any]) -> list[str]:
+    errors = []
+    vocabulary = {
+        "backbone": BACKBONES,
+        "protocol": PROTOCOLS,
+        "pair_head": (*HEADS, NONE),
+        "precision": PRECISIONS,
+        "selection": SELECTIONS,
+    }
+    for field, valid in vocabulary.items():
+        if fields[field] not in valid:
+            errors.append(unknown(field, fields[field], valid))
+    if fields["protocol"] == "supervised":
+        errors.append("supervised training is tasks='none' with protocol 'joint' (one phase) or 'pretrain_finetune'")
+    for field in ("dataset", "pretrain_dataset"):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", fields[field]):
+            errors.append(f"{field} {fields[field]!r} is not a plain folder name (letters, digits, '_', '.', '-')")
+    try:
+        canonical = canonical_tasks(fields["tasks"])
+        if canonical != fields["tasks"]:
+            errors.append(f"tasks {fields['tasks']!r} are written {canonical!r}")
+    except ValueError as error:
+        errors.append(str(error))
+    return errors
+
+
+def _range_errors(fields: Mapping[str, Any]) -> list[str]:
+    errors = []
+
+    def require(condition: bool, field: str, expectation: str) -> None:
+        if not condition:
+            errors.append(f"{field} must be {expectation}, not {fields[field]!r}")
+
+    for field, kind in FIELDS.items():
+        if kind is float and not math.isfinite(fields[field]):
+            errors.append(f"{field} must be finite, not {fields[field]!r}")
+    two_phases = fields["protocol"] in ("pretrain_finetune", "pretrain_probe")
+    first = two_phases or fields["protocol"] == "pretrain"
+    last = two_phases or fields["protocol"] == "joint"
+    positive = [*(["pretrain_epochs", "pretrain_learning_rate"] * first), *(["epochs", "learning_rate"] * last)]
+    for field in ("batch_size", "image_size"):
+        require(fields[field] >= 1, field, "at least 1")
+    for field in positive:
+        require(fields[field] > 0, field, f"above 0 with protocol {fields['protocol']!r}")
+    weights = [f"{task}_weight" for task in OBJECTIVES]
+    for field in ("seed", "train_images", "warmup_epochs", "crop_padding", "mega_grid", "weight_decay", *weights):
+        require(fields[field] >= 0, field, "at least 0")
+    require(fields["seed"] < 2**32, "seed", "below 2**32")
+    for field in ("gradient_clip", "jitter_strength"):
+        require(fields[field] >= 0, field, "at least 0")
+    for field in ("flip_probability", "jitter_probability", "greyscale_probability"):
+        require(0 <= fields[field] <= 1, field, "between 0 and 1")
+    for field in ("crop_min_area", "patch_crop"):
+        require(0 < fields[field] <= 1, field, "above 0 and at most 1")
+    require(0 <= fields["drop_path"] < 1, "drop_path", "at least 0 and below 1")
+    require(fields["jitter_strength"] <= 1, "jitter_strength", "at most 1")
+
+    phases = [fields["pretrain_epochs"]] * first + [fields["epochs"]] * last
+    if phases and min(phases) > 0:
+        shortest = f"below the {min(phases)} epochs of the shortest phase"
+        require(fields["warmup_epochs"] < min(phases), "warmup_epochs", shortest)
+    if fields["crop_padding"] and fields["crop_min_area"] < 1:
+        errors.append("crop_padding and crop_min_area are two ways to crop: set crop_padding=0 or crop_min_area=1")
+
+    spec = BACKBONES.get(fields["backbone"])
+    if spec and fields["image_size"] >= 1:
+        side, rest = divmod(fields["image_size"], spec.patch_size)
+        if rest:
+            down, up = max(side, 2) * spec.patch_size, max(side + 1, 2) * spec.patch_size
+            errors.append(
+                f"patches of {spec.patch_size} pixels ({fields['backbone']}) do not divide an image_size of "
+                f"{fields['image_size']}: try {' or '.join(str(size) for size in sorted({down, up}))}"
+            )
+        elif side < 2:
+            errors.append(
+                f"image_size {fields['image_size']} is a single patch of {fields['backbone']}: "
+                f"at least {2 * spec.patch_size} is needed"
+            )
+    if spec and fields["mega_grid"]:
+        side = fields["image_size"] // spec.patch_size
+        if not isinstance(spec, ViTSpec):
+            errors.append(f"mega_grid needs a ViT, whose tokens are the image's patches, not {fields['backbone']}")
+        elif not 2 <= fields["mega_grid"] < side:
+            errors.append(
+                f"mega_grid must be at least 2 and below the {side} patches a side, not {fields['mega_grid']}"
+            )
+        if fields["pretrain_position_embedding"]:
+            errors.append("mega_grid changes the number of patches, so pre-training cannot have position embeddings")
+    if spec and 0 < fields["patch_crop"] < 1:
+        crop = patch_crop_size(spec.patch_size, fields["patch_crop"])
+        if not 1 <= crop < spec.patch_size:
+            errors.append(
+                f"patch_crop={fields['patch_crop']} takes {crop} of the {spec.patch_size} pixels of a patch's side: "
+                f"that is {'everything, so set it to 1' if crop else 'nothing'}"
+            )
+    return errors
+
+
+def neutral_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that cannot act in a cell, with the value that they must hold there."""
+    try:
+        tasks = parse_tasks(fields["tasks"])
+    except (ValueError, AttributeError):  # unknown tasks, or no text at all: `validate` says which
+        return {}
+    neutral: dict[str, Any] = {f"{task}_weight": 0.0 for task in OBJECTIVES if task not in tasks}
+    if not tasks:
+        # Supervised training keeps the standard augmentation of whole images (section 3.1).
+        neutral |= {
+            "permute_patches": False,
+            "patch_crop": 1.0,
+            "jitter_probability": 0.0,
+            "greyscale_probability": 0.0,
+            "mega_grid": 0,
+        }
+    if not any(task in PAIR_TASKS for task in tasks):
+        neutral["pair_head"] = NONE
+    if fields["protocol"] == "joint":
+        neutral |= {
+            "pretrain_dataset": NONE,
+            "pretrain_epochs": 0,
+            "pretrain_learning_rate": 0.0,
+            "pretrain_position_embedding": False,
+            "mega_grid": 0,
+        }
+    if fields["protocol"] == "pretrain":
+        neutral |= {
+            "dataset": fields["pretrain_dataset"],
+            "epochs": 0,
+            "learning_rate": 0.0,
+            "selection": "last",
+        }
+    if isinstance(BACKBONES.get(fields["backbone"]), SwinSpec):
+        # Its positions are biases inside attention; there is no embedding to leave out.
+        neutral["pretrain_position_embedding"] = False
+    if not {**fields, **neutral}["jitter_probability"]:
+        neutral["jitter_strength"] = 0.0
+    return neutral
+
+
+def _neutrality_errors(fields: Mapping[str, Any]) -> list[str]:
+    errors = [
+        f"{field}={fields[field]!r} has no effect with tasks={fields['tasks']!r}, protocol={fields['protocol']!r}"
+        f"{', jitter_probability=0' if field == 'jitter_strength' else ''}: it must be {value!r}"
+        for field, value in neutral_fields(fields).items()
+        if fields[field] != value
+    ]
+    tasks = parse_tasks(fields["tasks"])
+    errors += [
+        f"{task}_weight=0 switches a named task off: leave {task!r} out of tasks instead"
+        for task in tasks
+        if fields[f"{task}_weight"] == 0
+    ]
+    if fields["pair_head"] == NONE and any(task in PAIR_TASKS for task in tasks):
+        errors.append(f"pair_head must be one of {', '.join(HEADS)} with tasks={fields['tasks']!r}")
+    if fields["jitter_probability"] and not fields["jitter_strength"]:
+        errors.append("jitter_probability above 0 with jitter_strength=0 changes nothing: set both or neither")
+    if DRLOC in tasks and fields["protocol"] != "joint":
+        errors.append(
+            "drloc is trained jointly with classification (Liu et al., NeurIPS 2021): protocol must be 'joint'"
+        )
+    return errors

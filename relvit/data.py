@@ -1,0 +1,266 @@
+"""Data sets as uint8 arrays in three splits: train fits, val selects, test is evaluated once and published.
+
+A data set is decoded once into one array beside its files and memory-mapped after that, so that all trials of a
+node share one copy. Where the images come from is `relvit.sources`' matter. This module needs no torch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from relvit.sources import DATASETS, DataError, Source, interleaved_classes, read_source, shorten
+
+VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
+CACHE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a data set, left in the memory map that all trials of a node share.
+
+    images: uint8 [m, S, S, 3], the whole map; rows: int64 [n], which of them belong; labels: int64 [n], their
+    classes as indices.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [b, S, S, 3] and labels int64 [b] at places `index` [b] of this split, copied out."""
+        return self.images[self.rows[index]], self.labels[index]
+
+    def part(self, index: np.ndarray) -> "Split":
+        """The split of the places `index`, in that order."""
+        return Split(self.images, self.rows[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A decoded data set. mean and std: per channel over the training images, for values in [0, 1]."""
+
+    name: str
+    image_size: int
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train: Split
+    val: Split | None
+    test: Split
+
+    def train_val(self, seed: int, train_images: int = 0) -> tuple[Split, Split]:
+        """The training and validation split of one seed.
+
+        Where the data set has no val split, a tenth of each class is held out from train. train_images > 0 keeps
+        that many of what is left, an equal share of each class. Raises DataError if there are fewer.
+        """
+        rng = np.random.default_rng(seed)
+        order = interleaved_classes(self.train.labels, rng)
+        held_out = round(len(order) * VAL_SHARE) if self.val is None else 0
+        if self.val is None and not 0 < held_out < len(order):
+            raise DataError(f"{len(order)} training images of {self.name} are too few to hold out a tenth for val")
+        fit = order[held_out:]
+        if train_images > len(fit):
+            raise DataError(
+                f"train_images={train_images}, but {self.name} has {len(fit)} training images"
+                f"{' beside those held out for val' if held_out else ''}"
+            )
+        fit = np.sort(fit[: train_images or None])
+        val = self.val if self.val is not None else self.train.part(np.sort(order[:held_out]))
+        return self.train.part(fit), val
+
+
+def native_image_size(name: str, data_root: Path) -> int:
+    """The side in pixels at which a data set is used unless told otherwise.
+
+    For a folder without a row it is the side of its images, judged by the first.
+    Raises DataError where there is no such data set or its images are not square.
+    """
+    if name in DATASETS:
+        return DATASETS[name].image_size
+    source = read_source(name, data_root)
+    path = source.splits["train"][0][0]
+    width, height = _open(path).size
+    if width != height:
+        raise DataError(f"{path} is {width} x {height} pixels; say to which square to bring the images: --image-size")
+    return width
+
+
+def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
+    """Images in train, val (may be missing) and test, without decoding or downloading any: from the cache, by what is
+    published under that name, or by counting class folders. Raises DataError where there is no such data set."""
+    meta = _cache_folder(name, data_root, image_size) / "meta.json"
+    if meta.exists():
+        return json.loads(meta.read_text())["splits"]
+    row = DATASETS.get(name)
+    places = (data_root / each for each in (name, *(row.aliases if row else ())))
+    if row is not None and not any(place.is_dir() for place in places):
+        return dict(row.counts)
+    return {split: len(labels) for split, (_, labels) in read_source(name, data_root).splits.items()}
+
+
+def load(name: str, data_root: Path, image_size: int) -> Dataset:
+    """The decoded data set, from the cache if it is there. For trials: does not look at the source again."""
+    folder = _cache_folder(name, data_root, image_size)
+    if not (folder / "meta.json").exists():
+        return prepare(name, data_root, image_size)
+    return _open_cache(name, folder)
+
+
+def prepare(name: str, data_root: Path, image_size: int) -> Dataset:
+    """The decoded data set, after a look at the source: downloaded, decoded or decoded anew where needed.
+
+    Safe to call from several processes at once: one works, the others wait.
+    Raises DataError, naming the files, where the source is missing, incomplete or unreadable.
+    """
+    folder = _cache_folder(name, data_root, image_size)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"the data folder {folder.parent} cannot be made: {error.strerror}") from error
+    with FileLock(folder.with_suffix(".lock")):
+        source = read_source(name, data_root)
+        if _cached_fingerprint(folder) != source.fingerprint:
+            _write_cache(source, folder, image_size)
+    return _open_cache(name, folder)
+
+
+# Decoding
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _decode(image: Path | np.ndarray, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: any mode to RGB (as the published code, alpha is dropped), the shorter side resized to
+    `size`, the centre cropped. Raises DataError for a file that cannot be read."""
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else _open(image)
+    try:
+        if picture.mode == "F":
+            raise DataError(f"{image} has floating-point pixels of unknown range; convert it to 8 bits")
+        if picture.mode.startswith("I"):
+            # Pillow would clip 16 bits at 255; the upper 8 are kept.
+            upper = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
+            picture = Image.fromarray(upper.astype(np.uint8))
+        picture = picture.convert("RGB")
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # truncated and corrupt files
+        raise DataError(f"{image} cannot be read as an image: {error}") from error
+    if picture.size != (size, size):
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        picture = picture.crop((left, top, left + size, top + size))
+    return np.asarray(picture)
+
+
+# Cache: one folder a data set and size, replaced as a whole
+
+
+def _cache_folder(name: str, data_root: Path, image_size: int) -> Path:
+    """Beside the data set, or, where that cannot be written, in the user's cache folder."""
+    root = data_root
+    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        root = user_cache / "relvit" / hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
+    return root / ".relvit-cache" / f"{name}-{image_size}"
+
+
+def _cached_fingerprint(folder: Path) -> str | None:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except FileNotFoundError:
+        return None
+    return meta["fingerprint"] if meta["version"] == CACHE_VERSION else None
+
+
+def _write_cache(source: Source, folder: Path, size: int) -> None:
+    images = [image for split_images, _ in source.splits.values() for image in split_images]
+    labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        array = np.lib.format.open_memmap(
+            scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3)
+        )
+        problems = []
+
+        def fill(index: int) -> None:
+            try:
+                array[index] = _decode(images[index], size)
+            except DataError as error:
+                problems.append(str(error))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, range(len(images)), chunksize=256))
+        if problems:
+            raise DataError(shorten(sorted(problems)))
+        array.flush()
+        np.save(scratch / "labels.npy", labels)
+        trained = len(source.splits["train"][1])
+        mean, std = _channel_statistics(array[:trained])
+        meta = {
+            "version": CACHE_VERSION,
+            "fingerprint": source.fingerprint,
+            "classes": source.classes,
+            "splits": {split: len(split_labels) for split, (_, split_labels) in source.splits.items()},
+            "mean": mean,
+            "std": std,
+        }
+        (scratch / "meta.json").write_text(json.dumps(meta))
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel for values in [0, 1]; a constant channel counts as deviation 1."""
+    counts = np.stack([np.zeros(256, dtype=np.int64)] * 3)
+    for start in range(0, len(images), 1024):
+        block = images[start : start + 1024]
+        counts += np.stack([np.bincount(block[..., channel].ravel(), minlength=256) for channel in range(3)])
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
+    return mean.tolist(), np.where(std < 1 / 255, 1.0, std).tolist()
+
+
+def _open_cache(name: str, folder: Path) -> Dataset:
+    meta = json.loads((folder / "meta.json").read_text())
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    labels = np.load(folder / "labels.npy")
+    splits, start = {}, 0
+    for split, count in meta["splits"].items():
+        rows = np.arange(start, start + count)
+        splits[split] = Split(images, rows, labels[rows])
+        start += count
+    return Dataset(
+        name=name,
+        image_size=images.shape[1],
+        classes=tuple(meta["classes"]),
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits["test"],
+    )

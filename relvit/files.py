@@ -1,0 +1,169 @@
+"""Files that are whole or not there, on a disk that this machine sees or in an object store."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A place in an object store, with those parts of pathlib's interface that checkpoints and accounts need.
+
+    place: "s3://bucket/folder/name"; options: what followed "?" in the URL, for instance "endpoint_override=...".
+    Missing files raise FileNotFoundError, what the store refuses raises OSError.
+    """
+
+    place: str
+    options: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}?{self.options}" if self.options else self.place
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(f"{self.place}/{name}", self.options)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return PurePosixPath(self.place).name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return PurePosixPath(self.place).stem
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder that this is in."""
+        return RemotePath(self.place.rpartition("/")[0], self.options)
+
+    def with_name(self, name: str) -> "RemotePath":
+        """Another name in the same folder."""
+        return self.parent / name
+
+    def with_suffix(self, suffix: str) -> "RemotePath":
+        """The same name with another suffix."""
+        return self.with_name(self.stem + suffix)
+
+    def absolute(self) -> "RemotePath":
+        """Itself: there is no relative place in a store."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is a file or a folder with something in it."""
+        from pyarrow.fs import FileType
+
+        return self._store.get_file_info(self._key).type != FileType.NotFound
+
+    is_dir = exists
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a store has no folders apart from the names of its files."""
+
+    def read_bytes(self) -> bytes:
+        """The content."""
+        with self._store.open_input_stream(self._key) as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        """The content as text."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, payload: bytes | memoryview) -> None:
+        """Write the whole file; a store shows it when it is complete."""
+        with self._store.open_output_stream(self._key) as stream:
+            stream.write(payload)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the file."""
+        if not missing_ok or self.exists():
+            self._store.delete_file(self._key)
+
+    def rename(self, target: "RemotePath") -> None:
+        """Copy, then remove."""
+        self._store.move(self._key, target._key)
+
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
+        """What fits the pattern below this folder: "*" stands for any name of one part."""
+        from pyarrow.fs import FileSelector
+
+        depth = pattern.count("/") + 1
+        selector = FileSelector(self._key, allow_not_found=True, recursive=depth > 1)
+        for info in self._store.get_file_info(selector):
+            relative = info.path.removeprefix(f"{self._key}/")
+            if relative.count("/") + 1 == depth and _fits(relative, pattern):
+                yield self / relative
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        """What is directly in this folder."""
+        return self.glob("*")
+
+    @property
+    def _store(self) -> "FileSystem":
+        scheme, _, rest = self.place.partition("://")
+        return _store(f"{scheme}://{rest.split('/')[0]}", self.options)
+
+    @property
+    def _key(self) -> str:
+        return self.place.partition("://")[2]
+
+
+def _fits(relative: str, pattern: str) -> bool:
+    return all(fnmatch(part, wanted) for part, wanted in zip(relative.split("/"), pattern.split("/")))
+
+
+@cache
+def _store(root: str, options: str) -> "FileSystem":
+    from pyarrow.fs import FileSystem
+
+    return FileSystem.from_uri(f"{root}?{options}" if options else root)[0]
+
+
+Location = Path | RemotePath
+
+
+def location(text: str) -> Location:
+    """A folder as a user names it: a path, or the URL of a place in a store, "s3://bucket/folder[?options]".
+
+    The store's credentials are what its own tools use: the environment, a profile, the machine's role.
+    Raises ValueError for a URL that names no place, or that holds a password, which every list of processes would show.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme == "file":
+        return Path(rest)
+    place, _, options = rest.partition("?")
+    bucket = place.split("/")[0]
+    if "@" in bucket or "secret" in options.lower():
+        raise ValueError(
+            f"{scheme}://... with credentials in it would be seen by everyone who lists processes: leave them out and "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )
+    if not bucket:
+        raise ValueError(f"{text!r} names no bucket: {scheme}://BUCKET/FOLDER")
+    return RemotePath(f"{scheme}://{place.rstrip('/')}", options)
+
+
+def write_atomic(path: Location, payload: bytes | memoryview) -> None:
+    """Write a file so that a reader, or a machine that lost power, sees the whole of it or nothing."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(payload)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

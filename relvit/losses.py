@@ -1,0 +1,73 @@
+"""Eq. 10-13 as pure functions: logits and targets in, a scalar out.
+
+B batch, N patches, K classes. Losses are taken in float32 whatever the logits' type. A target without the batch
+dimension is the same for every image.
+"""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from relvit.heads import PairOffsets
+
+
+def spatial_relation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy over the nine relations, averaged over all pairs: Eq. 10.
+
+    logits: [B, N, N, 9]; target: int64 [N, N] or [B, N, N] with values 0..8.
+    """
+    return _cross_entropy(logits, target)
+
+
+def distance_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error averaged over all pairs: Eq. 11. prediction: [B, N, N, 1]; target: [N, N] or [B, N, N]."""
+    return F.mse_loss(prediction.squeeze(-1).float(), target.expand(prediction.shape[:-1]))
+
+
+def angle_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error averaged over all pairs: Eq. 12. prediction: [B, N, N, 1]; target: [N, N] or [B, N, N]."""
+    return F.mse_loss(prediction.squeeze(-1).float(), target.expand(prediction.shape[:-1]))
+
+
+def absolute_position_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy over the N positions, averaged over patches: Eq. 13.
+
+    logits: [B, N, N]; target: int64 [N] or [B, N] with values 0..N-1.
+    """
+    return _cross_entropy(logits, target)
+
+
+def classification_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy over the data set's classes. logits: [B, K]; target: int64 [B]."""
+    return F.cross_entropy(logits.float(), target)
+
+
+def dense_relative_localisation_loss(prediction: PairOffsets, target: Tensor) -> Tensor:
+    """L_drloc of Liu et al. (NeurIPS 2021), section 4: mean absolute error of the offset of sampled pairs.
+
+    target: `relvit.targets.coordinates`, [N, 2] or [B, N, 2]. The offset is signed and scaled from [-1, 1] to [0, 1],
+    as the authors' code does with normalised targets.
+    """
+    return F.l1_loss(prediction.offset.float(), pair_offsets(prediction, target))
+
+
+def pair_offsets(prediction: PairOffsets, target: Tensor) -> Tensor:
+    """The true offsets of the sampled pairs: [B, M, 2] with values in [0, 1]."""
+    first, second = (
+        target.expand(len(index), -1, -1).gather(1, index[:, :, None].expand(-1, -1, 2))
+        for index in (prediction.first, prediction.second)
+    )
+    return (first - second + 1) / 2
+
+
+def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum of named losses; a name without a weight counts once (section 2.2: a plain sum)."""
+    return sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    target = target.expand(logits.shape[:-1])
+    # F.cross_entropy wants [rows, classes, ...]. One leading dimension folds away the batch, so that the pair
+    # logits keep the memory layout in which the head produced them and no copy is made.
+    return F.cross_entropy(logits.flatten(0, 1).movedim(-1, 1).float(), target.flatten(0, 1))

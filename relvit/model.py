@@ -1,0 +1,65 @@
+"""RelViT: a backbone, a head for each task over its patch tokens, and a classifier over its pooled embedding."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relvit.backbones import Backbone
+from relvit.tasks import TASKS
+
+CLASSIFICATION = "classification"
+
+
+class RelViT(nn.Module):
+    """Section 2.2. Holds only what is trained: no classifier where `classes` is 0, no head for a task left out.
+
+    With probe=True the backbone is frozen, in evaluation mode, and a linear classifier reads the mean of its patch
+    tokens: pre-training on tasks optimises those, and leaves the class token without a loss of its own.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tasks: tuple[str, ...] = (),
+        *,
+        classes: int = 0,
+        pair_head: str = "bilinear",
+        probe: bool = False,
+    ):
+        super().__init__()
+        if not tasks and not classes:
+            raise ValueError("nothing to train: give at least one task, or the number of classes")
+        self.backbone = backbone.requires_grad_(not probe)
+        self.probe = probe
+        patches = backbone.grid[0] * backbone.grid[1]
+        self.heads = nn.ModuleDict({task: TASKS[task].head(backbone.dim, patches, pair_head) for task in tasks})
+        self.classifier = nn.Linear(backbone.dim, classes) if classes else None
+
+    def train(self, mode: bool = True) -> "RelViT":
+        """As torch's; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.probe:
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """images: float [B, 3, H, W], normalised. Returns each task's prediction, and "classification" [B, K]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.probe):
+            features = self.backbone(images)
+        predictions = {task: head(features.tokens) for task, head in self.heads.items()}
+        if self.classifier is not None:
+            embedding = features.tokens.mean(1) if self.probe else features.pooled
+            predictions[CLASSIFICATION] = self.classifier(embedding)
+        return predictions
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Start the backbone from a pre-trained one's state.
+
+        A position embedding that pre-training left out stays as freshly initialised; one that it had is taken
+        over. Raises ValueError if anything else does not match.
+        """
+        missing, unexpected = self.backbone.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.endswith("pos_embed")]
+        if missing or unexpected:
+            raise ValueError(f"the pre-trained backbone lacks {missing} and has unknown {unexpected}")

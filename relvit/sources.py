@@ -1,0 +1,411 @@
+"""Where the images of each data set are, before they are decoded: archives in their own formats, or class folders.
+
+One row of DATASETS is all that is known of a data set by name. Under the name of any data set, known or not, a folder
+`DATA_ROOT/NAME` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (and, if there, `val/CLASS/*.jpg`) is read first.
+"""
+
+import hashlib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relvit.cell import unknown
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+LISTED = 10  # how many offending names a message holds
+
+
+class DataError(ValueError):
+    """What is wrong with a data set on disk, and what would be right. Nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of a data set, before they are decoded.
+
+    splits: for each of train, val (may be missing) and test the images, as paths or uint8 arrays, and labels.
+    fingerprint: changes when the images may have.
+    """
+
+    classes: list[str]
+    splits: dict[str, tuple[list[Path | np.ndarray], list[int]]]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download: where from, its MD5 sum, and the folder that it unpacks to, "" for a file used as it is."""
+
+    url: str
+    md5: str
+    folder: str = ""
+
+    @property
+    def filename(self) -> str:
+        """The name under which it is kept."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """What is known of a data set by name.
+
+    image_size: its side in pixels; read: from the data set's folder to its source; counts: images of each split as
+    published, for planning before a download; layouts: each a set of
+    paths that the folder may hold, one of which it must; archives: what is downloaded into it otherwise; aliases: other
+    names that the folder may have in DATA_ROOT.
+    """
+
+    image_size: int
+    read: Callable[[Path], Source]
+    counts: Mapping[str, int]
+    layouts: tuple[tuple[str, ...], ...] = ((),)
+    archives: tuple[Archive, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+def read_source(name: str, data_root: Path) -> Source:
+    """The source of a data set, downloaded if need be. Raises DataError where it is missing, incomplete or corrupt."""
+    root = data_root / name
+    row = DATASETS.get(name)
+    found = row is not None and any(all((root / path).exists() for path in layout) for layout in row.layouts)
+    if row is None or has_class_folders(name, root):
+        return _read_class_folders(name, root)
+    for alias in row.aliases:
+        if (data_root / alias).is_dir():
+            return row.read(data_root / alias)
+    if not found:
+        if root.is_dir() and (root / "train").is_dir() != (root / "test").is_dir():
+            return _read_class_folders(name, root)  # which says what is missing
+        _download(name, row, root)
+    return row.read(root)
+
+
+def has_class_folders(name: str, root: Path) -> bool:
+    """Whether a data set's folder is to be read as class folders. Tiny ImageNet has a train/ and a test/ of its own."""
+    own_layout = name == "tiny_imagenet" and (root / "wnids.txt").exists()
+    return (root / "train").is_dir() and (root / "test").is_dir() and not own_layout
+
+
+# Downloads
+
+
+def _download(name: str, row: DatasetRow, root: Path) -> None:
+    """Fetch and unpack what is missing. What is there and whole is kept; nothing half-done is ever taken for whole."""
+    from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+
+    for archive in row.archives:
+        path = root / archive.filename
+        try:
+            if not check_integrity(path, archive.md5):
+                download_url(archive.url, root, archive.filename, archive.md5)
+            if archive.folder:
+                # Unpacked beside its place and moved there as a whole, so that a kill leaves nothing half-unpacked.
+                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as scratch:
+                    extract_archive(str(path), scratch)
+                    shutil.rmtree(root / archive.folder, ignore_errors=True)
+                    (Path(scratch) / archive.folder).rename(root / archive.folder)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{name}: looked for {_layouts(row, root)}, found none, and {archive.url} could not be downloaded "
+                f"({error}); put one of them there"
+            ) from error
+
+
+def _layouts(row: DatasetRow, root: Path) -> str:
+    places = [f"class folders {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg"]
+    places += [f"{root.parent / alias}/" for alias in row.aliases]
+    places += [" and ".join(str(root / path) for path in layout) for layout in row.layouts]
+    places += [" and ".join(f"{root / archive.filename} (MD5 {archive.md5})" for archive in row.archives)]
+    return ", ".join(places[:-1]) + f" or {places[-1]}"
+
+
+# Formats
+
+
+def _read_digits(root: Path) -> Source:
+    """scikit-learn's copy of the UCI digits: 1,797 scans of 8 x 8, of which a fixed fifth of each class is test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    scans = (digits.images * (255 / 16)).round().astype(np.uint8)
+    order = interleaved_classes(digits.target, np.random.default_rng(0))
+    tests = round(len(order) / 5)
+    parts = {"train": np.sort(order[tests:]), "test": np.sort(order[:tests])}
+    splits = {
+        name: ([np.repeat(scans[i][:, :, None], 3, axis=2) for i in index], digits.target[index].tolist())
+        for name, index in parts.items()
+    }
+    return Source([str(digit) for digit in range(10)], splits, "scikit-learn")
+
+
+def interleaved_classes(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All indices in an order of which every prefix holds the classes in their proportions, as far as it can."""
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.argsort(position, kind="stable")
+
+
+def _read_cifar(folder: str, batches: dict[str, list[str]], labels: str, meta: str, names: str) -> Callable:
+    """Krizhevsky's pickled batches: rows of 3,072 bytes, the red, green and blue planes of 32 x 32 pixels."""
+
+    def read(root: Path) -> Source:
+        base = root / folder
+        splits = {}
+        classes = _unpickle(base / meta, names)[names]
+        for split, files in batches.items():
+            parts = [_cifar_batch(base / file, labels, len(classes)) for file in files]
+            images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            splits[split] = (list(images), [label for _, batch_labels in parts for label in batch_labels])
+        files = [base / file for files in batches.values() for file in files]
+        return Source(classes, splits, fingerprint(base, files))
+
+    return read
+
+
+def _cifar_batch(path: Path, labels: str, classes: int) -> tuple[np.ndarray, list[int]]:
+    """Pixels uint8 [n, 3072] and labels of one file."""
+    content = _unpickle(path, "data", labels)
+    pixels, numbers = np.asarray(content["data"]), list(content[labels])
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise DataError(f"{path} is not a batch of CIFAR images: data is {pixels.dtype} {list(pixels.shape)}")
+    if len(numbers) != len(pixels):
+        raise DataError(f"{path} is not a batch of CIFAR images: {len(pixels)} images and {len(numbers)} labels")
+    if not all(0 <= number < classes for number in numbers):
+        raise DataError(f"{path} is not a batch of CIFAR images: labels beyond its {classes} classes")
+    return pixels, [int(number) for number in numbers]
+
+
+def _unpickle(path: Path, *keys: str) -> dict[str, Any]:
+    """A pickled dict that has these keys."""
+    try:
+        with path.open("rb") as file:
+            content = pickle.load(file, encoding="latin1")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except Exception as error:  # unpickling bytes that are no pickle may raise anything
+        raise DataError(f"{path} is not a batch of CIFAR images: {type(error).__name__}: {error}") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise DataError(f"{path} is not a batch of CIFAR images: it lacks {', '.join(missing)}")
+    return content
+
+
+def _read_svhn(root: Path) -> Source:
+    """Matlab files of Netzer et al.: X [32, 32, 3, n] and y [n, 1], in which 10 stands for the digit 0."""
+    splits, files = {}, [root / f"{split}_32x32.mat" for split in ("train", "test")]
+    for split, path in zip(("train", "test"), files):
+        content = _load_mat(path, "X", "y")
+        if content["X"].ndim != 4 or content["X"].shape[3] != content["y"].size:
+            shapes = f"X {list(content['X'].shape)} and y {list(content['y'].shape)}"
+            raise DataError(f"{path} is not a file of SVHN: {shapes} do not belong together")
+        images = np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2))
+        splits[split] = (list(images), (content["y"].ravel().astype(int) % 10).tolist())
+    return Source([str(digit) for digit in range(10)], splits, fingerprint(root, files))
+
+
+def _read_flowers102(root: Path) -> Source:
+    """Nilsback and Zisserman's images with imagelabels.mat (1-based) and setid.mat; it has a val split of its own."""
+    base = root / "flowers-102" if (root / "flowers-102").is_dir() else root
+    labels = _load_mat(base / "imagelabels.mat", "labels")["labels"].ravel().astype(int) - 1
+    numbers = _load_mat(base / "setid.mat", "trnid", "valid", "tstid")
+    splits = {}
+    for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
+        index = numbers[key].ravel().astype(int)
+        splits[split] = ([base / "jpg" / f"image_{number:05d}.jpg" for number in index], labels[index - 1].tolist())
+    files = [path for paths, _ in splits.values() for path in paths]
+    _require_files(files)
+    return Source([str(number) for number in range(labels.max() + 1)], splits, fingerprint(base, files))
+
+
+def _load_mat(path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """A Matlab file that has these variables."""
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except Exception as error:  # reading bytes that are no Matlab file may raise anything
+        raise DataError(f"{path} is not a Matlab file that scipy can read: {type(error).__name__}: {error}") from error
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise DataError(f"{path} lacks the variables {', '.join(missing)}")
+    return content
+
+
+def _read_tiny_imagenet(root: Path) -> Source:
+    """Le and Yang's layout: wnids.txt, train/WNID/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt.
+
+    The labels of its test split were never published: its val split is test here, and val is held out from train.
+    """
+    base = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
+    missing = [path for path in ("wnids.txt", "train", "val/val_annotations.txt") if not (base / path).exists()]
+    if missing:
+        raise DataError(f"{base} is not Tiny ImageNet as published: {', '.join(missing)} missing")
+    classes = sorted((base / "wnids.txt").read_text().split())
+    train = {label: _image_files(base / "train" / label / "images") for label in classes}
+    empty = [label for label, files in train.items() if not files]
+    if empty:
+        raise DataError(f"{base} looks half-copied: no images in train/ for {shorten(empty)}")
+    annotations = [line.split("\t")[:2] for line in (base / "val/val_annotations.txt").read_text().splitlines()]
+    cut = [number for number, columns in enumerate(annotations, start=1) if len(columns) < 2]
+    if cut:
+        raise DataError(f"{base}/val/val_annotations.txt looks cut off: line {cut[0]} has no class")
+    if strange := sorted({label for _, label in annotations} - set(classes)):
+        raise DataError(f"{base}/val/val_annotations.txt has classes that wnids.txt lacks: {shorten(strange)}")
+    tests = [base / "val/images" / name for name, _ in annotations]
+    _require_files(tests)
+    number = {label: index for index, label in enumerate(classes)}
+    splits = {
+        "train": (
+            [path for label in classes for path in train[label]],
+            [number[label] for label in classes for _ in train[label]],
+        ),
+        "test": (tests, [number[label] for _, label in annotations]),
+    }
+    return Source(classes, splits, fingerprint(base, [path for paths, _ in splits.values() for path in paths]))
+
+
+def _require_files(paths: list[Path]) -> None:
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(paths)} files are missing: {shorten(missing)}")
+
+
+def _read_class_folders(name: str, root: Path) -> Source:
+    """train/CLASS/*.jpg, test/CLASS/*.jpg and, if there, val/CLASS/*.jpg."""
+    if not root.is_dir():
+        siblings = root.parent.iterdir() if root.parent.is_dir() else []
+        there = {path.name for path in siblings if (path / "train").is_dir() and (path / "test").is_dir()}
+        raise DataError(
+            f"{unknown('data set', name, [*DATASETS, *sorted(there - set(DATASETS))])} "
+            f"(a folder {root} with train/CLASS/ and test/CLASS/ would be one too)"
+        )
+    problems = [f"{root / split} is missing" for split in ("train", "test") if not (root / split).is_dir()]
+    if problems:
+        raise DataError(
+            f"{name}: {'; '.join(problems)}. Looked for class folders: {root}/train/CLASS/*.jpg and "
+            f"{root}/test/CLASS/*.jpg (val/ is optional)"
+        )
+    files = {
+        split: {folder.name: _image_files(folder) for folder in sorted((root / split).iterdir()) if folder.is_dir()}
+        for split in ("train", "val", "test")
+        if (root / split).is_dir()
+    }
+    classes = sorted(files["train"])
+    problems = [] if classes else [f"{root / 'train'} holds no class folders"]
+    for split, by_class in files.items():
+        problems += [f"{root / split / label} holds no images" for label, paths in by_class.items() if not paths]
+        if missing := sorted(set(classes) - set(by_class)):
+            problems.append(f"{root / split} lacks the classes {shorten(missing)} that train has")
+        if extra := sorted(set(by_class) - set(classes)):
+            problems.append(f"{root / split} has the classes {shorten(extra)} that train lacks")
+    if problems:
+        raise DataError(f"{name} looks half-copied: {'; '.join(problems[:LISTED])}")
+    splits = {
+        split: (
+            [path for label in classes for path in by_class[label]],
+            [index for index, label in enumerate(classes) for _ in by_class[label]],
+        )
+        for split, by_class in files.items()
+    }
+    return Source(classes, splits, fingerprint(root, (path for paths, _ in splits.values() for path in paths)))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def shorten(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def fingerprint(root: Path, paths: Iterable[Path]) -> str:
+    """A digest of the files' names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+# The data sets of section 3.1, and the digits. Sizes are of the images as published, the side in pixels.
+_TORONTO, _STANFORD = "https://www.cs.toronto.edu/~kriz", "http://ufldl.stanford.edu/housenumbers"
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
+DATASETS: dict[str, DatasetRow] = {
+    # 8 x 8 scans shown at 16 x 16, so that patches of 4 x 4 pixels make a grid of 16.
+    "digits": DatasetRow(image_size=16, read=_read_digits, counts={"train": 1438, "test": 359}),
+    "cifar10": DatasetRow(
+        image_size=32,
+        read=_read_cifar(
+            "cifar-10-batches-py",
+            {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]},
+            "labels",
+            "batches.meta",
+            "label_names",
+        ),
+        archives=(
+            Archive(f"{_TORONTO}/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py"),
+        ),
+        counts={"train": 50_000, "test": 10_000},
+        layouts=(("cifar-10-batches-py",),),
+    ),
+    "cifar100": DatasetRow(
+        image_size=32,
+        read=_read_cifar(
+            "cifar-100-python", {"train": ["train"], "test": ["test"]}, "fine_labels", "meta", "fine_label_names"
+        ),
+        archives=(
+            Archive(f"{_TORONTO}/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python"),
+        ),
+        counts={"train": 50_000, "test": 10_000},
+        layouts=(("cifar-100-python",),),
+    ),
+    "svhn": DatasetRow(
+        image_size=32,
+        read=_read_svhn,
+        archives=(
+            Archive(f"{_STANFORD}/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            Archive(f"{_STANFORD}/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+        ),
+        counts={"train": 73_257, "test": 26_032},
+        layouts=(("train_32x32.mat", "test_32x32.mat"),),
+    ),
+    "flowers102": DatasetRow(
+        image_size=224,
+        read=_read_flowers102,
+        archives=(
+            Archive(f"{_OXFORD}/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "jpg"),
+            Archive(f"{_OXFORD}/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
+            Archive(f"{_OXFORD}/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c"),
+        ),
+        counts={"train": 1_020, "val": 1_020, "test": 6_149},
+        layouts=(("jpg", "imagelabels.mat", "setid.mat"), ("flowers-102",)),  # the latter as torchvision unpacks it
+    ),
+    "tiny_imagenet": DatasetRow(
+        image_size=64,
+        read=_read_tiny_imagenet,
+        archives=(
+            Archive(
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "90528d7ca1a48142e341f4ef8d21d0de",
+                "tiny-imagenet-200",
+            ),
+        ),
+        counts={"train": 100_000, "test": 10_000},
+        layouts=(("tiny-imagenet-200",), ("wnids.txt",)),
+        aliases=("tiny-imagenet-200",),  # the archive's own name
+    ),
+}

@@ -1,0 +1,504 @@
+"""The train loop: phases, schedule, step, evaluate, checkpoint, report. It knows no Ray, no MLflow, no sweep.
+
+`train` is a generator of one dict of named numbers per epoch. It always yields the whole history of its cell: what a
+checkpoint already holds is yielded again without training, so that a resumed run cannot be told from one that was
+never interrupted (apart from speeds).
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relvit import checkpoint
+from relvit.augment import Augmentation
+from relvit.backbones import build_backbone
+from relvit.cell import Cell
+from relvit.data import Dataset, Split
+from relvit.files import Location
+from relvit.losses import classification_loss, total_loss
+from relvit.model import CLASSIFICATION, RelViT
+from relvit.tasks import TASKS, Targets, accuracy
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, float | int | str]
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or a gradient became infinite or not a number; the message names it, the step and the cell."""
+
+
+class Phase(NamedTuple):
+    """One stretch of training with one objective. Metric names start with its name.
+
+    position_embedding: whether the backbone has one; frozen: only a linear classifier is trained; mega_grid: cells a
+    side that stand in for the image's patches, or 0.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    classify: bool
+    epochs: int
+    learning_rate: float
+    position_embedding: bool = True
+    frozen: bool = False
+    mega_grid: int = 0
+
+
+def phases(cell: Cell) -> list[Phase]:
+    """Section 3.2: pre-training then fine-tuning, or one joint phase ("downstream-only")."""
+    if cell.protocol == "joint":
+        return [Phase("joint", cell.task_list, True, cell.epochs, cell.learning_rate)]
+    first = Phase(
+        "pretrain",
+        cell.task_list,
+        not cell.task_list,
+        cell.pretrain_epochs,
+        cell.pretrain_learning_rate,
+        # A Swin Transformer's positions cannot be left out; its cells hold the neutral value, False.
+        position_embedding=cell.pretrain_position_embedding,
+        mega_grid=cell.mega_grid,
+    )
+    if cell.protocol == "pretrain":
+        return [first]
+    if cell.protocol == "pretrain_probe":
+        # The features are probed as they were learned: with the position embedding that pre-training had.
+        kept = first.position_embedding
+        return [first, Phase("probe", (), True, cell.epochs, cell.learning_rate, position_embedding=kept, frozen=True)]
+    return [first, Phase("finetune", (), True, cell.epochs, cell.learning_rate)]
+
+
+def learning_rates(maximum: float, warmup_steps: int, steps: int) -> np.ndarray:
+    """The learning rate of each step, float64 [steps]: linear warm-up to the maximum, then cosine to zero."""
+    step = np.arange(steps)
+    warmup = (step + 1) / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return maximum * np.where(step < warmup_steps, warmup, 0.5 * (1 + np.cos(np.pi * progress)))
+
+
+def train(
+    cell: Cell,
+    dataset: Dataset,
+    folder: Location,
+    *,
+    pretrain_dataset: Dataset | None = None,
+    pretrained: Location | None = None,
+    device: str = "cpu",
+    checkpoint_every: int | None = 1,
+    checkpoint_minutes: float | None = None,
+    keep: int = 2,
+    micro_batches: int = 1,
+    test: bool = True,
+    note: Callable[[str], None] = logger.warning,
+) -> Iterator[Row]:
+    """Train a cell in `folder`, continuing from the newest whole checkpoint there.
+
+    pretrain_dataset: of the first of two phases; None where it is `dataset`.
+    pretrained: the folder of `cell.pretraining()`, which other cells may share. A finished state there is taken over
+    instead of training the first phase, rows included, with the very same outcome; where there is none, this run
+    leaves one when its first phase ends.
+    checkpoint_every, checkpoint_minutes: a checkpoint is written once this many epochs or minutes have passed since
+    the last, whichever comes first; None: not on that account. One is written at the end of each phase in any case.
+    keep: how many of the newest checkpoints are kept.
+    micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
+    the same step in less memory, equal but for rounding (and for what drop path draws).
+    test: False leaves the test split alone, as a hyperparameter search must: the run ends with the last epoch's row and
+    no final checkpoint. The same call with True goes on from there to the result.
+
+    Yields one row per epoch with "epoch" (1-based, over all phases), "phase" and the epoch's metrics, all floats:
+    losses, accuracies in percent, squared errors times 100, learning_rate, images_per_second, epoch_seconds. The
+    last row has phase "test" and holds the result, measured once on the test split: test_accuracy and, for each
+    task, its metric at the end of its phase.
+
+    On resume: 1. a final checkpoint ends the run at once; 2. else the newest whole epoch's checkpoint is continued;
+    3. else `pretrained` is taken over; 4. else the cell starts from its seed.
+
+    Raises NotFiniteError; ValueError where a folder belongs to another cell.
+    """
+    run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test)
+    state = checkpoint.load_newest(folder, device, note)
+    if state is not None:
+        if state["cell_id"] != cell.cell_id:
+            raise ValueError(f"{folder} holds the checkpoints of {state['cell_id']}, not of {cell.cell_id}")
+        if run.lacks_first_results(state):  # trained by a search; what its first phase left is measured now
+            run.take_over(_first_phase(state, pretrained, device, note), pretrained or folder)
+            state["results"] = run.results
+            if state["finished"]:  # the first phase is all there is
+                state |= {"finished": False, "history": run.history}
+        yield from (row for row in state["history"] if test or row["phase"] != "test")
+        if state["finished"]:
+            return
+        if not run.done:
+            run.restore(state)
+    elif pretrained is not None:
+        shared = checkpoint.load_newest(pretrained, device, note)
+        if shared is not None and (shared["finished"] or shared["cell_id"] != cell.pretraining().cell_id):
+            run.take_over(shared, pretrained)
+            yield from run.history
+    due = _Due(checkpoint_every, checkpoint_minutes)
+    while not run.done:
+        row = run.train_epoch()
+        # The pre-training first: a run that dies between the two trains one epoch again and still leaves it.
+        if run.at_end_of_phase and not run.done and pretrained is not None:
+            checkpoint.save(run.pretraining_state(), pretrained, None, keep)
+        if due.after_epoch() or run.at_end_of_phase:
+            checkpoint.save(run.state(), folder, run.epoch, keep)
+            due.written()
+        yield row
+    if not test:
+        return
+    result = run.result()
+    checkpoint.save(run.final_state(), folder, None, keep)
+    yield result
+
+
+class _Due:
+    """When the next checkpoint is due: some epochs or some minutes after the last."""
+
+    def __init__(self, epochs: int | None, minutes: float | None):
+        self._epochs, self._minutes = epochs or math.inf, math.inf if minutes is None else minutes
+        self.written()
+
+    def written(self) -> None:
+        self._since, self._at = 0, time.monotonic()
+
+    def after_epoch(self) -> bool:
+        """Count one more epoch; whether a checkpoint is due now."""
+        self._since += 1
+        return self._since >= self._epochs or time.monotonic() - self._at >= 60 * self._minutes
+
+
+def _first_phase(
+    state: dict[str, Any], pretrained: Location | None, device: str, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """The final state of the first phase of a run that stands in `state`."""
+    if state["finished"]:
+        return state
+    shared = checkpoint.load_newest(pretrained, device, note) if pretrained is not None else None
+    if shared is None or not shared["finished"]:
+        raise ValueError(
+            f"{state['cell_id']} was trained by a search, without the test split, and its pre-training is gone: remove "
+            "the cell's folder, and it is trained anew"
+        )
+    return shared
+
+
+class _Run:
+    """The state of one training and the steps that change it."""
+
+    def __init__(
+        self, cell: Cell, dataset: Dataset, pretrain_dataset: Dataset, device: str, micro_batches: int, test: bool
+    ):
+        if not 1 <= micro_batches <= cell.batch_size:
+            raise ValueError(
+                f"micro_batches must be between 1 and the batch size {cell.batch_size}, not {micro_batches}"
+            )
+        self.cell, self.device, self.micro_batches, self.test = cell, device, micro_batches, test
+        self.phases = phases(cell)
+        self.datasets = [pretrain_dataset if phase.name == "pretrain" else dataset for phase in self.phases]
+        self.history: list[Row] = []
+        self.results: dict[str, float] = {}
+        self._start_phase(0, None)
+
+    def _start_phase(self, index: int, pretrained: dict[str, Tensor] | None) -> None:
+        cell, phase, dataset = self.cell, self.phases[index], self.datasets[index]
+        self.phase_index, self.phase, self.phase_epoch, self.dataset = index, phase, 0, dataset
+        self.train_split, self.val_split = dataset.train_val(cell.seed, cell.train_images)
+        self.steps_per_epoch = math.ceil(len(self.train_split) / cell.batch_size)
+        # Each phase draws its fresh weights, its order and its augmentation from the seed alone, whatever happened
+        # before it, so that a pre-training that was taken over leads to the same bits as one trained here.
+        seed = 1000 * cell.seed + index
+        torch.manual_seed(seed)
+        self.order = torch.Generator().manual_seed(seed)
+        self.draws = torch.Generator(self.device).manual_seed(seed)
+        backbone = build_backbone(
+            cell.backbone,
+            phase.mega_grid * cell.patch_size or cell.image_size,
+            position_embedding=phase.position_embedding,
+            drop_path=cell.drop_path,
+        )
+        classes = len(dataset.classes) if phase.classify else 0
+        self.model = RelViT(backbone, phase.tasks, classes=classes, pair_head=cell.pair_head, probe=phase.frozen)
+        if pretrained is not None:
+            self.model.load_backbone(pretrained)
+        self.model.to(self.device)
+        self.targets = Targets(phase.tasks, backbone.grid).to(self.device)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=phase.learning_rate, weight_decay=cell.weight_decay, fused=True
+        )
+        self.schedule = learning_rates(
+            phase.learning_rate,
+            cell.warmup_epochs * self.steps_per_epoch,
+            phase.epochs * self.steps_per_epoch,
+        )
+        self.augment = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=True)
+        self.plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
+        self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done, over all phases."""
+        return sum(phase.epochs for phase in self.phases[: self.phase_index]) + self.phase_epoch
+
+    @property
+    def at_end_of_phase(self) -> bool:
+        return self.phase_epoch == self.phase.epochs
+
+    @property
+    def done(self) -> bool:
+        return self.at_end_of_phase and self.phase_index == len(self.phases) - 1
+
+    def train_epoch(self) -> Row:
+        """One epoch of training and its validation; moves to the next phase first where the last one has ended."""
+        if self.at_end_of_phase:
+            self._start_phase(self.phase_index + 1, self.model.backbone.state_dict())
+        started = time.perf_counter()
+        losses = self._train_steps()
+        trained = time.perf_counter()
+        self.phase_epoch += 1
+        evaluated = self._evaluate(self.val_split, "val")
+        last_phase = self.phase_index == len(self.phases) - 1
+        if last_phase and self.cell.selection == "best_val" and evaluated["accuracy"] > self.best["accuracy"]:
+            model = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best = {"accuracy": evaluated["accuracy"], "epoch": self.epoch, "model": model}
+        if self.at_end_of_phase:
+            self._measure_first_phase()
+        prefix = self.phase.name
+        row: Row = {
+            "epoch": self.epoch,
+            "phase": prefix,
+            **{f"{prefix}_train_{name}": value for name, value in losses.items()},
+            **{f"{prefix}_val_{name}": value for name, value in evaluated.items()},
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_second": len(self.train_split) / (trained - started),
+            "epoch_seconds": time.perf_counter() - started,
+        }
+        self.history.append(row)
+        return row
+
+    def _train_steps(self) -> dict[str, float]:
+        """An epoch's optimiser steps. Returns the mean of each loss and of the gradient's norm over the steps."""
+        self.model.train()
+        names: list[str] = []
+        values: list[Tensor] = []
+        first_step = self.phase_epoch * self.steps_per_epoch
+        order = torch.randperm(len(self.train_split), generator=self.order).numpy()
+        for step, (images, labels) in enumerate(self._batches(self.train_split, order), start=first_step):
+            for group in self.optimizer.param_groups:
+                group["lr"] = float(self.schedule[step])
+            images, permutation = self.augment(images, self.draws)
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = self._backward(images, labels, permutation)
+            norm = nn.utils.clip_grad_norm_(self.trained, self.cell.gradient_clip or math.inf)
+            self.optimizer.step()
+            names = [name if name == "loss" else f"{name}_loss" for name in losses] + ["gradient_norm"]
+            values.append(torch.stack([*losses.values(), norm]))
+        # One look at the numbers an epoch, not one a step, so that a GPU is not made to wait.
+        by_step = torch.stack(values).cpu()
+        self._require_finite(by_step, names, first_step)
+        return dict(zip(names, by_step.mean(0).tolist()))
+
+    def _backward(self, images: Tensor, labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
+        """Add the gradient of the batch's total loss, one micro-batch after the other. Returns "loss" and its parts,
+        means over the batch."""
+        micro = self.micro_batches
+        permutations = permutation.chunk(micro) if permutation is not None else [None] * micro
+        means: dict[str, Tensor] = {}
+        for part, part_labels, shuffled in zip(images.chunk(micro), labels.chunk(micro), permutations):
+            with self._autocast():
+                predictions = self.model(part)
+            losses = self._losses(predictions, part_labels, shuffled)
+            loss = total_loss(losses, self._weights)
+            share = len(part_labels) / len(labels)
+            (share * loss).backward()
+            for name, value in {"loss": loss, **losses}.items():
+                means[name] = means.get(name, 0) + share * value.detach()
+        return means
+
+    def _require_finite(self, by_step: Tensor, names: list[str], first_step: int) -> None:
+        bad = (~torch.isfinite(by_step)).nonzero()
+        if len(bad):
+            step, column = bad[0].tolist()
+            raise NotFiniteError(
+                f"{self.phase.name} {names[column]} is {by_step[step, column].item()} at step {first_step + step} "
+                f"(epoch {self.epoch + 1}) of {self.cell.cell_id}; the checkpoint of the epoch before is kept"
+            )
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {task: getattr(self.cell, f"{task}_weight") for task in self.phase.tasks}
+
+    def _losses(self, predictions: dict[str, Tensor], labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
+        targets = self.targets(permutation)
+        losses = {task: TASKS[task].loss(predictions[task], targets[task]) for task in self.phase.tasks}
+        if self.phase.classify:
+            losses[CLASSIFICATION] = classification_loss(predictions[CLASSIFICATION], labels)
+        return losses
+
+    @torch.inference_mode()
+    def _evaluate(self, split: Split, label: str) -> dict[str, float]:
+        """Losses and metrics over a split without augmentation, patches in their places."""
+        self.model.eval()
+        targets = self.targets(None)
+        # Mega-patches are drawn in evaluation too; always the same, so that epochs can be compared.
+        draws = torch.Generator(self.device).manual_seed(self.cell.seed)
+        sums: dict[str, Tensor] = {}
+        for images, labels in self._batches(split, np.arange(len(split))):
+            images, _ = self.plain(images, draws)
+            with self._autocast():
+                predictions = self.model(images)
+            values = {f"{name}_loss": loss for name, loss in self._losses(predictions, labels, None).items()}
+            for task in self.phase.tasks:
+                values[TASKS[task].metric_name] = TASKS[task].metric(predictions[task], targets[task])
+            if self.phase.classify:
+                values["accuracy"] = accuracy(predictions[CLASSIFICATION], labels)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value * len(labels)
+        means = {name: float(total) / len(split) for name, total in sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(
+                    f"{self.phase.name} {label}_{name} is {value} after epoch {self.epoch} of {self.cell.cell_id}"
+                )
+        return means
+
+    def _batches(self, split: Split, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches on the device; the next one is read from the memory map while this one is used."""
+        size = self.cell.batch_size
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(split.read, chunks[0])
+            for following in [*chunks[1:], None]:
+                images, labels = ahead.result()
+                if following is not None:
+                    ahead = reader.submit(split.read, following)
+                yield torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(
+            torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.cell.precision == "bf16"
+        )
+
+    def _measure_first_phase(self) -> None:
+        """At the end of a first phase on tasks, their metrics on the test split, unless they are there already."""
+        if self.test and self.phase.name == "pretrain" and self.phase.tasks and not self.results:
+            self._keep_results(self._evaluate(self.dataset.test, "test"))
+
+    def lacks_first_results(self, state: dict[str, Any]) -> bool:
+        """Whether `state` is past a first phase on tasks that was not measured on the test split, and should be."""
+        first = self.phases[0]
+        past = state["finished"] or state["phase_index"] > 0
+        return self.test and past and first.name == "pretrain" and bool(first.tasks) and not state["results"]
+
+    def _keep_results(self, evaluated: dict[str, float]) -> None:
+        self.results |= {f"test_{name}": value for name, value in evaluated.items() if not name.endswith("_loss")}
+
+    def result(self) -> Row:
+        """The last row: the selected weights on the test split, looked at once."""
+        selected_epoch = self.epoch
+        if self.cell.selection == "best_val":
+            self.model.load_state_dict(self.best["model"])
+            selected_epoch = self.best["epoch"]
+        if self.phase.name != "pretrain":
+            self._keep_results(self._evaluate(self.dataset.test, "test"))
+        row = self._result_row(selected_epoch)
+        self.history.append(row)
+        return row
+
+    def _result_row(self, selected_epoch: int) -> Row:
+        return {
+            "epoch": self.epoch,
+            "phase": "test",
+            **self.results,
+            "selected_epoch": selected_epoch,
+            "training_seconds": sum(float(row["epoch_seconds"]) for row in self.history),
+        }
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on."""
+        return {
+            "cell_id": self.cell.cell_id,
+            "cell": self.cell.as_dict(),
+            "finished": False,
+            "history": self.history,
+            "results": self.results,
+            "phase_index": self.phase_index,
+            "phase_epoch": self.phase_epoch,
+            "schedule": torch.from_numpy(self.schedule),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "random": {
+                "order": self.order.get_state(),
+                "draws": self.draws.get_state(),
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.device(self.device).type == "cuda" else [],
+            },
+        }
+
+    def final_state(self) -> dict[str, Any]:
+        """What remains of a finished run: the tested weights and the history."""
+        kept = ("cell_id", "cell", "history", "results", "model")  # what `take_over` and a reader need
+        return {**{name: value for name, value in self.state().items() if name in kept}, "finished": True}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`, which was taken at the end of an epoch."""
+        self._start_phase(state["phase_index"], None)
+        self.phase_epoch = state["phase_epoch"]
+        if not torch.equal(state["schedule"].cpu(), torch.from_numpy(self.schedule)):
+            raise ValueError(
+                f"the checkpoint of {self.cell.cell_id} was made with another schedule: the data set has changed"
+                f" since ({len(self.train_split)} training images now); use another storage path, or remove the cell"
+            )
+        self.history, self.results, self.best = list(state["history"]), dict(state["results"]), state["best"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # Random states live on the CPU wherever the weights were mapped to.
+        random = state["random"]
+        self.order.set_state(random["order"].cpu())
+        self.draws.set_state(random["draws"].cpu())
+        torch.set_rng_state(random["torch"].cpu())
+        if random["cuda"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in random["cuda"]])
+        if self.at_end_of_phase:
+            self._measure_first_phase()
+
+    def pretraining_state(self) -> dict[str, Any]:
+        """At the end of the first of two phases: the final state of `cell.pretraining()`, had it been trained alone."""
+        cell = self.cell.pretraining()
+        result = self._result_row(self.epoch)
+        state = self.final_state()
+        return {**state, "cell_id": cell.cell_id, "cell": cell.as_dict(), "history": [*self.history, result]}
+
+    def take_over(self, state: dict[str, Any], folder: Location) -> None:
+        """Stand where the first phase ends, from the final state of the cell that is that phase alone."""
+        wanted = self.cell.pretraining().cell_id
+        if state["cell_id"] != wanted or not state["finished"]:
+            raise ValueError(f"{folder} does not hold the finished pre-training {wanted} but {state['cell_id']}")
+        # Its last row is its result as a cell of its own; `results` carries those numbers on.
+        self.history, self.results = list(state["history"][:-1]), dict(state["results"])
+        self.phase_epoch = self.phase.epochs
+        self.model.load_state_dict(state["model"])
+        self._measure_first_phase()
+
+
+def phase_augmentation(
+    cell: Cell, phase: Phase, *, mean: tuple[float, ...], std: tuple[float, ...], training: bool
+) -> Augmentation:
+    """The cell's augmentation of images and, for tasks, of patches; in evaluation the normalisation alone."""
+    names = ["crop_padding", "crop_min_area", "flip_probability"]
+    if phase.tasks:
+        names += ["patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability", "permute_patches"]
+    fields = {name: getattr(cell, name) for name in names} if training else {}
+    return Augmentation(patch_size=cell.patch_size, mean=mean, std=std, mega_grid=phase.mega_grid, **fields)

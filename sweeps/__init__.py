@@ -1,0 +1,1 @@
+"""The engine: studies, their plan, the Ray Tune trainable, the account of cells and MLflow tracking."""

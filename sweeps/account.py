@@ -1,0 +1,229 @@
+"""The account of cells: what was planned, is running, is finished or failed, and why. The truth about what is done.
+
+Under the storage path, a folder that every node sees or a place in an object store:
+  account.json           says what this folder is, and in which form
+  studies/STUDY.json     what was planned: every cell of the study that any command has asked for
+  drivers/               who holds which cells now (sweeps/leases.py)
+  cells/CELL_ID/cell.json     the cell's fields
+  cells/CELL_ID/state.json    its state and the events that led to it, written by the driver that holds it
+  cells/CELL_ID/history.json  the rows of metrics of a finished cell
+  cells/CELL_ID/*.pt          its checkpoints, written by the trial that trains it
+All but the checkpoints can be read without torch, Ray or MLflow.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from relvit.cell import FIELDS, Cell
+from relvit.files import Location, write_atomic
+from sweeps import leases
+
+PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
+# What becomes of a trial of a hyperparameter search: stopped early, or trained to its last epoch but never tested.
+PRUNED, SEARCHED = "pruned", "searched"
+
+FORM = 1  # of the files under a storage path; raised when older programs could not read them
+_EVENTS_KEPT = 100
+
+# What a folder may hold that is not yet an account: what the analysis, the plan or a benchmark left there first.
+_HARMLESS = {"analysis", "benchmarks", "calibration.json", "studies"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a cell stands.
+
+    epoch: epochs in its newest checkpoint; reason and failure: why it failed and the class of that
+    (sweeps/failures.py); changed: Unix time; micro_batches: parts of a batch that it is trained in;
+    peak_gpu_bytes: the most GPU memory that its process was seen to hold, 0 if none or not known.
+    """
+
+    state: str
+    epoch: int = 0
+    reason: str = ""
+    failure: str = ""
+    changed: float = 0.0
+    micro_batches: int = 1
+    peak_gpu_bytes: int = 0
+
+
+class Account:
+    """The account under one storage path. A driver enters only what it holds: see `hold`."""
+
+    def __init__(self, storage: Location):
+        self.storage = storage.absolute()
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def check(self) -> list[str]:
+        """What is wrong with the storage path, one sentence each; makes the folder if it is not there."""
+        try:
+            problems = self._foreign()
+            if problems:
+                return problems
+            self.storage.mkdir(parents=True, exist_ok=True)
+            probe = self.storage / f".probe-{time.time_ns()}"
+            write_atomic(probe, b"probe")
+            probe.unlink()
+            if not (self.storage / "account.json").exists():
+                _write_json(self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORM})
+        except OSError as error:
+            return [f"the storage path {self.storage} cannot be written: {_cause(error)}; choose another: --storage"]
+        return []
+
+    def _foreign(self) -> list[str]:
+        """Why the folder must be left alone: it is something else, or another version's. Nothing is written."""
+        marker = self.storage / "account.json"
+        if marker.exists():
+            try:
+                form = json.loads(marker.read_text())["form"]
+            except (ValueError, KeyError, TypeError):
+                return [f"{marker} is not an account of cells; choose another place: --storage"]
+            if form != FORM:
+                return [
+                    f"{self.storage} holds the account of {'a newer' if form > FORM else 'an older'} version of this "
+                    f"project (form {form}, this one writes {FORM}); use that version, or another place: --storage"
+                ]
+        elif self.storage.is_dir():
+            strangers = sorted(
+                path.name
+                for path in self.storage.iterdir()
+                if path.name not in {"cells", *_HARMLESS} and not path.name.startswith(".")
+            )
+            if strangers:
+                some = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+                return [f"{self.storage} holds other files ({some}) and no account of cells; give another: --storage"]
+        return self._other_fields()
+
+    def _other_fields(self) -> list[str]:
+        sample = next(iter(self.storage.glob("cells/*/cell.json")), None)
+        if sample is None:
+            return []
+        fields = set(json.loads(sample.read_text()))
+        if fields == set(FIELDS):
+            return []
+        differing = ", ".join(sorted(fields ^ set(FIELDS)))
+        return [
+            f"{self.storage} holds cells of another version of this project, which differ in {differing}; use that "
+            "version, or another place: --storage"
+        ]
+
+    def hold(self, cells: Iterable[Cell], lost: Callable[[], None]) -> AbstractContextManager[leases.Hold]:
+        """Hold the cells that no other living driver holds (sweeps/leases.py)."""
+        return leases.hold(self.storage / "drivers", [cell.cell_id for cell in cells], lost)
+
+    def seem_held(self) -> set[str]:
+        """Ids of the cells at which some driver seems to be at work now."""
+        return leases.seem_held(self.storage / "drivers")
+
+    def plan(self, studies: dict[Cell, str]) -> None:
+        """Enter what was asked for, by study. studies: by cell, the names of its studies, joined by commas."""
+        planned: dict[str, dict[str, Any]] = {}
+        for cell, names in studies.items():
+            for name in names.split(","):
+                planned.setdefault(name, {})[cell.cell_id] = cell.as_dict()
+        for name, cells in planned.items():
+            path = self.storage / "studies" / f"{name}.json"
+            before = json.loads(path.read_text()) if path.exists() else {}
+            if not cells.keys() <= before.keys():
+                _write_json(path, before | cells)
+
+    def planned(self) -> dict[Cell, str]:
+        """All that was ever asked for, as `plan` takes it."""
+        studies: dict[Cell, list[str]] = {}
+        for path in sorted(self.storage.glob("studies/*.json"), key=lambda path: path.name):
+            for fields in json.loads(path.read_text()).values():
+                studies.setdefault(Cell(**fields), []).append(path.stem)
+        return {cell: ",".join(names) for cell, names in studies.items()}
+
+    def folder(self, cell: Cell) -> Location:
+        """Where the cell's files are."""
+        return self.storage / "cells" / cell.cell_id
+
+    def status(self, cell: Cell) -> Status:
+        """Where the cell stands, by the account."""
+        entry = self._entry(cell)
+        if not entry:
+            return Status(PLANNED)
+        known = {name: entry[name] for name in Status.__dataclass_fields__ if name in entry}
+        return Status(**{**known, "epoch": self._checkpointed_epoch(cell)})
+
+    def statuses(self, cells: Iterable[Cell]) -> dict[Cell, Status]:
+        """Where each of the cells stands."""
+        cells = list(cells)
+        if isinstance(self.storage, Path):
+            return {cell: self.status(cell) for cell in cells}
+        with ThreadPoolExecutor(32) as pool:  # a store answers slowly, and many at once
+            return dict(zip(cells, pool.map(self.status, cells)))
+
+    def mark(self, cell: Cell, state: str, reason: str = "", **details: Any) -> None:
+        """Enter a new state. details: other fields of Status that are not to be neutral."""
+        entry = asdict(Status(state, reason=reason, changed=time.time(), **details))
+        event = [entry["changed"], state, reason, platform.node()]
+        events = [*self._entry(cell).get("events", []), event][-_EVENTS_KEPT:]
+        if not (self.folder(cell) / "cell.json").exists():
+            _write_json(self.folder(cell) / "cell.json", cell.as_dict())
+        entry = {**entry, "events": events}
+        del entry["epoch"]  # the checkpoints tell
+        _write_json(self.folder(cell) / "state.json", entry)
+        self._known[cell.cell_id] = entry
+
+    def finish(self, cell: Cell, history: list[dict[str, Any]], **details: Any) -> None:
+        """Enter a finished cell with its rows of metrics, the last of which is the result."""
+        _write_json(self.folder(cell) / "history.json", history)
+        self.mark(cell, FINISHED, **details)
+
+    def history(self, cell: Cell) -> list[dict[str, Any]]:
+        """The rows of a finished cell."""
+        return json.loads((self.folder(cell) / "history.json").read_text())
+
+    def events(self, cell: Cell) -> list[tuple[float, str, str, str]]:
+        """What happened to the cell: Unix time, state, reason, the driver's host; oldest first."""
+        return [tuple(event) for event in self._entry(cell).get("events", [])]
+
+    def is_published(self, cell: Cell) -> bool:
+        """Whether the weights of this pre-training are there to be taken over."""
+        return any(True for _ in self.folder(cell).glob("final-*.pt"))
+
+    def drop_pretraining(self, cell: Cell) -> None:
+        """Remove the weights of a pre-training that no cell will take over any more."""
+        for path in list(self.folder(cell).glob("final-*.pt")):
+            path.unlink(missing_ok=True)
+        folder = self.folder(cell)
+        if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _entry(self, cell: Cell) -> dict[str, Any]:
+        """The content of state.json; of a cell that this driver has entered, what it entered last."""
+        if cell.cell_id in self._known:
+            return self._known[cell.cell_id]
+        try:
+            return json.loads((self.folder(cell) / "state.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def _checkpointed_epoch(self, cell: Cell) -> int:
+        stems = (path.stem.split("-")[0] for path in self.folder(cell).glob("*-*.pt"))
+        return max((cell.total_epochs if stem == "final" else int(stem) for stem in stems), default=0)
+
+
+def count_states(statuses: Iterable[Status]) -> dict[str, int]:
+    """How many cells are in each state; the states of searches only where there are such cells."""
+    counts = dict.fromkeys((FINISHED, RUNNING, FAILED, PLANNED), 0)
+    for status in statuses:
+        counts[status.state] = counts.get(status.state, 0) + 1
+    return counts
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _write_json(path: Location, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1).encode())

@@ -1,0 +1,197 @@
+"""An Optuna study that is kept in a database and thought about in memory.
+
+Samplers and pruners read the whole study again and again, and Optuna writes each parameter of a trial in a transaction
+of its own. Here they work on a copy in memory, and the database gets each trial in one transaction, then a row a report
+and the outcome: what a killed driver leaves is a study in which every trial is either decided or RUNNING with all its
+parameters.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+DEFINITION = "definition"  # the study's attribute that tells it from another of the same name
+MAXIMIZE, MINIMIZE = "maximize", "minimize"
+
+
+class DatabaseError(ValueError):
+    """Why a database cannot hold this study. Nothing was changed."""
+
+
+def require_usable(url: str, name: str, definition: Mapping[str, Any]) -> None:
+    """Raise DatabaseError where a database cannot be used, or holds another study of that name. Makes nothing."""
+    try:
+        tables = set(sqlalchemy.inspect(sqlalchemy.create_engine(url)).get_table_names()) if _exists(url) else set()
+        if not tables:
+            return
+        if "studies" not in tables:  # Optuna would add its tables to any database, MLflow's included
+            raise DatabaseError(
+                f"{_public(url)} is another program's database (tables {', '.join(sorted(tables)[:3])}, ...): name one "
+                "of its own with --optuna-storage"
+            )
+        database = optuna.storages.RDBStorage(url)
+        if name in optuna.get_all_study_names(database):
+            _require_same(optuna.load_study(study_name=name, storage=database), definition, url)
+    except (OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        raise DatabaseError(f"the Optuna storage {_public(url)} cannot be used: {error}") from error
+
+
+class DurableStudy:
+    """One driver's hold on a study. Numbers of trials are Optuna's."""
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        definition: Mapping[str, Any],
+        *,
+        directions: Sequence[str],
+        sampler: Callable[[int], BaseSampler],
+        pruner: BasePruner,
+    ):
+        """sampler: makes the sampler that draws the trial of that number. A sampler has no state but the study's, so
+        that a search draws the same trials whether or not it was interrupted.
+
+        Raises DatabaseError as `require_usable`.
+        """
+        self._sampler = sampler
+        require_usable(url, name, definition)
+        try:
+            # Other programs, such as the dashboard, may read meanwhile.
+            patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+            self._database = optuna.storages.RDBStorage(url, engine_kwargs=patience)
+            known = name in optuna.get_all_study_names(self._database)
+            stored = optuna.create_study(
+                storage=self._database, study_name=name, directions=list(directions), load_if_exists=True
+            )
+        except (OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+            raise DatabaseError(f"the Optuna storage {_public(url)} cannot be used: {error}") from error
+        if url.startswith("sqlite"):
+            _hasten(self._database)
+        self._stored = stored
+        if not known:
+            stored.set_user_attr(DEFINITION, json.dumps(definition, sort_keys=True))
+        # The same name, which Hyperband draws a trial's bracket from.
+        self.study = optuna.create_study(study_name=name, directions=list(directions), pruner=pruner)
+        self._ids: list[int] = []
+        self._kept: dict[int, dict[str, Any]] = {}  # by trial, what of its system attributes the database has
+        for trial in stored.get_trials(deepcopy=False):
+            self.study.add_trial(trial)
+            self._ids.append(trial._trial_id)
+            self._kept[trial.number] = dict(trial.system_attrs)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute of the study."""
+        return self._stored.user_attrs.get(name, default)
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Keep an attribute of the study."""
+        self._stored.set_user_attr(name, value)
+
+    def ask(self, point: Mapping[str, Any] | None = None) -> Trial:
+        """A new trial, whose parameters the caller draws before it calls `begin`; those of `point` are given."""
+        self.study.sampler = self._sampler(len(self._ids))
+        if point is not None:
+            self.study.enqueue_trial(dict(point))
+        return self.study.ask()
+
+    def begin(self, trial: Trial, **attributes: Any) -> None:
+        """Enter a trial that `ask` gave, with its parameters, as RUNNING."""
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        frozen = self.trials[trial.number]
+        self._ids.append(self._database.create_new_trial(self._stored._study_id, template_trial=frozen))
+        self._kept[trial.number] = dict(frozen.system_attrs)
+
+    def running(self) -> list[Trial]:
+        """The trials that another driver began and did not end, to be continued."""
+        return [Trial(self.study, trial._trial_id) for trial in self.trials if trial.state == TrialState.RUNNING]
+
+    def report(self, trial: Trial, step: int, value: float) -> bool:
+        """Enter a value on the way. Returns whether the pruner ends the trial with it.
+
+        A step that was entered before was decided before: the trial went on.
+        """
+        if step in self.trials[trial.number].intermediate_values:
+            return False
+        trial.report(value, step)
+        ends = trial.should_prune()
+        self._keep_system_attributes(trial.number)
+        self._database.set_trial_intermediate_value(self._ids[trial.number], step, value)
+        return ends
+
+    def tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None, **attributes: Any) -> None:
+        """Enter the outcome of a trial."""
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+            self._database.set_trial_user_attr(self._ids[trial.number], name, value)
+        self.study.tell(trial, values=values, state=state)
+        self._keep_system_attributes(trial.number)
+        outcome = self.trials[trial.number]
+        self._database.set_trial_state_values(self._ids[trial.number], outcome.state, outcome.values)
+
+    def _keep_system_attributes(self, number: int) -> None:
+        """What samplers and pruners remember with a trial."""
+        kept = self._kept[number]
+        for name, value in self.trials[number].system_attrs.items():
+            if kept.get(name) != value:
+                self._database.set_trial_system_attr(self._ids[number], name, value)
+                kept[name] = value
+
+
+def _hasten(database: optuna.storages.RDBStorage) -> None:
+    """Commits that append to a log, without waiting for the disk: a killed process loses nothing by it, and others can
+    read meanwhile."""
+
+    @sqlalchemy.event.listens_for(database.engine, "connect")
+    def _(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    database.engine.dispose()
+
+
+def _exists(url: str) -> bool:
+    """SQLite would make an empty file by being asked."""
+    return not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).exists()
+
+
+def _require_same(stored: optuna.Study, definition: Mapping[str, Any], url: str) -> None:
+    theirs = json.loads(stored.user_attrs.get(DEFINITION, "null"))
+    if theirs is None:
+        raise DatabaseError(
+            f"{_public(url)} holds a study {stored.study_name!r} that this program did not make; choose another --name"
+        )
+    ours = json.loads(json.dumps(definition))
+    changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if changed:
+        differences = "; ".join(f"{name} was {theirs.get(name)}, now {ours.get(name)}" for name in changed)
+        raise DatabaseError(
+            f"{_public(url)} holds another study {stored.study_name!r}: {differences}. Give the same options to "
+            "continue it, or another --name"
+        )
+
+
+def _public(url: str) -> str:
+    """A database's URL without its password."""
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "(not a database URL)"

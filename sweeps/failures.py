@@ -1,0 +1,110 @@
+"""How a trial can fail, told apart, and what is done about each: the rule of its class.
+
+A cell is tried again as a new trial, which continues from the cell's newest checkpoint.
+"""
+
+import errno
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from relvit.cell import unknown
+
+CRASH, HOST_OOM, GPU_OOM = "crash", "host_oom", "gpu_oom"
+NOT_FINITE, BAD_DATA, NODE_LOST, STALLED = "not_finite", "bad_data", "node_lost", "stalled"
+STORAGE = "storage"
+
+# How often a cell that failed in this way is tried again within one sweep. What would only repeat itself is not.
+RETRIES = {
+    CRASH: 3,  # a killed process, an error in a driver or a library
+    HOST_OOM: 3,  # Ray or the kernel ended the process for the node's memory
+    GPU_OOM: 8,  # each time with less: alone on its GPU, then in twice as many micro-batches
+    NOT_FINITE: 0,
+    BAD_DATA: 0,
+    NODE_LOST: 100,  # a node that was taken away says nothing about the cell
+    STALLED: 2,  # no sign of progress for far longer than an epoch takes
+    STORAGE: 100,  # full, read-only or away: each try waits, see `pause`
+}
+
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+_LONGEST_PAUSE = 60.0
+
+# What --retry takes beside the classes.
+GROUPS = {"failed": tuple(RETRIES), "oom": (HOST_OOM, GPU_OOM), "none": ()}
+
+
+def parse_classes(text: str) -> frozenset[str]:
+    """The classes named in "crash,oom". Raises ValueError with the valid names and the nearest."""
+    classes: set[str] = set()
+    for name in text.split(","):
+        if name not in RETRIES and name not in GROUPS:
+            raise ValueError(f"--retry: {unknown('class of failure', name, (*GROUPS, *RETRIES))}")
+        classes |= set(GROUPS.get(name, (name,)))
+    return frozenset(classes)
+
+
+def classify(error: BaseException) -> str:
+    """The class of an error that ended a trial's process or escaped from it."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayTaskError
+
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
+    if isinstance(cause, OSError) and cause.errno in _STORAGE_ERRORS:
+        return STORAGE
+    if isinstance(cause, (OutOfMemoryError, MemoryError)):
+        return HOST_OOM
+    if isinstance(cause, (NodeDiedError, ActorUnavailableError)):
+        return NODE_LOST
+    if isinstance(cause, ActorDiedError):
+        text = str(cause)
+        if "OutOfMemory" in text or "running low on memory" in text:
+            return HOST_OOM
+        # Ray tells the death of an actor's node in the text of the actor's death alone.
+        if cause.preempted or "node has died" in text or "node was terminated" in text or "died with node" in text:
+            return NODE_LOST
+    return CRASH
+
+
+def pause(failure: str, times: int) -> float:
+    """Seconds to wait before a cell that failed in this way `times` times is tried again."""
+    return min(2.0 ** min(times, 6), _LONGEST_PAUSE) if failure == STORAGE else 0.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a cell is trained where that is not part of the cell: gpus and cpus of the trial, micro_batches of a step."""
+
+    cpus: float
+    gpus: float
+    micro_batches: int = 1
+
+    def with_less(self, batch_size: int) -> "Setting | None":
+        """What to try after the GPU's memory was not enough; None if there is nothing left."""
+        if 0 < self.gpus < 1:
+            return replace(self, gpus=1.0)
+        if self.micro_batches < batch_size:
+            return replace(self, micro_batches=min(2 * self.micro_batches, batch_size))
+        return None
+
+    @property
+    def deviation(self) -> str:
+        """What in this setting can change the result, as runs are tagged and tables footnoted; empty if nothing."""
+        return f"micro_batches={self.micro_batches}" if self.micro_batches > 1 else ""
+
+
+@dataclass
+class Attempts:
+    """The failures of one cell in this sweep, and what its next trial gets."""
+
+    setting: Setting
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def again(self, failure: str, batch_size: int) -> bool:
+        """Enter a failure. Whether the cell is tried again, with what `setting` then says."""
+        self.failures[failure] += 1
+        if self.failures[failure] > RETRIES[failure]:
+            return False
+        if failure == GPU_OOM:
+            less = self.setting.with_less(batch_size)
+            if less is None:
+                return False
+            self.setting = less
+        return True

@@ -1,0 +1,202 @@
+"""Which driver holds which cells, for drivers on any machines that share one storage path.
+
+Each driver keeps a file `drivers/NAME.json` under the storage path: who it is, which cells it holds, and a count that
+it raises every BEAT seconds. A lease whose count stands still for EXPIRY seconds has expired. Clocks of different
+machines are never compared, and nothing is asked of the storage but that a file that was written can be listed and
+read at once, so it works on NFS and in object stores too.
+
+Two drivers that start together agree by Lamport's bakery: each writes what it wants, then reads what others want; one
+that has decided wins, else the one with the smaller ticket.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from relvit.files import Location, write_atomic
+
+BEAT = 5.0  # seconds between two signs of life
+EXPIRY = 30.0  # seconds without one after which a driver counts as dead
+
+_CHOOSING, _HOLDING = "choosing", "holding"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One driver's file. ticket: Unix time at which it asked; replaced: names of the leases that it took over."""
+
+    name: str
+    who: str
+    process: str
+    ticket: float
+    stage: str
+    cells: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+    beat: int = 0
+
+
+class Hold:
+    """What a driver holds while it runs. held: ids of its cells; others: for each cell that another driver holds, who;
+    replaced: who held cells before and is dead."""
+
+    def __init__(self, folder: Location, lease: Lease, lost: Callable[[], None]):
+        self._folder, self._lease, self._lost = folder, lease, lost
+        self.held: frozenset[str] = frozenset()
+        self.others: dict[str, str] = {}
+        self.replaced: list[str] = []
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True, name="lease")
+
+    def acquire(self) -> None:
+        """Ask, decide, and give signs of life from the first moment."""
+        self._update()
+        self._thread.start()
+        others, dead = _decide(self._folder, self._lease)
+        kept = tuple(cell for cell in self._lease.cells if cell not in others)
+        self._update(stage=_HOLDING, cells=kept, replaced=tuple(lease.name for lease in dead))
+        for lease in dead:
+            _remove(self._folder, lease)
+        self.held, self.others, self.replaced = frozenset(kept), others, [lease.who for lease in dead]
+
+    def release(self) -> None:
+        """Let go."""
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        _remove(self._folder, self._lease)
+
+    def _update(self, **changes: Any) -> None:
+        with self._lock:
+            self._lease = replace(self._lease, beat=self._lease.beat + 1, **changes)
+            _write(self._folder, self._lease)
+
+    def _live(self) -> None:
+        while not self._done.wait(BEAT):
+            try:
+                if any(self._lease.name in other.replaced for other in read(self._folder)):
+                    self._lost()
+                    return
+                self._update()
+            except OSError:
+                continue  # the storage is away or full; others see no sign of life until it is back
+
+
+@contextmanager
+def hold(folder: Location, cells: Iterable[str], lost: Callable[[], None]) -> Iterator[Hold]:
+    """Hold those of the cells that no living driver holds, for the length of the block.
+
+    Waits up to EXPIRY seconds to tell a living driver from a dead one. `lost` is called, once and in another thread,
+    if another driver took over because this one gave no sign of life: then it must write no more.
+    """
+    name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+    who = f"process {os.getpid()} on {platform.node()}"
+    holding = Hold(folder, Lease(name, who, _process(), time.time(), _CHOOSING, tuple(cells)), lost)
+    try:
+        holding.acquire()
+        yield holding
+    finally:
+        holding.release()
+
+
+def read(folder: Location) -> list[Lease]:
+    """All leases, living or not."""
+    leases = []
+    for path in folder.glob("*.json"):
+        try:
+            fields = json.loads(path.read_text())
+        except FileNotFoundError:  # let go since it was listed
+            continue
+        leases.append(Lease(**{**fields, "cells": tuple(fields["cells"]), "replaced": tuple(fields["replaced"])}))
+    return leases
+
+
+def seem_held(folder: Location) -> set[str]:
+    """The cells in leases of which nothing says that they have expired: a look without waiting."""
+    return {cell for lease in read(folder) if not _is_over(lease) for cell in lease.cells}
+
+
+def _decide(folder: Location, mine: Lease) -> tuple[dict[str, str], list[Lease]]:
+    """Who holds which of the wanted cells, and the dead leases that stood in the way."""
+    wanted = set(mine.cells)
+    seen: dict[str, _Seen] = {}
+    while True:
+        others: dict[str, str] = {}
+        dead: list[Lease] = []
+        undecided = False
+        for lease in read(folder):
+            if lease.name == mine.name or not wanted & set(lease.cells):
+                continue
+            sign = seen.setdefault(lease.name, _Seen(lease.beat))
+            sign.look(lease.beat)
+            goes_first = lease.stage == _HOLDING or (lease.ticket, lease.name) < (mine.ticket, mine.name)
+            if _is_over(lease) or sign.silent_for >= EXPIRY:
+                dead.append(lease)
+            elif goes_first and (sign.alive or _runs_here(lease)):
+                others |= {cell: lease.who for cell in lease.cells if cell in wanted}
+            else:
+                undecided = True  # it may be dead, or has to decide first what it leaves to this driver
+        if not undecided:
+            return others, dead
+        time.sleep(BEAT / 20)
+
+
+class _Seen:
+    """When another driver's lease was last seen to change."""
+
+    def __init__(self, beat: int):
+        self._beat, self._at, self.alive = beat, time.monotonic(), False
+
+    def look(self, beat: int) -> None:
+        if beat != self._beat:
+            self._beat, self._at, self.alive = beat, time.monotonic(), True
+
+    @property
+    def silent_for(self) -> float:
+        return time.monotonic() - self._at
+
+
+def _process() -> str:
+    """This process among all on this machine: its boot, its namespace, its number, when it began."""
+    return _process_of(os.getpid())
+
+
+def _process_of(pid: int) -> str:
+    """Raises OSError where there is none."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{pid}/{started}"
+
+
+def _same_machine(lease: Lease) -> bool:
+    return lease.process.rsplit("/", 2)[0] == _process().rsplit("/", 2)[0]
+
+
+def _runs_here(lease: Lease) -> bool:
+    if not _same_machine(lease):
+        return False
+    try:
+        return _process_of(int(lease.process.split("/")[-2])) == lease.process
+    except OSError:
+        return False
+
+
+def _is_over(lease: Lease) -> bool:
+    """A driver of this machine whose process has ended need not be waited for."""
+    return _same_machine(lease) and not _runs_here(lease)
+
+
+def _write(folder: Location, lease: Lease) -> None:
+    write_atomic(folder / f"{lease.name}.json", json.dumps(asdict(lease)).encode())
+
+
+def _remove(folder: Location, lease: Lease) -> None:
+    (folder / f"{lease.name}.json").unlink(missing_ok=True)

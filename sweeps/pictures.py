@@ -1,0 +1,267 @@
+"""Pictures of what finished ViTs have learned, as artifacts of their MLflow runs, under "pictures".
+
+    python sweeps/pictures.py --study table4
+
+For each finished run: the similarity of its learned position embeddings, the principal components of its patch
+filters, and the attention of the class token on a few test images, the same for all runs of a data set. Drawn after
+the sweep from the weights in its storage, about a second a run, so that no training waits for a picture; a run that
+has its pictures is left alone, because finished weights do not change. A Swin Transformer has none of them, T2T-ViT
+only attention. Exit status: 0, 1 where the weights of a run are missing, 2 where there is nothing to draw.
+"""
+
+import argparse
+import io
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+from torch import Tensor
+
+from relvit import data
+from relvit.augment import Augmentation
+from relvit.backbones import Backbone
+from relvit.cell import FIELDS, NONE, Cell, parse_value, unknown
+from relvit.files import location
+from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
+from sweeps.account import Account
+from sweeps.tracking import CELL_ID, STUDY
+
+ARTIFACTS = "pictures"
+NOTHING, MISSING = 2, 1
+_PAGE = 1000
+_STYLE = {"font.size": 8, "axes.titlesize": 8, "figure.constrained_layout.use": True, "image.interpolation": "nearest"}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="pictures.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--study", metavar="NAME", help="only runs of this study (default: all finished runs)")
+    parser.add_argument(
+        "--storage", default="results", metavar="DIR",
+        help="where the sweep kept its weights, a folder or a place in an object store (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument(
+        "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=6, metavar="N", help="test images (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="also for runs that have their pictures")
+    options = parser.parse_args(arguments)
+    if options.images < 1:
+        parser.error(f"--images must be at least 1, not {options.images}")
+    try:
+        options.storage = location(options.storage)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def main() -> int:
+    options = parse_arguments()
+    try:
+        client = MlflowClient(_existing(options.tracking_uri))
+        runs = finished_runs(client, options.experiment, options.study)
+    except (ValueError, MlflowException) as error:
+        print(f"nothing was drawn: {error}", file=sys.stderr)
+        return NOTHING
+    if not runs:
+        of = f" of study {options.study!r}" if options.study else ""
+        print(f"nothing was drawn: experiment {options.experiment!r} has no finished runs{of}", file=sys.stderr)
+        return NOTHING
+    account = Account(options.storage)
+    missing = 0
+    for number, run in enumerate(runs, start=1):
+        name = f"[{number}/{len(runs)}] {run.data.tags[CELL_ID]}"
+        if not options.again and client.list_artifacts(run.info.run_id, ARTIFACTS):
+            print(f"{name}: has its pictures")
+            continue
+        try:
+            outcome = picture(client, run, account, options.data_root, options.images)
+        except (OSError, ValueError) as error:
+            print(f"{name}: not drawn: {error}", file=sys.stderr)
+            missing += 1
+            continue
+        print(f"{name}: {outcome}")
+    return MISSING if missing else 0
+
+
+def _existing(uri: str) -> str:
+    """MLflow would make an empty database where there is none."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not path.exists():
+        raise ValueError(f"there is no tracking database at {path.absolute()}: name another with --tracking-uri")
+    return uri
+
+
+def finished_runs(client: MlflowClient, experiment: str, study: str | None) -> list[Run]:
+    """The finished runs of cells, of one study or of all. Raises ValueError where there is no such experiment."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ValueError(unknown("experiment", experiment, (each.name for each in client.search_experiments())))
+    runs, token = [], None
+    while True:
+        page = client.search_runs(
+            [found.experiment_id],
+            f"tags.{CELL_ID} != '' and attributes.status = 'FINISHED'",
+            ViewType.ACTIVE_ONLY,
+            _PAGE,
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            break
+    return [run for run in runs if study is None or study in run.data.tags.get(STUDY, "").split(",")]
+
+
+def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, images: int) -> str:
+    """Draw a run's pictures and log them. Returns what was logged and what there is none of, as a sentence.
+
+    Raises FileNotFoundError where its weights are not in the account; relvit.data.DataError for its data set.
+    """
+    params = {name: parse_value(name, run.data.params[name]) for name in FIELDS if name in run.data.params}
+    cell, backbone = trained_backbone(account.folder(Cell(**params)))
+    drawn, absent = [], []
+    for name, draw in (
+        ("position_similarity", lambda: draw_position_similarity(position_similarity(backbone))),
+        ("patch_filters", lambda: draw_patch_filters(*patch_filters(backbone))),
+        ("attention", lambda: _attention(cell, backbone, data_root, images)),
+    ):
+        try:
+            with matplotlib.rc_context(_STYLE):
+                content = _png(draw())
+        except NoPicture as reason:
+            absent.append(f"no {name}: {reason}")
+            continue
+        _log(client, run, f"{name}.png", content)
+        drawn.append(name)
+    return "; ".join([f"logged {', '.join(drawn)}" if drawn else "nothing logged", *absent])
+
+
+def _log(client: MlflowClient, run: Run, name: str, content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / name).write_bytes(content)
+        client.log_artifact(run.info.run_id, str(Path(folder) / name), ARTIFACTS)
+
+
+def _attention(cell: Cell, backbone: Backbone, data_root: Path, count: int) -> Figure:
+    if cell.tasks != NONE and cell.protocol in ("pretrain", "pretrain_probe"):
+        raise NoPicture("pre-training on tasks alone gives the class token no loss, so its attention means nothing")
+    dataset, pixels, labels = _test_images(cell.dataset, data_root, cell.image_size, count)
+    plain = Augmentation(patch_size=cell.patch_size, mean=dataset.mean, std=dataset.std)
+    inputs, _ = plain(torch.from_numpy(pixels), torch.Generator())
+    return draw_attention(pixels, [dataset.classes[label] for label in labels], attention(backbone, inputs))
+
+
+@cache
+def _test_images(name: str, data_root: Path, image_size: int, count: int) -> tuple[data.Dataset, Any, Any]:
+    """The first test image of each of the first `count` classes: the same for every run, and no one's choice."""
+    dataset = data.load(name, data_root, image_size)
+    _, first = np.unique(dataset.test.labels, return_index=True)
+    return dataset, *dataset.test.read(first[:count])
+
+
+# From tensors to figures
+
+
+def draw_position_similarity(similarity: Tensor) -> Figure:
+    """similarity: [R, C, R, C]. A map for each patch, at the patch's place."""
+    rows, columns = similarity.shape[:2]
+    figure = Figure(figsize=(4.2, 3.8 * rows / columns))
+    axes = figure.subplots()
+    shown = axes.imshow(tiled(similarity.flatten(0, 1), columns), cmap="viridis", vmin=-1, vmax=1)
+    step = similarity.shape[3] + 1
+    axes.set_xticks([step * column + (step - 2) / 2 for column in range(columns)], range(1, columns + 1))
+    axes.set_yticks([step * row + (step - 2) / 2 for row in range(rows)], range(1, rows + 1))
+    axes.tick_params(length=0)
+    axes.set_xlabel("Patch column")
+    axes.set_ylabel("Patch row")
+    axes.set_title("Similarity of position embeddings")
+    _bare(axes)
+    figure.colorbar(shown, label="Cosine similarity", shrink=0.85)
+    return figure
+
+
+def draw_patch_filters(components: Tensor, explained: Tensor) -> Figure:
+    """components: [K, P, P, 3]; explained: [K]. Zero is grey; each component is stretched to its own range."""
+    columns = min(7, len(components))
+    figure = Figure(figsize=(3.6, 0.4 + 3.5 / columns * -(-len(components) // columns)))
+    axes = figure.subplots()
+    largest = components.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    axes.imshow(tiled(0.5 + 0.5 * components / largest, columns))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(
+        f"{len(components)} principal components of the patch filters ({100 * explained.sum():.0f} % of variance)"
+    )
+    _bare(axes)
+    return figure
+
+
+def draw_attention(pixels: np.ndarray, names: list[str], weights: Tensor) -> Figure:
+    """pixels: uint8 [B, S, S, 3]; names: their classes; weights: [B, H, R, C]. Each map is stretched to its range."""
+    heads = weights.shape[1]
+    columns = ["image", "mean", *(f"head {head + 1}" for head in range(heads))]
+    figure = Figure(figsize=(0.3 + 0.85 * len(columns), 0.5 + 0.85 * len(pixels)))
+    grid = figure.subplots(len(pixels), len(columns), squeeze=False)
+    for row, (image, name, by_head) in enumerate(zip(pixels, names, weights)):
+        grid[row, 0].imshow(image)
+        grid[row, 0].set_ylabel(name)
+        for axes, weight in zip(grid[row, 1:], [by_head.mean(0), *by_head]):
+            axes.imshow(weight.numpy(), cmap="viridis", vmin=0)
+    for axes, title in zip(grid[0], columns):
+        axes.set_title(title)
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        _bare(axes)
+    figure.suptitle("Attention of the class token to the patches, last block", fontsize=8)
+    return figure
+
+
+def tiled(pictures: Tensor, columns: int) -> np.ndarray:
+    """Pictures [K, h, w] or [K, h, w, 3] in rows of `columns`, one empty pixel between them: float, empty is NaN.
+
+    With colours, empty is 1 (white).
+    """
+    count, height, width, *colours = pictures.shape
+    rows = -(-count // columns)
+    empty = 1.0 if colours else np.nan
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *colours), empty)
+    for number, each in enumerate(pictures.numpy()):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        canvas[top : top + height, left : left + width] = each
+    return canvas
+
+
+def _bare(axes: Axes) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

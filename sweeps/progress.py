@@ -1,0 +1,103 @@
+"""What a person sees while a sweep runs: cells done, running, failed, time left."""
+
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from relvit.cell import Cell
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "3 h 20 min", "5 days"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes / 60 / 24:.0f} days"
+
+
+def labels(cells: list[Cell]) -> dict[Cell, str]:
+    """A short name for each cell: the fields that tell cells apart, and part of the digest where those do not."""
+    names = ["dataset", "backbone", "protocol", "tasks"]
+    told = [name for name in names if len({getattr(cell, name) for cell in cells}) > 1] or ["tasks"]
+    short = {cell: " ".join(getattr(cell, name) for name in told) for cell in cells}
+    twice = Counter((label, cell.seed) for cell, label in short.items())
+    digest = {cell: f" {cell.cell_id[-10:-4]}" if twice[label, cell.seed] > 1 else "" for cell, label in short.items()}
+    return {cell: label + digest[cell] for cell, label in short.items()}
+
+
+class SweepProgress:
+    """Counts cells and prints a line for each that ends; on a terminal, a bar below shows what runs now.
+
+    Time left is judged by the epochs trained since the start, of `epochs` that are to be trained; they are alike enough
+    within a study.
+    """
+
+    def __init__(self, console: Console, cells: list[Cell], epochs: int):
+        self._console = console
+        self._total = len(cells)
+        self._labels = labels(cells)
+        self._width = max(map(len, self._labels.values()))
+        self._epochs = epochs
+        self._epochs_done = 0
+        self._running: dict[str, str] = {}
+        self._finished = self._failed = 0
+        self._started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=self._epochs)
+
+    def __enter__(self) -> "SweepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def running(self, cell: Cell) -> None:
+        """A cell has started."""
+        self._running[cell.cell_id] = self._labels[cell]
+        self._update()
+
+    def epoch(self) -> None:
+        """One more epoch of some cell is trained."""
+        self._epochs_done += 1
+        self._update()
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+        self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def ended(self, cell: Cell, outcome: str, failed: bool) -> None:
+        """A cell has ended with this outcome."""
+        self._running.pop(cell.cell_id, None)
+        self._failed += failed
+        self._finished += not failed
+        done = self._finished + self._failed
+        left = "" if done == self._total else f"   {self._state()}"
+        count = f"[{done:>{len(str(self._total))}}/{self._total}]"
+        line = f"{count} {self._labels[cell]:<{self._width}}  seed {cell.seed}  {outcome}{left}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._update()
+
+    def _state(self) -> str:
+        left = ""
+        if self._epochs_done:
+            seconds = (time.monotonic() - self._started) / self._epochs_done * (self._epochs - self._epochs_done)
+            left = f", about {duration(max(0, seconds))} left"
+        return f"{len(self._running)} running, {self._failed} failed{left}"
+
+    def _update(self) -> None:
+        names = ", ".join(sorted(self._running.values())[:4])
+        self._bar.update(
+            self._task,
+            completed=self._epochs_done,
+            description=f"{self._finished}/{self._total} cells done, {self._state()}   {names}",
+        )

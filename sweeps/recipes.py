@@ -1,0 +1,185 @@
+"""Recipes: how a cell is trained unless told otherwise, one value for every field that a study leaves open.
+
+Each value says where it comes from: [3.1] is a section of the paper, [code] the scripts and loaders published with
+it, [9] Liu et al. (NeurIPS 2021), [ours] a choice of this project.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from relvit.cell import BACKBONES, FIELDS, ViTSpec, type_errors, unknown
+
+# What is trained, which a recipe leaves open.
+_NOT_A_RECIPES = ("dataset", "backbone", "protocol", "tasks", "seed", "pretrain_dataset", "image_size")
+
+# Fields of relvit.cell.Cell under the paper's settings for ViT.
+_PAPER: dict[str, Any] = {
+    "train_images": 0,  # all
+    "pretrain_epochs": 100,  # [3.1]
+    "epochs": 100,  # [3.1]
+    "warmup_epochs": 10,  # [3.1]
+    "batch_size": 256,  # [3.1], for ViT
+    "pretrain_learning_rate": 5e-4,  # [3.1]
+    "learning_rate": 5e-4,  # [3.1]
+    "weight_decay": 0.0,  # [3.1] "we avoid the use of dropout, drop-path, weight decay, and label smoothing"
+    "gradient_clip": 1.0,  # [code] --grad_clip_val 1.0
+    "drop_path": 0.0,  # [3.1]
+    "precision": "fp32",  # [code] Lightning's default
+    "selection": "best_val",  # [code] best epoch; there by the test split, here by the validation split
+    "crop_padding": 4,  # [code] RandomCrop(size, padding=4) for the 32 and 64 pixel sets; [3.1] says "resized crops"
+    "crop_min_area": 1.0,  # off, but see _AT_224
+    "flip_probability": 0.5,  # [3.1] "random horizontal flipping"
+    "pair_head": "bilinear",  # Eq. 8
+    "sprel_weight": 1.0,  # [2.2] "we minimize the sum of all the losses"
+    "dist_weight": 1.0,
+    "ang_weight": 1.0,
+    "abspos_weight": 1.0,
+    "drloc_weight": 0.5,  # [9] lambda for Swin; T2T-ViT has 0.1, see _T2T
+    "pretrain_position_embedding": False,  # [3.2] "we removed the positional encodings in the pre-training"
+    "permute_patches": False,  # [3.3] "the shuffling is optional"
+    "patch_crop": 1 / 1.15,  # [code] RandomCrop(round(P / 1.15)) of each patch, resized back to P
+    "jitter_probability": 0.8,  # [code] RandomApply(ColorJitter(0.4, 0.4, 0.4, 0.1), p=0.8)
+    "jitter_strength": 0.4,
+    "greyscale_probability": 0.2,  # [code] RandomGrayscale(p=0.2)
+    "mega_grid": 0,  # off; [code] has it in upstream_MEGApatch.sh
+}
+
+# [code] RandomResizedCrop, with torchvision's default area, where images have 224 pixels.
+_AT_224: dict[str, Any] = {"crop_padding": 0, "crop_min_area": 0.08}
+
+# [3.1] names patch augmentation "when using ViT backbone and SSL tasks"; [3.1] batch size 64 for the variants.
+_VARIANT: dict[str, Any] = {
+    "batch_size": 64,
+    "patch_crop": 1.0,
+    "jitter_probability": 0.0,
+    "jitter_strength": 0.0,
+    "greyscale_probability": 0.0,
+}
+_T2T: dict[str, Any] = {"drloc_weight": 0.1}  # [9]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """fields: of every cell. stand_ins: by field, what takes the place of a data set or backbone of the paper.
+
+    image_sizes: by data set, the side of its images where that is not the data set's own. variants: what differs with
+    Swin and T2T-ViT; tuned: what a search found, which goes before all of these.
+    """
+
+    fields: Mapping[str, Any]
+    stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    image_sizes: Mapping[str, int] = field(default_factory=dict)
+    variants: Mapping[str, Any] = field(default_factory=lambda: _VARIANT)
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+
+    def stand_in(self, name: str, value: str) -> str:
+        """The data set or backbone that this recipe uses for that of the paper."""
+        return self.stand_ins.get(name, {}).get(value, value)
+
+    def for_backbone(self, backbone: str, image_size: int) -> dict[str, Any]:
+        """The fields of a cell with this backbone and these images."""
+        fields = dict(self.fields)
+        if backbone in BACKBONES and not isinstance(BACKBONES[backbone], ViTSpec):
+            fields |= self.variants
+        if backbone.startswith("t2t"):
+            fields |= _T2T
+        if image_size >= 224:
+            fields |= _AT_224
+        return fields | self.tuned
+
+
+_CPU_SIZES = {"flowers102": 64}  # [ours] 8 x 8 patches of vit_xs8
+_CPU_BACKBONES = {
+    "vit_s4": "vit_xs8",
+    "vit_s8": "vit_xs8",
+    "vit_s32": "vit_xs8",
+    "swin_t": "swin_xs8",
+    "t2t_vit_14": "t2t_xs",
+}
+
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(_PAPER),
+    # What the scripts published with the paper do where they differ from its section 3.1.
+    "reference": Recipe(
+        _PAPER
+        | {
+            "weight_decay": 0.1,  # [code] README's commands: --weight_decay 0.1
+            "drop_path": 0.1,  # [code] README's commands: --drop_path_rate 0.1
+            "pair_head": "low_rank",  # [code] MultiHeadAttentionScores: queries and keys of D // K channels
+        }
+    ),
+    # All 16 cells of Table 4 on the embedded digits in minutes on two cores. Not the paper's numbers: its experiment.
+    "demo": Recipe(
+        _PAPER
+        | {
+            "pretrain_epochs": 20,  # [ours] SpRel accuracy is near its plateau
+            "epochs": 20,  # [ours] the supervised cell passes 95 %
+            "warmup_epochs": 2,  # [3.1]'s tenth of a phase
+            "batch_size": 64,  # [ours] 1,294 training images: 21 steps an epoch
+            "pretrain_learning_rate": 2e-3,  # [ours] of 1e-3 and 2e-3 the better for a small model and few steps
+            "learning_rate": 2e-3,
+            "crop_padding": 1,  # [3.1]'s eighth of the image, scaled to strokes two pixels wide
+            "flip_probability": 0.0,  # [ours] a mirrored digit is another sign
+        },
+        stand_ins={"dataset": {"cifar10": "digits"}, "backbone": _CPU_BACKBONES | {"vit_s4": "vit_xs4"}},
+        image_sizes=_CPU_SIZES,
+    ),
+    # A study on real 32 x 32 images that two cores can pay: few images, many epochs, which is also where pre-training
+    # pays over equally long supervised training.
+    "cpu": Recipe(
+        _PAPER
+        | {
+            "train_images": 2000,  # [ours] supervised training saturates
+            "batch_size": 128,  # [ours] 16 steps an epoch
+            "pretrain_learning_rate": 1e-3,  # [ours] a small model takes a higher rate
+            "learning_rate": 1e-3,
+        },
+        stand_ins={"backbone": _CPU_BACKBONES},
+        image_sizes=_CPU_SIZES,
+        variants=_VARIANT | {"batch_size": 128},
+    ),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name, or that in a file, FILE.json. Raises ValueError with the valid ones and the nearest.
+
+    A file holds {"recipe": a name, "fields": what differs from it}, as `sweeps/hpo.py` writes it, or a person.
+    """
+    if name.endswith(".json"):
+        return _from_file(Path(name))
+    if name not in RECIPES:
+        raise ValueError(unknown("recipe", name, RECIPES))
+    return RECIPES[name]
+
+
+def recipe_file(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of a recipe holds that is the recipe `name`, which may be a file itself, with these fields."""
+    if name.endswith(".json"):
+        return {"recipe": json.loads(Path(name).read_text())["recipe"], "fields": {**recipe(name).tuned, **fields}}
+    return {"recipe": name, "fields": dict(fields)}
+
+
+def _from_file(path: Path) -> Recipe:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"the recipe file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"the recipe file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("fields"), dict) or "recipe" not in content:
+        raise ValueError(f'the recipe file {path} must hold {{"recipe": NAME, "fields": {{FIELD: VALUE, ...}}}}')
+    fields = content["fields"]
+    problems = [unknown("field", name, FIELDS) for name in fields if name not in FIELDS]
+    problems += [
+        f"{name} is no part of a recipe, a study or an option decides it" for name in fields if name in _NOT_A_RECIPES
+    ]
+    problems += type_errors({name: value for name, value in fields.items() if name in FIELDS})
+    if content["recipe"] not in RECIPES:
+        problems.append(unknown("recipe", content["recipe"], RECIPES))
+    if problems:
+        raise ValueError(f"the recipe file {path}: {'; '.join(problems)}")
+    return replace(RECIPES[content["recipe"]], tuned=fields)

@@ -1,0 +1,60 @@
+"""Bring MLflow to what the account of cells says, step by step, without training anything.
+
+    python sweeps/reconcile.py --storage results --tracking-uri sqlite:///mlflow.db
+
+Closes the runs that a dead driver left RUNNING, marks duplicates, fills in missing steps and rebuilds missing runs, of
+every cell that was ever planned under the storage path. Cells at which a driver is at work are left alone. Each sweep
+does the same when it starts, by the last step of each run. Prints a line for each change. Exit status: 0 done, 2 the
+storage or MLflow cannot be used.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
+
+from relvit.files import location
+from sweeps.account import Account
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="reconcile.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--storage", default="results", metavar="DIR", help="the sweep's (default: %(default)s)")
+    parser.add_argument(
+        "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse_arguments()
+    account = Account(location(options.storage))
+    planned = account.planned()
+    if not planned:
+        print(f"nothing was changed: there is no account of cells under {options.storage}", file=sys.stderr)
+        return 2
+
+    from sweeps.reconciliation import reconcile
+    from sweeps.tracking import Tracker, TrackingError
+
+    members = {cell.cell_id: names for cell, names in planned.items()}
+    try:
+        tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)
+    except TrackingError as error:
+        print(f"nothing was changed: {error}", file=sys.stderr)
+        return 2
+    changes = reconcile(planned, account, tracker, alive=account.seem_held(), thorough=True)
+    for change in changes:
+        print(change)
+    print(f"{len(planned)} cells looked at, {len(changes)} changes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What a search leaves in MLflow beside its trials: one run that stands for it; and what it takes from earlier runs."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+
+from relvit.cell import FIELDS, parse_value
+
+SEARCH_RUN = "search_run"  # the tag of the run that stands for a search; it has no cell_id, so no table takes it
+_CANDIDATES = 50
+
+
+def stand_for_search(
+    uri: str,
+    experiment: str,
+    storage: Path,
+    name: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    folder: Path,
+) -> None:
+    """Make or renew the run of a search, with the files of its report as artifacts."""
+    client = MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    found = client.search_runs(
+        [experiment_id], f"tags.{SEARCH_RUN} = '{name}' and tags.storage = '{storage}'", ViewType.ACTIVE_ONLY, 1
+    )
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        run_id = client.create_run(experiment_id, run_name=f"search {name}", tags={SEARCH_RUN: name}).info.run_id
+    known = found[0].data.params if found else {}
+    client.log_batch(
+        run_id,
+        metrics=[Metric(key, value, int(time.time() * 1000), 0) for key, value in metrics.items()],
+        params=[Param(key, value) for key, value in params.items() if key not in known],
+        tags=[RunTag("storage", str(storage)), *(RunTag(key, value[:5000]) for key, value in tags.items())],
+    )
+    client.log_artifacts(run_id, str(folder))
+    client.set_terminated(run_id, "FINISHED")
+
+
+def earlier_runs(uri: str, experiment: str, same: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of earlier cells with these values that were trained to their end, best validation accuracy first.
+
+    Trials of searches count as ordinary runs do; pruned ones do not.
+    """
+    path = uri.removeprefix("sqlite:///")
+    if uri.startswith("sqlite:///") and not Path(path).exists():
+        return []
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    metric = {"joint": "joint", "pretrain_finetune": "finetune", "pretrain_probe": "probe"}[same["protocol"]]
+    metric += "_val_accuracy"
+    conditions = " and ".join(f"params.{name} = '{value}'" for name, value in same.items())
+    runs = client.search_runs(
+        [found.experiment_id], conditions, ViewType.ACTIVE_ONLY, _CANDIDATES, [f"metrics.{metric} DESC"]
+    )
+    complete = [run for run in runs if run.info.status == "FINISHED" or run.data.tags.get("trial_state") == "complete"]
+    best = {run.info.run_id: _highest(client, run, metric) for run in complete if metric in run.data.metrics}
+    ranked = sorted((run for run in complete if run.info.run_id in best), key=lambda run: -best[run.info.run_id])
+    return [
+        {name: parse_value(name, run.data.params[name]) for name in FIELDS if name in run.data.params} for run in ranked
+    ]
+
+
+def _highest(client: MlflowClient, run: Run, metric: str) -> float:
+    return max(point.value for point in client.get_metric_history(run.info.run_id, metric))

@@ -1,0 +1,164 @@
+"""Studies: each is a list of cells and the table or figure that they feed. Pure Python, no Ray.
+
+A study names what is trained: a dict for each cell with dataset, backbone, protocol and tasks, and any other field of
+`relvit.cell.Cell` that it wants to fix. The recipe fills in the rest, the plan multiplies by seeds. A study of your own
+is a Python file with such a list:
+
+    cells = [
+        {"dataset": "cifar10", "backbone": "vit_s4", "protocol": "pretrain_finetune", "tasks": "sprel",
+         "pair_head": head}
+        for head in ("bilinear", "low_rank")
+    ]
+
+    python sweeps/ablation.py --study heads.py
+
+A study file is code and runs with your rights: read one before you run it.
+"""
+
+import runpy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relvit.cell import FIELDS, NONE, task_combinations, type_errors, unknown
+
+Spec = Mapping[str, Any]
+
+BEST = "sprel+abspos"  # the combination that section 3.2 uses throughout
+VIT_OF = {  # Table 2: the ViT that fits each data set's images
+    "cifar10": "vit_s4",
+    "svhn": "vit_s4",
+    "cifar100": "vit_s4",
+    "flowers102": "vit_s32",
+    "tiny_imagenet": "vit_s8",
+}
+TABLE3_DATASETS = ("cifar10", "svhn", "cifar100", "flowers102")
+
+
+@dataclass(frozen=True)
+class Study:
+    """feeds: the table or figure of the paper; cells: what is trained, without the seed."""
+
+    feeds: str
+    cells: tuple[Spec, ...]
+
+
+def _cell(dataset: str, backbone: str, protocol: str, tasks: str, **fields: Any) -> dict[str, Any]:
+    return {"dataset": dataset, "backbone": backbone, "protocol": protocol, "tasks": tasks, **fields}
+
+
+def _two_phases(dataset: str, backbone: str, tasks: str, **fields: Any) -> dict[str, Any]:
+    """Pre-training then fine-tuning. The supervised baseline pre-trains on classification, with its embedding."""
+    embedding = {"pretrain_position_embedding": True} if tasks == NONE else {}
+    return _cell(dataset, backbone, "pretrain_finetune", tasks, **embedding, **fields)
+
+
+def _table2() -> list[dict[str, Any]]:
+    """Supervised against RelViT, pre-trained and fine-tuned, on five data sets."""
+    return [_two_phases(dataset, vit, tasks) for dataset, vit in VIT_OF.items() for tasks in (NONE, BEST)]
+
+
+def _table3() -> list[dict[str, Any]]:
+    """One phase on classification: supervised, with drloc (not for ViT), with the tasks; three backbones."""
+    return [
+        _cell(dataset, backbone or VIT_OF[dataset], "joint", tasks)
+        for backbone in (None, "swin_t", "t2t_vit_14")
+        for dataset in TABLE3_DATASETS
+        for tasks in ((NONE, BEST) if backbone is None else (NONE, "drloc", BEST))
+    ]
+
+
+def _table4() -> list[dict[str, Any]]:
+    """The supervised cell and the 15 combinations of tasks on CIFAR-10."""
+    return [_two_phases("cifar10", "vit_s4", tasks) for tasks in task_combinations()]
+
+
+def _figure2() -> list[dict[str, Any]]:
+    """SpRel pre-training with and without position embeddings and permuted patches, and no pre-training at all."""
+    settings = [
+        _two_phases("cifar10", "vit_s4", "sprel", pretrain_position_embedding=embedding, permute_patches=permuted)
+        for embedding in (True, False)
+        for permuted in (False, True)
+    ]
+    return [*settings, _cell("cifar10", "vit_s4", "joint", NONE)]
+
+
+def _full() -> list[dict[str, Any]]:
+    """All 16 combinations on every data set, with each backbone in the protocol in which the paper compares it."""
+    vit = [_two_phases(dataset, vit, tasks) for dataset, vit in VIT_OF.items() for tasks in task_combinations()]
+    variants = [
+        _cell(dataset, backbone, "joint", tasks)
+        for backbone in ("swin_t", "t2t_vit_14")
+        for dataset in VIT_OF
+        for tasks in task_combinations()
+    ]
+    return vit + variants
+
+
+def _probe() -> list[dict[str, Any]]:
+    """Beyond the paper: how good the features of each pre-training are before any fine-tuning."""
+    return [spec | {"protocol": "pretrain_probe"} for spec in _table4()]
+
+
+def _mega() -> list[dict[str, Any]]:
+    """The published code's mega-patches, over how many cells a side."""
+    return [_two_phases("cifar10", "vit_s4", BEST, mega_grid=side) for side in (0, 2, 3)]
+
+
+STUDIES: dict[str, Study] = {
+    "table2": Study("Table 2", tuple(_table2())),
+    "table3": Study("Table 3", tuple(_table3())),
+    "table4": Study("Table 4", tuple(_table4())),
+    "figure2": Study("Figure 2", tuple(_figure2())),
+    "full": Study("Tables 2-4 on every data set", tuple(_full())),
+    "probe": Study("beyond the paper", tuple(_probe())),
+    "mega": Study("the published code's mega-patches", tuple(_mega())),
+}
+
+
+def study(name: str) -> Study:
+    """The study of that name, or that in a Python file. Raises ValueError where there is none or it is malformed."""
+    if name in STUDIES:
+        return STUDIES[name]
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    raise ValueError(f"{unknown('study', name, STUDIES)}; or a Python file that defines `cells`")
+
+
+def _from_file(path: Path) -> Study:
+    if not path.is_file():
+        raise ValueError(f"the study file {path} does not exist")
+    try:
+        defined = runpy.run_path(str(path))
+    except Exception as error:  # whatever a user's file may raise is what is wrong with it
+        raise ValueError(f"the study file {path} does not import: {type(error).__name__}: {error}") from error
+    if "cells" not in defined:
+        raise ValueError(f"the study file {path} does not define `cells`, a list of dicts with fields of a cell")
+    if not isinstance(defined["cells"], Iterable):
+        raise ValueError(f"the study file {path}: `cells` must be a list of dicts, not {defined['cells']!r}")
+    cells = list(defined["cells"])
+    problems = list(_malformed(cells))
+    if problems:
+        raise ValueError(f"the study file {path}: {'; '.join(problems)}")
+    return Study(str(defined.get("feeds", path.stem)), tuple(cells))
+
+
+def _malformed(cells: list[Any]) -> Iterable[str]:
+    if not cells:
+        yield "`cells` is empty"
+    for number, spec in enumerate(cells):
+        if not isinstance(spec, Mapping):
+            yield f"cell {number} is not a dict but {spec!r}"
+            continue
+        missing = [name for name in ("dataset", "backbone", "protocol", "tasks") if name not in spec]
+        if missing:
+            yield f"cell {number} lacks {', '.join(missing)}"
+        yield from (f"cell {number}: {unknown('field', name, FIELDS)}" for name in spec if name not in FIELDS)
+        yield from (
+            f"cell {number}: {error}" for error in type_errors({name: spec[name] for name in spec if name in FIELDS})
+        )
+        if "seed" in spec:
+            yield f"cell {number} sets seed, which --seeds does"
+        if cells.index(spec) < number:
+            yield f"cell {number} is the same as cell {cells.index(spec)}"

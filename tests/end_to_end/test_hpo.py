@@ -1,0 +1,135 @@
+"""The search as a user runs it, killed once: real Ray, MLflow and Optuna storage, on the embedded digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    *("--protocol", "joint", "--tasks", "none", "--name", "small", "--trials", "10", "--seeds", "0,1"),
+    *("--set", "train_images=200", "--set", "epochs=4", "--set", "warmup_epochs=0"),
+)
+
+
+def command(entry: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / entry), *arguments]
+
+
+def environment() -> dict[str, str]:
+    ours = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def run(folder: Path, entry: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(entry, *arguments), cwd=folder, capture_output=True, text=True, env=environment())
+
+
+def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    path = folder / "results/optuna.db"
+    if not path.exists() or "small" not in optuna.get_all_study_names(f"sqlite:///{path}"):
+        return []
+    return optuna.load_study(study_name="small", storage=f"sqlite:///{path}").trials
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """A folder in which a search was killed in its middle and then run to its end; what it had decided is kept."""
+    folder = tmp_path_factory.mktemp("searched")
+    driver = subprocess.Popen(
+        command("sweeps/hpo.py", *SMALL), cwd=folder, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 600
+    while sum(trial.state.is_finished() for trial in trials(folder)) < 2:
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = [(trial.number, trial.params, trial.state, trial.values) for trial in trials(folder)]
+    (folder / "before.json").write_text(json.dumps(len(before)))
+    result = run(folder, "sweeps/hpo.py", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = [(trial.number, trial.params, trial.state, trial.values) for trial in trials(folder)]
+    for was, now in zip(before, after):
+        assert was[:2] == now[:2]  # also those that were running: continued as what they were
+        assert was == now or not was[2].is_finished()
+    return folder
+
+
+def runs(folder: Path) -> list:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
+
+
+def test_every_trial_is_decided_once_and_no_cell_is_trained_by_two(searched):
+    found = trials(searched)
+    assert [trial.number for trial in found] == list(range(10))
+    assert {trial.state.name for trial in found} == {"COMPLETE", "PRUNED"}
+    own = [trial.user_attrs["cell_id"] for trial in found if "same_as" not in trial.user_attrs]
+    assert len(set(own)) == len(own)
+    of_trials = [run for run in runs(searched) if "trial" in run.data.tags]
+    assert sorted(run.data.tags["cell_id"] for run in of_trials) == sorted(own)
+
+
+def test_no_trial_was_tested_nor_passes_for_finished(searched):
+    for run in runs(searched):
+        if "trial" not in run.data.tags:
+            continue
+        assert run.info.status == "KILLED"
+        assert run.data.tags["trial_state"] in ("complete", "pruned")
+        assert 1 <= int(run.data.tags["stopped_epoch"]) <= 4
+        assert not any(name.startswith("test_") for name in run.data.metrics)
+        state = json.loads((searched / "results/cells" / run.data.tags["cell_id"] / "state.json").read_text())
+        assert state["state"] == {"complete": "searched", "pruned": "pruned"}[run.data.tags["trial_state"]]
+
+
+def test_the_best_configuration_is_tested_with_other_seeds_and_is_a_recipe(searched):
+    recipe = searched / "results/hpo/small/recipe.json"
+    content = json.loads(recipe.read_text())
+    best = max((trial for trial in trials(searched) if trial.values), key=lambda trial: trial.values[0])
+    assert content["search"]["trial"] == best.number
+    tested = [run for run in runs(searched) if "test_accuracy" in run.data.metrics]
+    assert sorted(run.data.params["seed"] for run in tested) == ["0", "1"]
+    assert {run.data.tags["study"] for run in tested} == {"hpo-small"}
+    for name, value in content["fields"].items():
+        if name in best.params:
+            assert {run.data.params[name] for run in tested} == {str(value)}
+    # The same cells by the recipe: an ablation finds them finished.
+    study = searched / "joint.py"
+    study.write_text('cells = [{"dataset": "digits", "backbone": "vit_xs4", "protocol": "joint", "tasks": "none"}]')
+    plan = ("--study", str(study), "--image-size", "16", "--recipe", str(recipe), "--seeds", "0,1", "--plan")
+    result = run(searched, "sweeps/ablation.py", *plan)
+    assert "2 cells: 2 finished" in result.stdout, result.stdout + result.stderr
+
+
+def test_the_report_is_there_as_files_and_as_artifacts_of_the_search_s_run(searched):
+    expected = {"report.md", "recipe.json", "trials.csv", "importance.csv", "history.png"}
+    folder = searched / "results/hpo/small"
+    assert expected <= {path.name for path in folder.iterdir()}
+    (stands,) = [run for run in runs(searched) if run.data.tags.get("search_run") == "small"]
+    client = MlflowClient(f"sqlite:///{searched}/mlflow.db")
+    assert expected <= {file.path for file in client.list_artifacts(stands.info.run_id)}
+    assert stands.data.metrics["trials_complete"] + stands.data.metrics["trials_pruned"] == 10
+
+
+def test_all_that_is_wrong_is_said_at_once_before_anything_starts(tmp_path):
+    (tmp_path / "mine.py").write_text("from ray import tune\nspace = {'learning_rat': tune.uniform(0.1, 1.0)}")
+    wrong = ("--searcher", "tpe", "--trials", "4", "--search-seed", "0", "--seeds", "0", "--space", "mine.py")
+    result = run(tmp_path, "sweeps/hpo.py", *wrong, "--dataset", "digit")
+    assert result.returncode == 2
+    assert result.stderr.startswith("nothing was started:")
+    assert "unknown data set 'digit'" in result.stderr
+    assert "--seeds 0 is the search's own seed" in result.stderr
+    result = run(tmp_path, "sweeps/hpo.py", "--trials", "4", "--space", "mine.py")
+    assert "did you mean 'learning_rate'" in result.stderr
+    assert not list(tmp_path.glob("results"))

@@ -1,0 +1,261 @@
+"""A study submitted as a job to a real head with token authentication, from a fresh clone, to a real MLflow server with
+a password; and everyone who lacks the token or the password."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from relvit.cell import Cell
+from sweeps.plan import Request, plan_cells
+from sweeps.preflight import tracking_problems
+from sweeps.tracking import Tracker, TrackingError
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SMALL = ("--tasks", "none", "--set", "train_images=200", "--set", "pretrain_epochs=3", "--set", "epochs=3")
+SECRET_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A head and a tracking server of their own. environment: a user's who has the token."""
+
+    folder: Path
+    clone: Path
+    ray: str
+    mlflow: str
+    token: str
+    password: str
+    environment: dict[str, str]
+
+
+def without_secrets(home: Path) -> dict[str, str]:
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "MLFLOW_", "RELVIT_")) and name != "PYTHONPATH"
+    }
+    return {**ours, "HOME": str(home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    """Until somebody answers, also with a refusal: the first answers of a server that has just started are slow."""
+    deadline = time.monotonic() + 180
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(url, timeout=60).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def site():
+    # Not pytest's folder: Ray's sockets lie below, and their paths may have 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
+    head_port, dashboard, client, mlflow = free_ports(4)
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder / "clone"], check=True)
+    token, token_file = secrets.token_hex(32), folder / "token"
+    token_file.write_text(token)
+    # On the head the job's driver finds MLflow's password in ~/.mlflow/credentials, which the server makes.
+    environment = {**without_secrets(folder), "RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_MODE": "token"}
+    head = [
+        BIN / "ray", "start", "--head", "--block", f"--port={head_port}", f"--ray-client-server-port={client}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=1", f"--temp-dir={folder / 'ray'}",
+        "--disable-usage-stats",
+    ]  # fmt: skip
+    server = [sys.executable, folder / "clone/sweeps/serve_mlflow.py", "--port", str(mlflow)]
+    processes = []
+    try:
+        for name, command in (("head", head), ("mlflow", server)):
+            with (folder / f"{name}.log").open("w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+        paths = ("api/version", "api/2.0/mlflow/experiments/search")
+        for process, name, port, path in zip(processes, ("head", "mlflow"), (dashboard, mlflow), paths):
+            wait_for(f"http://127.0.0.1:{port}/{path}", process, folder / f"{name}.log")
+        password = (folder / ".mlflow/credentials").read_text().split("password = ")[1].strip()
+        yield Site(
+            folder, folder / "clone", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{mlflow}", token, password,
+            environment,
+        )  # fmt: skip
+    finally:
+        for process in processes:
+            # Its own session, so that this ends what it started and nothing else.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(site: Site, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """sweeps/submit.py of the clone, as a user calls it; fails if a secret can be seen in any process meanwhile."""
+    command = [sys.executable, site.clone / "sweeps/submit.py", "--address", site.ray, "--", *arguments]
+    process = subprocess.Popen(
+        command, cwd=site.folder, env=environment or site.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while True:
+        for line in command_lines():
+            assert site.token not in line
+            assert site.password not in line
+        try:
+            output, _ = process.communicate(timeout=0.5)
+            return subprocess.CompletedProcess(command, process.returncode, output, "")
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def command_lines() -> list[str]:
+    """What `ps` shows of every process."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().decode(errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return lines
+
+
+def study(site: Site, *arguments: str) -> tuple[str, ...]:
+    return (
+        "python", "sweeps/ablation.py", *SMALL, "--storage", str(site.folder / "results"),
+        "--data-root", str(site.folder / "data"), "--tracking-uri", site.mlflow, *arguments,
+    )  # fmt: skip
+
+
+def call(url: str, body: dict, headers: dict[str, str]) -> int:
+    """The status of a POST."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def jobs(site: Site) -> list[dict]:
+    request = urllib.request.Request(f"{site.ray}/api/jobs/", headers={"Authorization": f"Bearer {site.token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.fixture
+def client(site, monkeypatch) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", site.password)
+    return MlflowClient(site.mlflow)
+
+
+def test_a_study_from_a_fresh_clone_runs_on_the_cluster_and_its_run_leads_back_to_the_commit(site, client):
+    result = submit(site, *study(site))
+    assert result.returncode == 0, result.stdout
+    assert "1 cells finished" in result.stdout
+    (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
+    assert run.info.status == "FINISHED"
+    head = subprocess.run(["git", "-C", site.clone, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert run.data.tags["git_commit"] == head.stdout.strip()
+    assert run.data.tags["git_dirty"] == "false"
+    for seen in (result.stdout, str(run.data.tags), str(run.data.params), json.dumps(jobs(site))):
+        assert site.password not in seen
+        assert site.token not in seen
+    logs = [path.read_bytes() for path in (site.folder / "ray").rglob("*.log")] + [
+        (site.folder / "mlflow.log").read_bytes()
+    ]
+    assert len(logs) > 3
+    assert not any(secret.encode() in log for log in logs for secret in (site.password, site.token))
+
+
+def test_a_request_that_is_wrong_fails_the_job_with_its_own_exit_status(site):
+    result = submit(site, *study(site, "--study", "tabel4"))
+    assert result.returncode == 2
+    assert "unknown study 'tabel4'" in result.stdout
+    (job,) = [job for job in jobs(site) if "tabel4" in job["entrypoint"]]
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
+
+
+def test_rays_own_command_submits_too(site):
+    """With a tracking server that is not there: named within seconds, and the job has failed."""
+    (port,) = free_ports(1)
+    command = [BIN / "ray", "job", "submit", "--address", site.ray, "--working-dir", ".", "--", *study(site)]
+    result = subprocess.run(
+        [*command, "--tracking-uri", f"http://127.0.0.1:{port}", "--set", "train_images=300"],
+        cwd=site.clone, env=site.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"no MLflow server answers at http://127.0.0.1:{port}" in result.stdout
+
+
+@pytest.mark.parametrize("token", [None, "not-the-token"])
+def test_without_the_token_nothing_is_submitted(site, token):
+    known = len(jobs(site))
+    environment = {**without_secrets(site.folder), **({"RAY_AUTH_TOKEN": token} if token else {})}
+    result = submit(site, *study(site), environment=environment)
+    assert result.returncode == 2
+    assert "refuses" in result.stdout
+    assert "put the cluster's token into ~/.ray/auth_token" in result.stdout
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    assert call(f"{site.ray}/api/jobs/", {"entrypoint": "true"}, headers) == (403 if token else 401)
+    assert len(jobs(site)) == known
+
+
+@pytest.mark.parametrize("password", [None, "not-the-password"])
+def test_without_the_password_no_run_is_written(site, client, password, tmp_path, monkeypatch):
+    known = len(client.search_experiments())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if password:
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    else:
+        monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+        monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    (problem,) = tracking_problems(site.mlflow)
+    assert f"the MLflow server at {site.mlflow} refuses" in problem
+    with pytest.raises(TrackingError):
+        Tracker(site.mlflow, "intruder", tmp_path, {})
+    assert call(f"{site.mlflow}/api/2.0/mlflow/runs/create", {"experiment_id": "0"}, {}) == 401
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", site.password)
+    assert len(MlflowClient(site.mlflow).search_experiments()) == known
+
+
+def test_with_the_password_a_run_is_written(site, client, tmp_path):
+    assert tracking_problems(site.mlflow) == []
+    cell: Cell = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",)))[0]
+    tracker = Tracker(site.mlflow, "with-password", tmp_path, {cell.cell_id: "table4"})
+    tracker.begin(cell)
+    (run,) = client.search_runs([client.get_experiment_by_name("with-password").experiment_id])
+    assert run.data.tags["cell_id"] == cell.cell_id

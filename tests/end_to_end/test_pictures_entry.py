@@ -1,0 +1,81 @@
+"""Pictures of finished runs as a user asks for them, from real trainings in an account and a real MLflow store."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import planned
+from mlflow import MlflowClient
+from PIL import Image
+
+from relvit.cell import Cell
+from relvit.train import train
+from sweeps import pictures as entry
+from sweeps.account import Account
+from sweeps.tracking import Tracker
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("pretrain_epochs=1", "epochs=1", "warmup_epochs=0", "train_images=100")
+
+
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory) -> tuple[Path, list[Cell]]:
+    """A folder with storage and store as a sweep leaves them: two finished cells, and one whose weights are gone."""
+    folder = tmp_path_factory.mktemp("finished")
+    cells = planned(folder, "table4", seeds=(0,), combinations=("none", "sprel", "dist"), settings=TINY)
+    account = Account(folder / "results")
+    tracker = Tracker(
+        f"sqlite:///{folder}/mlflow.db", "relvit", account.storage, {cell.cell_id: "table4" for cell in cells}
+    )
+    for cell in cells:
+        rows = [] if cell.tasks == "dist" else list(train(cell, digits, account.folder(cell)))
+        tracker.rebuild(cell, rows)
+    return folder, cells
+
+
+def pictures(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the entry in `folder`, with the data set that scikit-learn brings."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "sweeps/pictures.py"), *arguments],
+        cwd=folder, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_each_finished_run_gets_its_pictures_once(finished):
+    folder, cells = finished
+    first = pictures(folder, "--study", "table4", "--images", "3")
+    assert first.returncode == 1  # of one run the weights are missing, which holds up no other
+    assert first.stdout.count("logged position_similarity, patch_filters, attention") == 2
+    assert "has no final weights" in first.stderr
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
+    logged = {
+        run.data.params["tasks"]: run.info.run_id for run in runs if client.list_artifacts(run.info.run_id, "pictures")
+    }
+    assert set(logged) == {"none", "sprel"}
+    for run_id in logged.values():
+        for name in ("position_similarity", "patch_filters", "attention"):
+            path = client.download_artifacts(run_id, f"pictures/{name}.png", str(folder))
+            with Image.open(path) as image:
+                assert np.asarray(image.convert("L")).std() > 5  # not a blank sheet
+    again = pictures(folder, "--study", "table4")
+    assert again.stdout.count("has its pictures") == 2
+
+
+def test_nothing_to_draw_is_said_and_nothing_is_made(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--study", "figure2"])
+    assert entry.main() == 2
+    assert "no finished runs of study 'figure2'" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert entry.main() == 2
+    assert "there is no tracking database at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,125 @@
+"""The account of cells: what is done survives, and one driver holds it."""
+
+import json
+
+import pytest
+
+from relvit.cell import Cell
+from sweeps.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states
+from sweeps.plan import Request, plan_cells
+
+
+@pytest.fixture
+def cells(tmp_path) -> list[Cell]:
+    return plan_cells(Request("table4", "demo", tmp_path, combinations=("none", "sprel", "dist")))
+
+
+def test_a_cell_that_was_never_begun_is_planned(tmp_path, cells):
+    assert Account(tmp_path).status(cells[0]).state == PLANNED
+
+
+def test_states_are_remembered_by_the_next_driver(tmp_path, cells):
+    account = Account(tmp_path)
+    account.mark(cells[0], RUNNING)
+    account.mark(cells[1], FAILED, "loss is nan")
+    account.finish(cells[2], [{"epoch": 1, "phase": "test", "test_accuracy": 50.0}])
+    again = Account(tmp_path)
+    assert [again.status(cell).state for cell in cells] == [RUNNING, FAILED, FINISHED]
+    assert again.status(cells[1]).reason == "loss is nan"
+    assert again.history(cells[2])[-1]["test_accuracy"] == 50.0
+    assert count_states(map(again.status, cells)) == {FINISHED: 1, RUNNING: 1, FAILED: 1, PLANNED: 0}
+
+
+def test_the_account_names_the_cell_by_its_fields(tmp_path, cells):
+    account = Account(tmp_path)
+    account.mark(cells[1], RUNNING)
+    assert Cell(**json.loads((account.folder(cells[1]) / "cell.json").read_text())) == cells[1]
+
+
+def test_the_epoch_is_that_of_the_newest_checkpoint(tmp_path, cells):
+    account = Account(tmp_path)
+    account.mark(cells[0], RUNNING)
+    for epoch in (9, 10):
+        (account.folder(cells[0]) / f"{epoch:06d}-0123456789abcdef.pt").touch()
+    assert account.status(cells[0]).epoch == 10
+
+
+def test_what_happened_to_a_cell_is_told_in_order(tmp_path, cells):
+    account = Account(tmp_path)
+    account.mark(cells[0], RUNNING)
+    account.mark(cells[0], FAILED, "loss is nan", failure="not_finite")
+    Account(tmp_path).mark(cells[0], RUNNING)
+    assert [(state, reason) for _, state, reason, _ in Account(tmp_path).events(cells[0])] == [
+        (RUNNING, ""),
+        (FAILED, "loss is nan"),
+        (RUNNING, ""),
+    ]
+    assert Account(tmp_path).status(cells[0]).failure == ""
+
+
+def test_all_that_any_command_planned_is_in_the_account(tmp_path, cells):
+    Account(tmp_path).plan({cells[0]: "table4"})
+    Account(tmp_path).plan({cells[1]: "figure2,table4"})
+    assert Account(tmp_path).planned() == {cells[0]: "table4", cells[1]: "figure2,table4"}
+
+
+def test_a_pretraining_that_is_dropped_leaves_nothing(tmp_path, cells):
+    account = Account(tmp_path)
+    shared = cells[1].pretraining()
+    account.folder(shared).mkdir(parents=True)
+    (account.folder(shared) / "final-0123456789abcdef.pt").touch()
+    assert account.is_published(shared)
+    account.drop_pretraining(shared)
+    assert not account.is_published(shared)
+    assert not account.folder(shared).exists()
+
+
+# A storage path that is something else
+
+
+def test_a_new_folder_is_marked_as_an_account_and_taken_again(tmp_path):
+    assert Account(tmp_path / "results").check() == []
+    assert json.loads((tmp_path / "results/account.json").read_text())["form"] == 1
+    assert Account(tmp_path / "results").check() == []
+
+
+def test_the_account_of_a_newer_version_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "account.json").write_text('{"form": 2}')
+    (problem,) = Account(tmp_path).check()
+    assert "a newer version" in problem and "form 2, this one writes 1" in problem
+    assert [path.name for path in tmp_path.iterdir()] == ["account.json"]
+
+
+def test_cells_with_other_fields_are_refused_by_name(tmp_path, cells):
+    account = Account(tmp_path)
+    account.mark(cells[0], RUNNING)
+    path = account.folder(cells[0]) / "cell.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label_smoothing": 0.1}))
+    (problem,) = account.check()
+    assert "differ in label_smoothing" in problem
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.docx").touch()
+    (problem,) = Account(tmp_path).check()
+    assert "thesis.docx" in problem
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+@pytest.mark.parametrize("name", ["analysis", "benchmarks"])
+def test_a_folder_in_which_only_tables_were_set_or_benchmarks_run_is_taken(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert Account(tmp_path).check() == []
+
+
+def test_a_storage_path_below_a_file_cannot_be_written_and_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    (problem,) = Account(tmp_path / "file" / "results").check()
+    assert problem.startswith(f"the storage path {tmp_path}/file/results cannot be written")
+
+
+def test_looking_at_a_storage_path_that_does_not_exist_does_not_make_it(tmp_path, cells):
+    account = Account(tmp_path / "results")
+    assert account.seem_held() == set()
+    account.status(cells[0])
+    assert not (tmp_path / "results").exists()

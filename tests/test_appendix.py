@@ -1,0 +1,115 @@
+"""What stands behind a table: differences, effects and verdicts, with dashes for what cannot be said."""
+
+import pandas as pd
+import pytest
+from test_tables import line, planned, published_as_runs, row
+
+from analysis import appendix, claims, tables
+from analysis.typeset import Table
+from relvit.cell import task_combinations
+
+
+def of(study: str, rows: list[dict]) -> dict[str, Table]:
+    return {table.name: table for table in appendix.appendix(study, pd.DataFrame(rows))}
+
+
+@pytest.fixture
+def additive(tmp_path) -> list[dict]:
+    """Each task adds its own amount and nothing else: 1, 2, 3 and 4 points over 80."""
+    cells, gains = planned(tmp_path), {"sprel": 1.0, "dist": 2.0, "ang": 3.0, "abspos": 4.0}
+    return [
+        row(cells[tasks, 0], accuracy=80.0 + sum(gains.get(task, 0.0) for task in tasks.split("+")))
+        for tasks in task_combinations()
+    ]
+
+
+def test_one_seed_gives_differences_and_effects_without_intervals(additive):
+    made = of("table4", additive)
+    assert line(made["table4-differences"], "sprel+abspos") == ["SpRel + AbsPos", "+5.00", "1", "2 or more"]
+    effects = made["table4-effects"]
+    assert line(effects, "main-abspos") == ["", "AbsPos", "+4.00", "1", ""]
+    assert line(effects, "main-sprel:dist") == ["", "SpRel × Dist", "+0.00", "1", ""]
+    assert line(effects, "shapley-ang") == ["", "Ang", "+3.00", "1", "30 %"]
+    assert "One seed: nothing is tested" in made["table4-differences"].caption
+
+
+def test_a_number_names_every_run_that_it_rests_on(additive):
+    made = of("table4", additive)
+    assert len(made["table4-effects"].entry("main-abspos", "effect").runs) == 16
+    assert len(made["table4-effects"].entry("added-ang", "effect").runs) == 2
+    assert len(made["table4-differences"].entry("dist", "difference").runs) == 2
+    # SpRel against each of the three other single tasks.
+    assert len(made["table4-verdicts"].entry("best-single-task", "verdict").runs) == 4
+
+
+def test_two_seeds_give_intervals_and_the_seeds_that_would_decide(tmp_path):
+    cells = planned(tmp_path, seeds=(0, 1))
+    rows = [row(cells["none", seed], accuracy=80.0) for seed in (0, 1)]
+    rows += [row(cells["dist", seed], accuracy=value) for seed, value in enumerate((81.0, 83.0))]
+    # Differences 1 and 3: mean 2, deviation sqrt(2), t(0.975, 1) = 12.706, half width 12.706 * sqrt(2) / sqrt(2).
+    # t = 2 / (sqrt(2) / sqrt(2)) = 2; with one degree of freedom p = 1 - 2 atan(2) / pi = 0.295.
+    # Power by the noncentral t distribution: 0.789 with 6 seeds, 0.874 with 7.
+    assert line(of("table4", rows)["table4-differences"], "dist") == [
+        "Dist",
+        "+2.00",
+        "[-10.71, +14.71]",
+        "0.295",
+        "0.295",
+        "2",
+        "7",
+    ]
+
+
+def test_without_the_supervised_cell_there_are_no_differences_and_the_rest_is_there(tmp_path):
+    made = of("table4", [row(planned(tmp_path)["dist", 0], accuracy=80.0)])
+    assert set(made) == {"table4-published", "table4-verdicts", "table4-models"}
+
+
+def test_missing_cells_of_the_design_are_counted(tmp_path):
+    cells = planned(tmp_path)
+    rows = [row(cells[tasks, 0], accuracy=80.0) for tasks in ("sprel+dist+ang+abspos", "dist+ang+abspos")]
+    effects = of("table4", rows)["table4-effects"]
+    assert "14 cells of the design are not finished" in effects.caption
+    assert line(effects, "main-sprel")[2] == "–"
+    assert line(effects, "added-sprel")[2] == "+0.00"
+
+
+# The paper against itself
+
+
+def test_the_papers_numbers_as_runs_are_all_reproduced(tmp_path):
+    for study in ("table2", "table3", "table4"):
+        made = of(study, published_as_runs(tmp_path, study))[f"{study}-published"]
+        assert len(made.rows) == len(tables.published(study))
+        assert set(made.texts("verdict").values()) == {"reproduced"}
+        assert made.texts("published") == made.texts("ours")
+        assert "Not comparable" not in made.caption
+
+
+def test_the_papers_numbers_as_runs_give_the_verdicts_of_the_paper_against_itself(tmp_path):
+    # With the margin of a reader of runs, half a point: CIFAR-10's joint gain is 3.80 where 3.71 is stated, which is
+    # within it; to the rounding of the printed numbers it contradicts the sentence, as the last column says.
+    for study in ("table2", "table3", "table4"):
+        made = of(study, published_as_runs(tmp_path, study))[f"{study}-verdicts"]
+        own = claims.verdicts(claims.published_runs(), claims.ROUNDING, study)["verdict"]
+        expected = own.to_dict() | ({"joint-gains": "holds"} if study == "table3" else {})
+        assert made.texts("verdict") == expected
+
+
+def test_it_is_said_where_the_paper_contradicts_itself(tmp_path):
+    made = of("table4", published_as_runs(tmp_path, "table4"))["table4-verdicts"]
+    assert made.entry("best-single-task", "paper").text == (
+        "contradicted: below sprel against dist: -0.25 (n = 1); sprel against abspos: -0.37 (n = 1)"
+    )
+    assert made.entry("best-combination", "paper").text == "holds"
+
+
+def test_what_is_not_comparable_says_so_and_why(additive):
+    made = of("table4", additive)
+    assert made["table4-published"].entry("sprel accuracy", "verdict").text == "not comparable (below)"
+    assert "data set digits is not in the paper's table4" in made["table4-published"].caption
+    assert made["table4-verdicts"].entry("best-single-task", "verdict").text == "not comparable (here: contradicted)"
+
+
+def test_a_study_of_ones_own_decides_no_sentence_of_the_paper(additive):
+    assert set(of("heads", additive)) == {"heads-models"}

@@ -1,0 +1,492 @@
+"""Verdicts on the paper's sentences: on its own numbers, and on runs made up so that each verdict is known."""
+
+import pandas as pd
+import pytest
+
+from analysis import claims
+from relvit.cell import TASKS, task_combinations
+
+BEST = "sprel+abspos"
+
+# With the paper's own numbers. Figure 2 prints none.
+PUBLISHED_VERDICTS = {
+    "best-single-task": "contradicted",  # SpRel 89.02, AbsPos 89.39, Dist 89.27
+    "best-combination": "holds",  # 90.13, closest 90.12
+    "single-tasks-improve": "holds",
+    "single-tasks-gain": "contradicted",  # (89.02 + 89.27 + 88.75 + 89.39) / 4 - 85.38 = 3.7275, not 3.00
+    "finetuning-every-dataset": "holds",
+    "finetuning-gains": "holds",
+    "joint-almost-all-datasets": "holds",  # all but SVHN
+    "joint-gains": "contradicted",  # CIFAR-10: 88.98 - 85.18 = 3.80, not 3.71
+    "joint-every-dataset": "contradicted",  # SVHN: 95.86 - 96.02 = -0.16
+    "variants-above-supervised": "holds",
+    "variants-above-drloc": "contradicted",  # T2T-ViT on CIFAR-100: 66.27 - 68.03 = -1.76
+    "variants-gains": "holds",
+    "embedding-solves-sprel": "undecided",
+    "embedding-does-not-help": "undecided",
+    "shuffling-helps": "undecided",
+    "no-embedding-is-best": "undecided",
+}
+
+# Deviations of four seeds: mean 0, and of different patterns so that differences between cells have a spread.
+NOISE = ([0.1, -0.1, 0.2, -0.2], [0.2, 0.1, -0.1, -0.2], [-0.1, 0.2, -0.2, 0.1])
+
+
+@pytest.fixture(scope="module")
+def published() -> pd.DataFrame:
+    return claims.verdicts(claims.published_runs(), claims.ROUNDING)
+
+
+def judged(claim: str, runs: pd.DataFrame, **options) -> pd.Series:
+    return claims.verdicts(runs, **options).loc[claim]
+
+
+def run(**fields) -> dict:
+    """A finished run with the paper's recipe."""
+    return {
+        "study": "table4",
+        "dataset": "cifar10",
+        "backbone": "vit_s4",
+        "protocol": "pretrain_finetune",
+        "tasks": "sprel",
+        "seed": 0,
+        "status": "FINISHED",
+        "pretrain_epochs": 100,
+        "epochs": 100,
+        "train_images": 0,
+        "pretrain_position_embedding": False,
+        "permute_patches": False,
+        "git_dirty": "false",
+        **fields,
+    }
+
+
+def frame(rows: list[dict]) -> pd.DataFrame:
+    columns = [*run(), "test_accuracy", "test_sprel_accuracy"]
+    return pd.DataFrame(rows).reindex(columns=columns).astype({"seed": "Int64", "test_accuracy": "Float64"})
+
+
+def table4(seeds: int = 1, **accuracies: float) -> pd.DataFrame:
+    """Runs of Table 4 by tasks ("sprel_abspos"), each seed a little off the mean that is given."""
+    rows = []
+    for number, (name, mean) in enumerate(accuracies.items()):
+        noise = NOISE[number % 3][:seeds] if seeds > 1 else [0.0]
+        rows += [
+            run(tasks=name.replace("_", "+"), seed=seed, test_accuracy=mean + deviation)
+            for seed, deviation in enumerate(noise)
+        ]
+    return frame(rows)
+
+
+# The paper against itself
+
+
+def test_every_verdict_on_the_papers_own_numbers(published):
+    assert published["verdict"].to_dict() == PUBLISHED_VERDICTS
+
+
+@pytest.mark.parametrize(
+    ("claim", "numbers"),
+    [
+        ("best-single-task", "below sprel against dist: -0.25 (n = 1); sprel against abspos: -0.37 (n = 1)"),
+        ("best-combination", "closest sprel+abspos against sprel+ang: +0.01 (n = 1)"),
+        ("single-tasks-improve", "closest ang against none: +3.37 (n = 1)"),
+        ("single-tasks-gain", "mean of the single tasks: stated +3.00, +3.73 (n = 1)"),
+        ("finetuning-every-dataset", "closest svhn relvit against svhn supervised: +1.08 (n = 1)"),
+        ("joint-gains", "cifar10: stated +3.71, +3.80 (n = 1)"),
+        ("joint-every-dataset", "below svhn vit relvit against svhn vit supervised: -0.16 (n = 1)"),
+        ("variants-above-supervised", "closest cifar100 t2t relvit against cifar100 t2t supervised: +1.11 (n = 1)"),
+        ("variants-above-drloc", "below cifar100 t2t relvit against cifar100 t2t drloc: -1.76 (n = 1)"),
+    ],
+)
+def test_the_numbers_that_decide_are_named(published, claim, numbers):
+    assert published.loc[claim, "numbers"] == numbers
+
+
+def test_exceptions_are_named_where_almost_all_is_claimed(published):
+    assert published.loc["joint-almost-all-datasets", "numbers"].endswith(
+        "except svhn vit relvit against svhn vit supervised: -0.16 (n = 1)"
+    )
+
+
+def test_single_numbers_are_said_to_be_untested_and_figure_2_to_be_missing(published):
+    from_tables = published["table"] != "figure2"
+    assert published.loc[from_tables, "note"].str.startswith("one seed: single numbers, nothing is tested").all()
+    assert (published.loc[~from_tables, "note"] == "no finished runs to compare").all()
+    assert sum(from_tables) == 12
+    assert published.loc["joint-gains", "note"].endswith("; the same within 0.015 points")
+
+
+def test_the_paper_is_comparable_with_itself(published):
+    assert set(published["not_comparable"]) == {""}
+
+
+def test_the_published_runs_are_all_accuracies_of_the_three_tables():
+    runs = claims.published_runs()
+    assert runs["study"].value_counts().to_dict() == {"table3": 32, "table4": 16, "table2": 10}
+    assert set(runs.query("protocol == 'joint'")["tasks"]) == {"none", "drloc", BEST}
+    rival = runs.query("tasks == 'drloc' and dataset == 'svhn' and backbone == 'swin_t'")
+    assert rival["test_accuracy"].tolist() == [94.23]
+
+
+def test_every_claim_has_its_own_name_and_quotes_its_place():
+    assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS) == len(PUBLISHED_VERDICTS)
+    assert {claim.table for claim in claims.CLAIMS} == {"table2", "table3", "table4", "figure2"}
+    assert all(claim.where.startswith("section ") for claim in claims.CLAIMS)
+
+
+# Table 4 from several seeds
+
+
+@pytest.mark.parametrize(
+    ("sprel", "verdict"),
+    [
+        (91.0, "holds"),  # 2 points above the others, the differences' deviation about 0.2
+        (89.05, "undecided"),  # 0.05 above
+        (87.0, "contradicted"),
+    ],
+)
+def test_from_several_seeds_only_significant_differences_count(sprel, verdict):
+    row = judged("best-single-task", table4(seeds=4, sprel=sprel, dist=89.0, ang=89.0, abspos=89.0))
+    # Between NOISE[0] and itself (abspos) there is no spread, so that pair is open where the others are not.
+    noisy = judged("best-single-task", table4(seeds=4, sprel=sprel, dist=89.0, ang=89.0, none=80.0, abspos=89.0))
+    assert noisy["verdict"] == verdict
+    assert row["verdict"] == ("undecided" if verdict == "holds" else verdict)
+
+
+def test_one_task_significantly_above_contradicts_whatever_the_others_say():
+    runs = table4(seeds=4, sprel=89.0, dist=91.0, ang=80.0, none=70.0, abspos=89.0)
+    row = judged("best-single-task", runs)
+    assert row["verdict"] == "contradicted"
+    assert row["numbers"].startswith("below sprel against dist: -2.00 [-")
+    assert row["note"] == "t tests over seeds, Holm over 3"
+
+
+def test_a_difference_that_is_significant_only_before_holm_decides_nothing():
+    # Dist above SpRel by 1, 2, 1, 2.4: p = 0.0206 alone (test_statistics.py), 0.062 among three.
+    level = [89.0, 90.0, 88.0, 89.0]
+    offsets = {"sprel": [0.0] * 4, "dist": [1.0, 2.0, 1.0, 2.4], "ang": [1.0, -1.1, 0.9, -1.0], "abspos": NOISE[0]}
+    rows = [
+        run(tasks=tasks, seed=seed, test_accuracy=level[seed] + offset)
+        for tasks, values in offsets.items()
+        for seed, offset in enumerate(values)
+    ]
+    row = judged("best-single-task", frame(rows))
+    assert row["verdict"] == "undecided"
+    assert row["numbers"].startswith("open sprel against dist: -1.60 [-2.73, -0.47] (n = 4)")
+
+
+def test_what_is_missing_keeps_a_claim_from_holding_and_is_named():
+    row = judged("best-single-task", table4(sprel=90.0, dist=89.0, ang=89.0))
+    assert row["verdict"] == "undecided"
+    assert row["numbers"] == "missing sprel against abspos"
+
+
+def test_what_is_missing_does_not_keep_a_claim_from_being_contradicted():
+    row = judged("best-single-task", table4(sprel=90.0, dist=91.0))
+    assert row["verdict"] == "contradicted"
+    assert "missing sprel against ang; sprel against abspos" in row["numbers"]
+
+
+def test_equal_single_numbers_are_undecided():
+    assert judged("best-single-task", table4(sprel=90.0, dist=90.0, ang=89.0, abspos=89.0))["verdict"] == "undecided"
+
+
+def test_unfinished_runs_do_not_count():
+    runs = table4(sprel=90.0, dist=91.0, ang=89.0, abspos=89.0)
+    runs.loc[runs["tasks"] == "dist", "status"] = "RUNNING"
+    assert judged("best-single-task", runs)["verdict"] == "undecided"
+
+
+def test_the_best_combination_must_beat_all_fourteen_others():
+    accuracies = {tasks: 80.0 + number / 10 for number, tasks in enumerate(task_combinations())}
+    runs = [run(tasks=tasks, test_accuracy=value) for tasks, value in accuracies.items()]
+    beaten = frame([{**row, "test_accuracy": 99.0} if row["tasks"] == BEST else row for row in runs])
+    assert judged("best-combination", beaten)["verdict"] == "holds"
+    row = judged("best-combination", frame(runs))
+    assert row["verdict"] == "contradicted"
+    assert row["numbers"].count("against") == 15 - task_combinations().index(BEST)  # the combinations after it
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([2.9, 3.0, 3.1, 3.0], "holds"),  # mean 3.0, deviation 0.08: equivalent within 0.5
+        ([1.0, 5.0, 2.0, 4.2], "undecided"),  # mean 3.05, but anything between 0 and 6
+        ([3.6, 3.8, 3.7, 3.8], "contradicted"),  # mean 3.725, deviation 0.1
+        ([2.0, 2.1, 1.9, 2.1], "contradicted"),
+    ],
+)
+def test_the_mean_gain_of_single_tasks_over_seeds(gains, verdict):
+    rows = [run(tasks="none", seed=seed, test_accuracy=80.0) for seed in range(4)]
+    # Two tasks a point above the mean and two below: only the mean is what the sentence states.
+    rows += [
+        run(tasks=task, seed=seed, test_accuracy=80.0 + gain + offset)
+        for seed, gain in enumerate(gains)
+        for task, offset in zip(TASKS, (1.0, -1.0, 1.0, -1.0))
+    ]
+    assert judged("single-tasks-gain", frame(rows))["verdict"] == verdict
+
+
+def test_a_mean_of_single_tasks_that_lacks_one_is_not_taken():
+    runs = table4(none=80.0, sprel=83.0, dist=83.0, ang=83.0)
+    row = judged("single-tasks-gain", runs)
+    assert (row["verdict"], row["numbers"]) == ("undecided", "mean of the single tasks: stated +3.00, missing")
+
+
+def test_the_margin_is_the_callers():
+    runs = table4(none=80.0, sprel=83.4, dist=83.4, ang=83.4, abspos=83.4)
+    assert judged("single-tasks-gain", runs, margin=0.5)["verdict"] == "holds"
+    assert judged("single-tasks-gain", runs, margin=0.3)["verdict"] == "contradicted"
+
+
+def test_runs_of_two_settings_leave_a_claim_undecided_and_the_others_judged():
+    twice = pd.concat([claims.published_runs(), table4(sprel=12.0)])
+    table = claims.verdicts(twice, claims.ROUNDING)
+    assert table.loc["best-single-task", "verdict"] == "undecided"
+    assert "several finished runs of sprel with seed 0" in table.loc["best-single-task", "note"]
+    assert table.loc["joint-gains", "verdict"] == "contradicted"
+
+
+def test_runs_of_other_studies_do_not_count():
+    elsewhere = table4(sprel=1.0, dist=99.0).assign(study="probe", protocol="pretrain_probe")
+    runs = pd.concat([claims.published_runs(), elsewhere])
+    assert claims.verdicts(runs, claims.ROUNDING)["verdict"].to_dict() == PUBLISHED_VERDICTS
+
+
+def test_a_run_counts_for_every_study_that_it_belongs_to():
+    runs = table4(sprel=90.0, dist=91.0).assign(study="figure2,table4")
+    assert judged("best-single-task", runs)["verdict"] == "contradicted"
+
+
+def test_without_runs_every_claim_is_undecided():
+    table = claims.verdicts(frame([]))
+    assert len(table) == len(claims.CLAIMS)
+    assert set(table["verdict"]) == {"undecided"}
+
+
+# Data sets
+
+
+def test_a_data_set_of_ones_own_is_compared_too():
+    runs = claims.published_runs()
+    own = runs.query("study == 'table2' and dataset == 'svhn'").assign(dataset="digits", test_accuracy=[98.0, 97.0])
+    row = judged("finetuning-every-dataset", pd.concat([runs, own]))
+    assert row["verdict"] == "contradicted"
+    assert "digits relvit against digits supervised: -1.00" in row["numbers"]
+    assert row["not_comparable"] == "data set digits is not in the paper's table2"
+
+
+def test_two_exceptions_are_not_almost_all():
+    runs = claims.published_runs()
+    lowered = (runs["study"] == "table3") & (runs["dataset"] == "cifar10") & (runs["tasks"] == BEST)
+    runs.loc[lowered & (runs["backbone"] == "vit_s4"), "test_accuracy"] = 60.0
+    assert judged("joint-almost-all-datasets", runs)["verdict"] == "contradicted"
+
+
+# Figure 2
+
+FIGURE2 = {(True, False): 80.0, (True, True): 82.0, (False, False): 84.0, (False, True): 84.0}
+
+
+def figure2(random: list[float], sprel: list[float], accuracies: dict = FIGURE2) -> pd.DataFrame:
+    """Runs of Figure 2 with as many seeds as `random` has; sprel: SpRel accuracy with embeddings, not permuted."""
+    rows = [
+        run(
+            study="figure2",
+            seed=seed,
+            pretrain_position_embedding=embedding,
+            permute_patches=permuted,
+            test_accuracy=mean + NOISE[number % 3][seed],
+            test_sprel_accuracy=sprel[seed] if (embedding, permuted) == (True, False) else 50.0,
+        )
+        for number, ((embedding, permuted), mean) in enumerate(accuracies.items())
+        for seed in range(len(random))
+    ]
+    rows += [
+        run(study="figure2,table3", protocol="joint", tasks="none", pretrain_epochs=0, seed=seed, test_accuracy=value)
+        for seed, value in enumerate(random)
+    ]
+    return frame(rows)
+
+
+@pytest.mark.parametrize(
+    ("sprel", "verdict"),
+    [
+        ([99.0, 99.5, 99.2, 99.9], "holds"),
+        ([85.0, 99.9, 99.9, 99.9], "undecided"),  # mean 96.2, but a wide interval
+        ([80.0, 99.9, 99.9, 99.9], "undecided"),  # mean 94.9
+        ([60.0, 61.0, 60.5, 59.0], "contradicted"),
+        ([95.01], "holds"),
+        ([94.99], "contradicted"),
+    ],
+)
+def test_sprel_is_solved_above_95_per_cent(sprel, verdict):
+    row = judged("embedding-solves-sprel", figure2([80.0] * len(sprel), sprel))
+    assert row["verdict"] == verdict
+    assert row["numbers"].startswith("embedding: ")
+
+
+@pytest.mark.parametrize(
+    ("random", "verdict"),
+    [
+        ([80.3, 79.9, 80.0, 80.1], "holds"),  # differences -0.2, 0, 0.2, -0.3: less than half a point
+        ([82.3, 81.9, 82.0, 82.1], "holds"),  # worse than random is no help either
+        ([78.3, 77.9, 78.0, 78.1], "contradicted"),  # 2 points of help
+        ([75.0, 84.0, 79.0, 81.0], "undecided"),
+        ([79.7], "holds"),  # 80.1 is 0.4 above
+        ([79.0], "contradicted"),
+    ],
+)
+def test_embeddings_do_not_help_where_they_gain_less_than_the_margin(random, verdict):
+    assert judged("embedding-does-not-help", figure2(random, [99.0] * len(random)))["verdict"] == verdict
+
+
+def test_shuffling_helps_and_no_embedding_is_best():
+    runs = figure2([80.0, 80.1, 79.9, 80.2], [99.0] * 4)
+    table = claims.verdicts(runs)
+    assert table.loc[["shuffling-helps", "no-embedding-is-best"], "verdict"].tolist() == ["holds", "holds"]
+    worse = figure2([80.0, 80.1, 79.9, 80.2], [99.0] * 4, {**FIGURE2, (True, True): 79.0, (False, False): 78.0})
+    table = claims.verdicts(worse)
+    assert table.loc[["shuffling-helps", "no-embedding-is-best"], "verdict"].tolist() == ["contradicted"] * 2
+
+
+# Comparability
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dataset": "digits"}, "data set digits is not in the paper's table4"),
+        ({"backbone": "vit_xs8"}, "backbone vit_xs8 stands in for vit_s4 on cifar10"),
+        ({"backbone": "swin_t"}, "backbone swin_t stands in for vit_s4 on cifar10"),
+        ({"epochs": 20}, "20 epochs of classification instead of 100"),
+        ({"pretrain_epochs": 20}, "20 epochs of pre-training instead of 100"),
+        ({"train_images": 2000}, "2,000 training images instead of all"),
+        ({"git_dirty": "true"}, "uncommitted changes in the code"),
+        ({"git_dirty": "unknown"}, "unknown state of the code"),
+        ({"git_dirty": None}, "unknown state of the code"),
+    ],
+)
+def test_each_departure_from_the_paper_is_a_reason(change, reason):
+    runs = frame([run(), run(tasks="dist", **change)])
+    assert claims.departures(runs, "table4") == [reason]
+
+
+def test_on_another_data_set_a_backbone_of_the_paper_is_no_second_reason():
+    own = run(dataset="digits")
+    assert claims.departures(frame([own]), "table4") == ["data set digits is not in the paper's table4"]
+    assert claims.departures(frame([{**own, "backbone": "vit_xs4"}]), "table4") == [
+        "data set digits is not in the paper's table4",
+        "backbone vit_xs4 is not in the paper's table4",
+    ]
+
+
+def test_the_papers_recipe_has_no_departures():
+    assert claims.departures(frame([run()]), "table4") == []
+
+
+def test_a_joint_run_has_no_pretraining_to_be_too_short():
+    joint = run(study="table3", protocol="joint", pretrain_epochs=0, backbone="t2t_vit_14", dataset="flowers102")
+    assert claims.departures(frame([joint]), "table3") == []
+    small = frame([{**joint, "backbone": "t2t_xs"}])
+    assert claims.departures(small, "table3") == ["backbone t2t_xs stands in for t2t_vit_14 on flowers102"]
+
+
+def test_figure_2_has_table_4s_data_set_and_backbone():
+    assert claims.departures(frame([run(study="figure2")]), "figure2") == []
+    assert claims.departures(frame([run(study="figure2", dataset="svhn")]), "figure2") != []
+
+
+def test_unfinished_runs_give_no_reasons():
+    assert claims.departures(frame([run(status="RUNNING", epochs=1)]), "table4") == []
+
+
+def test_every_reason_travels_with_the_verdict():
+    runs = table4(sprel=90.0, dist=89.0, ang=89.0, abspos=89.0).assign(epochs=20, train_images=2000)
+    row = judged("best-single-task", runs)
+    assert row["verdict"] == "holds"
+    expected = "20 epochs of classification instead of 100; 2,000 training images instead of all"
+    assert row["not_comparable"] == expected
+
+
+# Runs of other studies, mixed settings, and how many seeds decide
+
+
+def test_runs_of_the_full_study_count_where_their_cell_fits():
+    runs = table4(sprel=90.0, dist=91.0, ang=89.0, abspos=89.0).assign(study="full")
+    assert judged("best-single-task", runs)["verdict"] == "contradicted"
+    permuted = runs.assign(permute_patches=True)
+    assert judged("best-single-task", permuted)["note"] == "no finished runs to compare"
+
+
+def test_a_run_of_another_table_stands_in_only_where_the_table_has_none_of_its_own():
+    tagged, other = table4(none=80.0), table4(none=70.0, sprel=90.0).assign(study="table2,full")
+    chosen = claims.of_study(pd.concat([tagged, other]), "table4")
+    assert chosen.set_index("tasks")["test_accuracy"].to_dict() == {"none": 80.0, "sprel": 90.0}
+
+
+def test_another_backbone_on_the_same_data_set_is_no_entry_of_table_4():
+    runs = table4(sprel=90.0).assign(study="full", backbone="swin_t")
+    assert claims.of_study(runs, "table4").empty
+
+
+def test_runs_of_mixed_recipes_decide_nothing_and_the_odd_ones_are_named():
+    runs = table4(sprel=90.0, dist=91.0, ang=89.0, abspos=89.0)
+    runs.loc[runs["tasks"] == "dist", "epochs"] = 300
+    row = judged("best-single-task", runs)
+    assert row["verdict"] == "undecided"
+    assert row["note"] == "runs of mixed settings: dist with seed 0: epochs 300 instead of 100"
+
+
+def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
+    row = judged("best-single-task", table4(seeds=4, sprel=89.3, dist=89.0, none=80.0, ang=85.0, abspos=89.0))
+    assert row["verdict"] == "undecided"
+    # Differences to dist are NOISE[0] - NOISE[1] + 0.3 = 0.2, 0.1, 0.6, 0.3: mean 0.3, deviation 0.216. At a third of
+    # 5 %, the share of each of three comparisons (the fourth pair has no spread), 80 % power.
+    alpha = 0.05 / 2
+    expected = claims.seeds_for_power(0.3, pd.Series([0.2, 0.1, 0.6, 0.3]).std(), alpha)
+    assert f"sprel against dist: {expected}" in row["needs"]
+    assert judged("best-single-task", table4(sprel=90.0, dist=91.0))["needs"] == ""
+
+
+# The published figures
+
+
+def figure_of(runs: pd.DataFrame, cell: str) -> pd.Series:
+    judged = claims.figures(runs, "table4")
+    return judged[(judged["cell"] == cell) & (judged["metric"] == "accuracy")].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([89.0, 89.1, 88.9, 89.0], "reproduced"),  # mean 89.00 against 89.02, deviation 0.08
+        ([89.5, 88.0, 90.5, 88.4], "within noise"),
+        ([92.0, 92.1, 91.9, 92.0], "above"),
+        ([80.0, 80.1, 79.9, 80.0], "below"),
+        ([89.3], "reproduced"),
+        ([90.0], "above"),
+        ([], "undecided"),
+    ],
+)
+def test_each_published_number_has_a_verdict(values, verdict):
+    rows = [run(tasks="sprel", seed=seed, test_accuracy=value) for seed, value in enumerate(values)]
+    assert figure_of(frame([*rows, run(tasks="dist", test_accuracy=89.0)]), "sprel")["verdict"] == verdict
+
+
+def test_a_published_number_is_not_comparable_where_the_recipe_departs_from_the_papers():
+    row = figure_of(frame([run(epochs=20, test_accuracy=50.0)]), "sprel")
+    assert (row["verdict"], row["seen"]) == ("not comparable", "below")
+    assert row["why"] == "20 epochs of classification instead of 100"
+
+
+def test_the_equivalence_test_agrees_with_its_definition():
+    # Two one-sided tests by their definition, from t's distribution alone: t = (m - bound) / (s / sqrt(n)).
+    from scipy.stats import t
+
+    values = pd.Series([89.0, 89.4, 88.8, 89.1])
+    low = t.sf((values.mean() - (89.02 - 0.5)) / values.sem(), 3)
+    high = t.cdf((values.mean() - (89.02 + 0.5)) / values.sem(), 3)
+    rows = [run(seed=seed, test_accuracy=value) for seed, value in enumerate(values)]
+    assert figure_of(frame(rows), "sprel")["p_equivalence"] == pytest.approx(max(low, high))

@@ -1,0 +1,456 @@
+"""Data sets on disk: splits, decoding, cache, and what is said about a broken one."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from relvit import data
+from relvit.data import DataError
+
+
+def write_class_folders(root, counts, side=8):
+    """PNGs of noise, no two alike: counts maps "split/class" to how many."""
+    rng = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{index:03d}.png")
+
+
+CATS_AND_DOGS = {"train/cat": 15, "train/dog": 5, "test/cat": 3, "test/dog": 2}
+
+
+# Splits
+
+
+def test_digits_are_split_into_a_fixed_fifth_for_test_and_the_rest(digits):
+    assert digits.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert len(digits.train) + len(digits.test) == 1797
+    assert len(digits.test) == 359
+    assert digits.val is None
+    assert digits.train.images.shape == (1797, 16, 16, 3)
+
+
+def test_a_tenth_of_the_digits_is_held_out_for_validation(digits):
+    train, val = digits.train_val(seed=0)
+    assert len(val) == 144
+    assert len(train) == 1294
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_row_is_in_two_splits_and_none_is_lost(digits, seed):
+    train, val = digits.train_val(seed)
+    rows = np.concatenate([train.rows, val.rows, digits.test.rows])
+    assert sorted(rows.tolist()) == list(range(1797))
+
+
+def test_no_digit_is_in_the_test_split_under_another_row(digits):
+    # The scans themselves, since rows could be numbered apart and still repeat an image.
+    train = {image.tobytes() for image in digits.train.read(np.arange(len(digits.train)))[0]}
+    test = {image.tobytes() for image in digits.test.read(np.arange(len(digits.test)))[0]}
+    assert not train & test
+
+
+def test_every_class_has_its_share_of_every_split(digits):
+    train, val = digits.train_val(seed=0)
+    for split in (train, val, digits.test):
+        share = np.bincount(split.labels, minlength=10) / len(split)
+        everywhere = np.bincount(np.concatenate([digits.train.labels, digits.test.labels])) / 1797
+        assert np.abs(share - everywhere).max() < 1.5 / len(split)
+
+
+def test_labels_and_images_belong_together(digits):
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    for split in (*digits.train_val(seed=0), digits.test):
+        images, labels = split.read(np.arange(20))
+        for image, label in zip(images, labels):
+            # Shrunk again to 8 x 8 and 0..16, an image is nearest to the scan that it was made from.
+            scan = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BOX))[:, :, 0] * (16 / 255)
+            nearest = np.abs(source.images - scan).sum((1, 2)).argmin()
+            assert source.target[nearest] == label
+
+
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(digits):
+    train, val = digits.train_val(seed=3, train_images=200)
+    again_train, again_val = digits.train_val(seed=3, train_images=200)
+    other_train, other_val = digits.train_val(seed=4, train_images=200)
+    assert train.rows.tolist() == again_train.rows.tolist()
+    assert val.rows.tolist() == again_val.rows.tolist()
+    assert train.rows.tolist() != other_train.rows.tolist()
+    assert val.rows.tolist() != other_val.rows.tolist()
+
+
+@pytest.mark.parametrize("train_images", [50, 128, 1000])
+def test_fewer_training_images_keep_the_share_of_each_class_and_the_validation_split(digits, train_images):
+    train, val = digits.train_val(0, train_images)
+    assert len(train) == train_images
+    everything, whole_val = digits.train_val(0)
+    expected = np.bincount(everything.labels) / len(everything) * train_images
+    assert np.abs(np.bincount(train.labels, minlength=10) - expected).max() < 2
+    assert set(train.rows) <= set(everything.rows)
+    assert val.rows.tolist() == whole_val.rows.tolist()
+
+
+def test_more_training_images_than_there_are_are_refused(digits):
+    assert len(digits.train_val(0, 1294)[0]) == 1294
+    with pytest.raises(DataError, match="train_images=1295, but digits has 1294 training images beside those held out"):
+        digits.train_val(0, 1295)
+
+
+def test_too_few_images_to_hold_any_out_are_refused(tmp_path):
+    write_class_folders(tmp_path / "few", {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1})
+    with pytest.raises(DataError, match="4 training images of few are too few to hold out a tenth for val"):
+        data.prepare("few", tmp_path, 8).train_val(0)
+
+
+def test_a_part_of_a_split_has_its_images_and_labels(digits):
+    part = digits.test.part(np.array([5, 2, 9]))
+    images, labels = part.read(np.array([2, 0]))
+    assert len(part) == 3
+    assert np.array_equal(images, digits.test.read(np.array([9, 5]))[0])
+    assert labels.tolist() == digits.test.labels[[9, 5]].tolist()
+
+
+# Class folders
+
+
+def test_class_folders_become_a_data_set(tmp_path):
+    root = tmp_path / "pets"
+    write_class_folders(root, CATS_AND_DOGS)
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    (root / "train" / "list.txt").write_text("not a class")
+    pets = data.prepare("pets", tmp_path, 8)
+    assert pets.name == "pets"
+    assert pets.classes == ("cat", "dog")
+    assert pets.image_size == 8
+    assert np.bincount(pets.train.labels).tolist() == [15, 5]
+    assert np.bincount(pets.test.labels).tolist() == [3, 2]
+    images, labels = pets.train.read(np.arange(20))
+    for index, path in enumerate(sorted((root / "train").glob("*/*.png"))):
+        assert np.array_equal(images[index], np.asarray(Image.open(path)))
+        assert pets.classes[labels[index]] == path.parent.name
+
+
+def test_classes_of_unequal_size_keep_their_proportions(tmp_path):
+    write_class_folders(tmp_path / "pets", {"train/cat": 60, "train/dog": 20, "test/cat": 1, "test/dog": 1})
+    train, val = data.prepare("pets", tmp_path, 8).train_val(0, train_images=40)
+    assert np.bincount(val.labels).tolist() == [6, 2]
+    assert np.bincount(train.labels).tolist() == [30, 10]
+
+
+def test_a_val_folder_is_the_validation_split_whatever_the_seed(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS | {"val/cat": 2, "val/dog": 1})
+    pets = data.prepare("pets", tmp_path, 8)
+    for seed in (0, 1):
+        train, val = pets.train_val(seed)
+        assert len(train) == 20
+        assert val.labels.tolist() == [0, 0, 1]
+        assert val.rows.tolist() == pets.val.rows.tolist()
+
+
+def test_mean_and_deviation_are_those_of_the_training_images(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    pets = data.prepare("pets", tmp_path, 8)
+    images = pets.train.read(np.arange(len(pets.train)))[0] / 255
+    np.testing.assert_allclose(pets.mean, images.mean((0, 1, 2)), atol=1e-12)
+    np.testing.assert_allclose(pets.std, images.std((0, 1, 2)), atol=1e-12)
+
+
+def test_a_constant_channel_counts_as_a_deviation_of_one(tmp_path):
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "flat" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (51, 102, 255)).save(tmp_path / "flat" / folder / "0.png")
+    flat = data.prepare("flat", tmp_path, 8)
+    np.testing.assert_allclose(flat.mean, (0.2, 0.4, 1.0))
+    assert flat.std == (1.0, 1.0, 1.0)
+
+
+# Decoding
+
+
+def decode(tmp_path, image, size):
+    """The array of one image that was written as PNG into a data set of its own."""
+    for folder in ("train/a", "test/a"):
+        (tmp_path / "one" / folder).mkdir(parents=True)
+        image.save(tmp_path / "one" / folder / "0.png")
+    return data.prepare("one", tmp_path, size).train.read(np.array([0]))[0][0]
+
+
+def test_greyscale_gets_three_equal_channels(tmp_path):
+    ramp = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    assert np.array_equal(decode(tmp_path, Image.fromarray(ramp), 8), np.stack([ramp] * 3, axis=2))
+
+
+def test_of_a_transparent_image_the_colours_stay(tmp_path):
+    rgba = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    assert np.array_equal(decode(tmp_path, Image.fromarray(rgba), 8), rgba[:, :, :3])
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    image = Image.new("P", (8, 8))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((3, 1), 1)
+    expected = np.tile(np.array([10, 20, 30], dtype=np.uint8), (8, 8, 1))
+    expected[1, 3] = (200, 100, 50)
+    assert np.array_equal(decode(tmp_path, image, 8), expected)
+
+
+def test_black_and_white_become_0_and_255(tmp_path):
+    bits = np.eye(8, dtype=bool)
+    expected = np.stack([bits * np.uint8(255)] * 3, axis=2)
+    assert np.array_equal(decode(tmp_path, Image.fromarray(bits), 8), expected)
+
+
+def test_of_16_bits_the_upper_8_stay(tmp_path):
+    ramp = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    decoded = decode(tmp_path, Image.fromarray(ramp), 8)
+    assert np.abs(decoded.astype(int) - (ramp // 256).astype(int)[:, :, None]).max() <= 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_centre_is_cropped_where_the_shorter_side_fits(tmp_path, turned):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 13, 3), dtype=np.uint8)
+    expected = pixels[:, 2:10]  # (13 - 8) // 2 from the left
+    if turned:
+        pixels, expected = pixels.transpose(1, 0, 2).copy(), expected.transpose(1, 0, 2)
+    assert np.array_equal(decode(tmp_path, Image.fromarray(pixels), 8), expected)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path, turned):
+    # 48 x 16 at a size of 8: 24 x 8, of which the middle third stays.
+    pixels = np.zeros((16, 48, 3), dtype=np.uint8)
+    pixels[:, :16] = (255, 0, 0)
+    pixels[:, 16:32] = (0, 255, 0)
+    pixels[:, 32:] = (0, 0, 255)
+    if turned:
+        pixels = pixels.transpose(1, 0, 2).copy()
+    decoded = decode(tmp_path, Image.fromarray(pixels), 8)
+    if turned:
+        decoded = decoded.transpose(1, 0, 2)
+    assert decoded.shape == (8, 8, 3)
+    assert (decoded[:, 1:-1] == (0, 255, 0)).all()
+    # Interpolation mixes a little of the neighbour into the outermost column, the same on both sides.
+    assert (decoded[:, 0, 0] == decoded[:, 7, 2]).all()
+    assert 0 < decoded[0, 0, 0] < 64
+
+
+def test_small_images_are_enlarged(tmp_path):
+    image = Image.new("RGB", (3, 5), (1, 2, 3))
+    assert (decode(tmp_path, image, 8) == (1, 2, 3)).all()
+
+
+def test_the_native_size_is_that_of_the_images(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS, side=12)
+    assert data.native_image_size("pets", tmp_path) == 12
+    assert data.native_image_size("digits", tmp_path) == 16
+
+
+def test_a_native_size_of_images_that_are_not_square_is_asked_for(tmp_path):
+    for folder in ("train/a", "test/a"):
+        (tmp_path / "wide" / folder).mkdir(parents=True)
+        Image.new("RGB", (12, 8)).save(tmp_path / "wide" / folder / "0.png")
+    with pytest.raises(DataError, match="0.png is 12 x 8 pixels; .*--image-size"):
+        data.native_image_size("wide", tmp_path)
+
+
+# Cache
+
+
+def test_images_are_memory_mapped_and_read_as_copies(digits):
+    assert isinstance(digits.train.images, np.memmap)
+    assert digits.train.images is digits.test.images
+    part = digits.train_val(0, 100)[0]
+    assert part.images is digits.train.images
+    images, labels = part.read(np.arange(3))
+    assert not np.shares_memory(images, digits.train.images)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
+    with pytest.raises(ValueError, match="read-only"):
+        digits.train.images[0] = 0
+
+
+def test_the_second_time_nothing_is_decoded(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    first = data.prepare("pets", tmp_path, 8)
+    (array,) = tmp_path.rglob("images.npy")
+    written = array.stat().st_mtime_ns
+    second = data.prepare("pets", tmp_path, 8)
+    assert array.stat().st_mtime_ns == written
+    assert second.mean == first.mean
+    assert np.array_equal(second.train.images, first.train.images)
+
+
+@pytest.mark.parametrize("change", ["other bytes", "a new file", "a removed file"])
+def test_the_cache_is_made_anew_when_a_file_has_changed(tmp_path, change):
+    root = tmp_path / "pets"
+    write_class_folders(root, CATS_AND_DOGS)
+    before = data.prepare("pets", tmp_path, 8)
+    path = root / "train" / "cat" / "000.png"
+    if change == "other bytes":
+        size, modified = path.stat().st_size, path.stat().st_mtime_ns
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(path)
+        os.utime(path, ns=(modified, modified + 1_000_000_000))
+        assert path.stat().st_size != size
+    elif change == "a new file":
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(path.with_name("00.png"))
+    else:
+        path.unlink()
+    after = data.prepare("pets", tmp_path, 8)
+    first = after.train.read(np.array([0]))[0][0]
+    if change == "a removed file":
+        assert len(after.train) == 19
+        assert np.array_equal(first, before.train.read(np.array([1]))[0][0])
+    else:
+        assert len(after.train) == (21 if change == "a new file" else 20)
+        assert (first == 9).all()
+    assert after.mean != before.mean
+
+
+def test_a_trial_loads_the_cache_without_the_source(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    prepared = data.prepare("pets", tmp_path, 8)
+    shutil.rmtree(tmp_path / "pets")
+    loaded = data.load("pets", tmp_path, 8)
+    assert loaded.classes == prepared.classes
+    assert loaded.mean == prepared.mean
+    assert np.array_equal(loaded.test.read(np.arange(5))[0], prepared.test.read(np.arange(5))[0])
+
+
+def test_a_trial_without_a_cache_makes_it(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    assert len(data.load("pets", tmp_path, 8).train) == 20
+
+
+def test_every_size_has_a_cache_of_its_own(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    assert data.prepare("pets", tmp_path, 8).train.images.shape[1:] == (8, 8, 3)
+    assert data.prepare("pets", tmp_path, 12).train.images.shape[1:] == (12, 12, 3)
+    assert data.load("pets", tmp_path, 8).train.images.shape[1:] == (8, 8, 3)
+
+
+def test_where_the_data_folder_cannot_be_written_the_users_cache_folder_is_used(tmp_path, monkeypatch):
+    root = tmp_path / "read-only"
+    write_class_folders(root / "pets", CATS_AND_DOGS)
+    # root may write everywhere, so that taking the permission away would not tell.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pets = data.prepare("pets", root, 8)
+    assert [path.name for path in root.iterdir()] == ["pets"]
+    assert len(list((tmp_path / "cache").rglob("images.npy"))) == 1
+    assert len(data.load("pets", root, 8).train) == len(pets.train) == 20
+
+
+# What is wrong with a data set
+
+
+def test_a_missing_data_set_names_the_valid_ones_and_the_nearest(tmp_path):
+    write_class_folders(tmp_path / "flowers12", CATS_AND_DOGS)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(DataError) as caught:
+        data.prepare("flowers21", tmp_path, 8)
+    assert str(caught.value).startswith(
+        "unknown data set 'flowers21': one of digits, cifar10, cifar100, svhn, flowers102, tiny_imagenet, flowers12; "
+        "did you mean 'flowers12'? "
+    )
+    assert str(tmp_path / "flowers21") in str(caught.value)
+
+
+def test_a_missing_data_root_is_a_missing_data_set(tmp_path):
+    with pytest.raises(DataError, match="unknown data set 'pets': one of digits, cifar10"):
+        data.prepare("pets", tmp_path / "nowhere", 8)
+
+
+def test_a_missing_test_folder_is_named(tmp_path):
+    write_class_folders(tmp_path / "pets", {"train/cat": 2, "train/dog": 2})
+    with pytest.raises(DataError) as caught:
+        data.prepare("pets", tmp_path, 8)
+    assert f"{tmp_path / 'pets' / 'test'} is missing" in str(caught.value)
+    assert "train is missing" not in str(caught.value)
+
+
+def test_everything_half_copied_stands_in_one_message(tmp_path):
+    root = tmp_path / "pets"
+    write_class_folders(root, {"train/cat": 2, "train/dog": 2, "train/emu": 0, "test/cat": 1, "test/cow": 1})
+    with pytest.raises(DataError) as caught:
+        data.prepare("pets", tmp_path, 8)
+    assert str(caught.value) == (
+        f"pets looks half-copied: {root / 'train' / 'emu'} holds no images; "
+        f"{root / 'test'} lacks the classes dog, emu that train has; "
+        f"{root / 'test'} has the classes cow that train lacks"
+    )
+
+
+def test_no_class_folders_at_all_are_said_so(tmp_path):
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    (tmp_path / "pets" / "test").mkdir()
+    with pytest.raises(DataError, match="train holds no class folders"):
+        data.prepare("pets", tmp_path, 8)
+
+
+def test_unreadable_images_are_named_together_and_nothing_is_left_behind(tmp_path):
+    root = tmp_path / "pets"
+    write_class_folders(root, CATS_AND_DOGS, side=32)
+    truncated, empty, text = (root / name for name in ("train/cat/003.png", "train/dog/000.png", "test/cat/000.png"))
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    empty.write_bytes(b"")
+    text.write_text("<html>404 Not Found</html>")
+    with pytest.raises(DataError) as caught:
+        data.prepare("pets", tmp_path, 8)
+    for path in (truncated, empty, text):
+        assert f"{path} cannot be read as an image" in str(caught.value)
+    assert str(caught.value).count("cannot be read") == 3
+    assert not list(tmp_path.rglob("images.npy"))
+    # Repaired, the same call works.
+    for path in (truncated, empty, text):
+        Image.new("RGB", (32, 32)).save(path)
+    assert len(data.prepare("pets", tmp_path, 8).train) == 20
+
+
+@pytest.mark.parametrize("length", [9, 20, 30, 37, 45, 60])
+def test_a_png_cut_off_anywhere_is_named(tmp_path, length):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    path = tmp_path / "pets" / "train" / "cat" / "003.png"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DataError, match="003.png cannot be read as an image"):
+        data.prepare("pets", tmp_path, 8)
+
+
+def test_a_file_whose_header_is_nonsense_is_named(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    (tmp_path / "pets" / "train" / "cat" / "nonsense.ppm").write_bytes(b"P6\nx8 8\n255\n" + bytes(192))
+    with pytest.raises(DataError, match="nonsense.ppm cannot be read as an image"):
+        data.prepare("pets", tmp_path, 8)
+
+
+# Real images
+
+
+def test_a_part_of_the_real_cifar10(cifar10_part_root):
+    part = data.prepare("cifar10", cifar10_part_root, 32)
+    assert part.classes == (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    assert np.bincount(part.train.labels).tolist() == [20] * 10
+    assert np.bincount(part.test.labels).tolist() == [5] * 10
+    # The published mean and deviation of all of CIFAR-10, within what 200 images allow.
+    np.testing.assert_allclose(part.mean, (0.4914, 0.4822, 0.4465), atol=0.05)
+    np.testing.assert_allclose(part.std, (0.2470, 0.2435, 0.2616), atol=0.05)
+    train, val = part.train_val(0)
+    assert np.bincount(val.labels).tolist() == [2] * 10
+    assert np.bincount(train.labels).tolist() == [18] * 10

@@ -1,0 +1,325 @@
+"""Figures hold the numbers of their frames: what artists show is worked out here a second time, without the product."""
+
+import re
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import made_runs, planned
+from matplotlib.colors import to_rgb
+from PIL import Image
+from scipy import stats
+
+from analysis import figures
+from relvit.cell import TASKS, task_combinations
+
+
+@pytest.fixture(scope="module")
+def table4(tmp_path_factory):
+    return made_runs(planned(tmp_path_factory.mktemp("data"), "table4"), "table4")
+
+
+@pytest.fixture(scope="module")
+def figure2(tmp_path_factory):
+    return made_runs(planned(tmp_path_factory.mktemp("data"), "figure2"), "figure2")
+
+
+def accuracies(runs: pd.DataFrame, tasks: str) -> np.ndarray:
+    return runs[runs["tasks"] == tasks].sort_values("seed")["test_accuracy"].to_numpy()
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval by its formula."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return np.mean(values) - half, np.mean(values) + half
+
+
+def over_epochs(runs: pd.DataFrame, metrics: pd.DataFrame, metric: str) -> np.ndarray:
+    """[seeds, epochs] of runs that differ in the seed alone."""
+    chosen = metrics[metrics["run_id"].isin(runs["run_id"]) & (metrics["metric"] == metric)]
+    return np.stack([group.sort_values("step")["value"] for _, group in chosen.groupby("run_id")])
+
+
+def line(axes, label: str):
+    (found,) = [each for each in axes.get_lines() if each.get_label() == label]
+    return found
+
+
+def points(axes, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """x of the points with this label, and the ends [points, 2] of their bars."""
+    (bars,) = [each for each in axes.containers if each.get_label() == label]
+    return bars.lines[0].get_xdata(), np.array([segment[:, 0] for segment in bars.lines[2][0].get_segments()])
+
+
+# Table 4
+
+
+def test_table_4s_points_are_means_with_t_intervals_in_the_papers_order(table4):
+    runs, metrics = table4
+    figure, caption = figures.table4_accuracy("table4", runs, metrics)
+    _, ours, theirs = figure.axes
+    means, bars = points(ours, "ours")
+    for number, tasks in enumerate(task_combinations()):
+        values = accuracies(runs, tasks)
+        assert means[number] == pytest.approx(np.mean(values))
+        assert bars[number] == pytest.approx(interval(values))
+    # The published column, from the paper's Table 4.
+    assert list(line(theirs, "paper").get_xdata()) == [
+        85.38, 89.02, 89.27, 88.75, 89.39, 89.24, 90.12, 90.13, 89.34, 89.75, 89.90, 88.81, 89.80, 89.73, 89.67, 90.06,
+    ]  # fmt: skip
+    assert "seeds 0, 1, 2; commit 0123456789." in caption
+    assert "not in the paper's table4" in caption  # digits stand in for CIFAR-10
+
+
+def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
+    figure, _ = figures.table4_accuracy("table4", *table4)
+    matrix = figure.axes[0]
+    columns = [label.get_text() for label in matrix.get_xticklabels()]
+    assert columns == ["AbsPos", "Ang", "Dist", "SpRel"]
+    marked: dict[int, set[str]] = {}
+    for each in matrix.get_lines():
+        if each.get_color() == figures.BLACK:
+            marked[int(each.get_ydata()[0])] = {columns[int(x)].lower() for x in each.get_xdata()}
+    named = {row: set(tasks.split("+")) for row, tasks in enumerate(task_combinations()) if tasks != "none"}
+    assert marked == named
+
+
+def test_comparable_runs_share_the_axis_with_the_papers_numbers(tmp_path):
+    cells = planned(tmp_path, "table4", recipe="paper", settings=())
+    runs, metrics = made_runs(cells, "table4")
+    figure, caption = figures.table4_accuracy("table4", runs, metrics)
+    assert len(figure.axes) == 2
+    assert {label.get_label() for label in figure.axes[1].containers} == {"ours"}
+    assert line(figure.axes[1], "paper") is not None
+    assert "Not comparable" not in caption
+
+
+def test_effects_are_those_of_the_16_cells_and_the_papers_beside_them(table4):
+    runs, metrics = table4
+    figure, _ = figures.table4_effects("table4", runs, metrics)
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[:4] == ["SpRel", "Dist", "Ang", "AbsPos"]
+    assert len(labels) == 4 + 6 + 4 + 4
+    means, bars = points(axes, "ours")
+    for number, task in enumerate(TASKS):
+        with_task = [accuracies(runs, tasks) for tasks in task_combinations() if task in tasks.split("+")]
+        without = [accuracies(runs, tasks) for tasks in task_combinations() if task not in tasks.split("+")]
+        by_seed = np.mean(with_task, axis=0) - np.mean(without, axis=0)
+        assert means[number] == pytest.approx(by_seed.mean())
+        assert bars[number] == pytest.approx(interval(by_seed))
+    # SpRel in the paper: 716.91 / 8 with it, 711.45 / 8 without.
+    assert line(axes, "paper").get_xdata()[0] == pytest.approx(89.61375 - 88.93125)
+
+
+def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_cell(table4):
+    runs, metrics = table4
+    figure, _ = figures.table4_curves("table4", runs, metrics)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels[:5]] == ["SpRel", "Dist", "Ang", "AbsPos", "SpRel + Dist"]
+    for axes, tasks in zip(panels, [tasks for tasks in task_combinations() if tasks != "none"]):
+        supervised, relvit = axes.get_lines()
+        for drawn, name in ((supervised, "none"), (relvit, tasks)):
+            values = over_epochs(runs[runs["tasks"] == name], metrics, "finetune_val_accuracy")
+            assert list(drawn.get_xdata()) == [1, 2, 3, 4]  # epochs of fine-tuning, not of the run
+            assert drawn.get_ydata() == pytest.approx(values.mean(0))
+
+
+def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
+    runs, metrics = table4
+    figure, _ = figures.table4_pretraining("table4", runs, metrics)
+    for axes, task, metric in zip(figure.axes, TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
+        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(TASKS))):
+            values = over_epochs(runs[runs["tasks"] == tasks], metrics, f"pretrain_val_{metric}")
+            assert line(axes, label).get_ydata() == pytest.approx(values.mean(0))
+        assert len(axes.get_lines()) == 8  # half of the 16 cells have the task
+
+
+# Figure 2
+
+
+def test_figure_2a_has_the_four_settings_with_bands_of_one_standard_deviation(figure2):
+    runs, metrics = figure2
+    figure, caption = figures.figure2a("figure2", runs, metrics)
+    (axes,) = figure.axes
+    settings = {
+        "PE": (True, False), "PE + Perm": (True, True), "no PE": (False, False), "no PE + Perm": (False, True),
+    }  # fmt: skip
+    assert {each.get_label() for each in axes.get_lines()} == set(settings)
+    for (label, (embedding, permuted)), band in zip(settings.items(), axes.collections):
+        chosen = runs[(runs["pretrain_position_embedding"] == embedding) & (runs["permute_patches"] == permuted)]
+        values = over_epochs(chosen[chosen["tasks"] == "sprel"], metrics, "pretrain_val_sprel_accuracy")
+        assert values.shape == (3, 3)
+        assert line(axes, label).get_ydata() == pytest.approx(values.mean(0))
+        corners = band.get_paths()[0].vertices
+        mean, std = values.mean(0)[1], values.std(0, ddof=1)[1]
+        heights = corners[corners[:, 0] == 2][:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((mean - std, mean + std))
+    assert "one standard deviation" in caption
+
+
+def test_figure_2b_has_random_initialisation_as_the_dashed_line(figure2):
+    runs, metrics = figure2
+    figure, _ = figures.figure2b("figure2", runs, metrics)
+    (axes,) = figure.axes
+    random = line(axes, "random initialisation")
+    values = over_epochs(runs[runs["tasks"] == "none"], metrics, "joint_val_accuracy")
+    assert random.get_ydata() == pytest.approx(values.mean(0))
+    assert random.is_dashed()
+    chosen = runs[runs["pretrain_position_embedding"] & ~runs["permute_patches"] & (runs["tasks"] == "sprel")]
+    assert line(axes, "PE").get_ydata() == pytest.approx(over_epochs(chosen, metrics, "finetune_val_accuracy").mean(0))
+    assert list(line(axes, "PE").get_xdata()) == [1, 2, 3, 4]
+
+
+def test_a_single_seed_has_lines_and_no_bands(tmp_path):
+    runs, metrics = made_runs(planned(tmp_path, "figure2", seeds=(5,)), "figure2")
+    figure, caption = figures.figure2a("figure2", runs, metrics)
+    assert not figure.axes[0].collections
+    assert len(figure.axes[0].get_lines()) == 4
+    assert "A single seed: there are no bands." in caption
+
+
+# Any study
+
+
+def test_the_front_of_cost_and_accuracy_by_hand(tmp_path):
+    cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel", "dist", "ang"))
+    runs, _ = made_runs(cells, "table4")
+    runs = runs.set_index("tasks", drop=False)
+    # dist costs more than sprel and is worse; ang costs the most and is the best.
+    for tasks, seconds, accuracy in (("none", 60, 70), ("sprel", 120, 80), ("dist", 180, 75), ("ang", 240, 81)):
+        runs.loc[tasks, ["training_seconds", "test_accuracy"]] = seconds, accuracy
+    table = figures.cost_table(runs.reset_index(drop=True)).droplevel(["dataset", "backbone"])
+    assert dict(table["minutes"]) == {"Supervised": 1.0, "SpRel": 2.0, "Dist": 3.0, "Ang": 4.0}
+    assert dict(table["front"]) == {"Supervised": True, "SpRel": True, "Dist": False, "Ang": True}
+
+
+def test_kinds_are_named_by_what_tells_them_apart(tmp_path, figure2):
+    runs, _ = figure2
+    assert set(figures.kinds(runs)) == {
+        "SpRel, PE, no Perm", "SpRel, PE, Perm", "SpRel, no PE, no Perm", "SpRel, no PE, Perm", "Supervised",
+    }  # fmt: skip
+    mega, _ = made_runs(planned(tmp_path, "mega"), "mega")
+    assert set(figures.kinds(mega)) == {f"SpRel + AbsPos, mega_grid={side}" for side in (0, 2, 3)}
+
+
+def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
+    runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
+    figure, _ = figures.curves("table2", runs, metrics)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    assert len(panels) == 5
+    svhn = runs[(runs["dataset"] == "svhn") & (runs["tasks"] == "sprel+abspos")]
+    drawn = line(panels["svhn, vit_xs8"], "SpRel + AbsPos")
+    assert drawn.get_ydata() == pytest.approx(over_epochs(svhn, metrics, "finetune_val_accuracy").mean(0))
+
+
+def test_sixteen_combinations_in_another_protocol_are_drawn_as_table_4s(tmp_path):
+    runs, metrics = made_runs(planned(tmp_path, "probe", seeds=(0,)), "probe")
+    figure, caption = figures.curves("probe", runs, metrics)
+    assert len([axes for axes in figure.axes if axes.get_visible()]) == 15
+    assert figure.get_supxlabel() == "Linear probing epoch"
+    assert caption.startswith("Validation accuracy over linear probing with the tasks named")
+
+
+def test_more_kinds_than_can_be_told_apart_are_refused(tmp_path):
+    cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel", "dist", "ang", "abspos"))
+    other = planned(tmp_path, "table4", seeds=(0,), combinations=("sprel", "dist", "ang"), settings=("epochs=30",))
+    runs, metrics = made_runs([*cells, *other], "own")
+    with pytest.raises(figures.NothingToDraw, match="has 8 kinds of cells, more than the 7 lines"):
+        figures.curves("own", runs, metrics)
+
+
+# Files
+
+
+def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4, tmp_path):
+    paths = figures.draw("table4", *table4, tmp_path)
+    assert [path.name for path in paths] == [
+        f"table4-{name}{suffix}"
+        for name in ("accuracy", "effects", "curves", "pretraining", "cost")
+        for suffix in (".pdf", ".png")
+    ]
+    widths = {"accuracy": 3.25, "effects": 3.25, "curves": 6.875, "pretraining": 6.875, "cost": 3.25}
+    for name, inches in widths.items():
+        box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ", (tmp_path / f"table4-{name}.pdf").read_bytes())
+        assert float(box[1]) == pytest.approx(72 * inches)
+        with Image.open(tmp_path / f"table4-{name}.png") as image:
+            assert image.width == pytest.approx(300 * inches, abs=1)
+            assert "commit 0123456789" in image.info["Description"]
+
+
+def test_the_same_frames_give_the_same_bytes_whatever_the_users_settings(figure2, tmp_path):
+    first = figures.draw("figure2", *figure2, tmp_path / "first")
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):
+        second = figures.draw("figure2", *figure2, tmp_path / "second")
+        assert matplotlib.rcParams["font.size"] == 20  # and leaves them alone
+    runs, metrics = figure2  # as they are after Parquet, where repeated texts are categories
+    third = figures.draw(
+        "figure2", runs.convert_dtypes(), metrics.astype({"run_id": "category", "metric": "category"}), tmp_path
+    )
+    assert third
+    for one, other in zip([*first, *first], [*second, *third]):
+        assert one.read_bytes() == other.read_bytes()
+        assert b"CreationDate" not in one.read_bytes()
+
+
+def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file_kept(table4, tmp_path):
+    runs, metrics = table4
+    (tmp_path / "table4-effects.pdf").write_text("older")
+    notes = []
+    some = runs[runs["tasks"].isin(["none", "sprel", "dist+ang"])]
+    paths = figures.draw("table4", some, metrics, tmp_path, notes.append)
+    assert {path.stem for path in paths} == {f"table4-{name}" for name in ("accuracy", "curves", "pretraining", "cost")}
+    assert notes == [
+        "table4-effects is not drawn: no seed has all cells that an effect needs; 39 are not finished"  # 3 x 13
+    ]
+    assert (tmp_path / "table4-effects.pdf").read_text() == "older"
+
+
+@pytest.mark.parametrize("study", ["table4", "figure2", "table2", "own"])
+def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, table4, tmp_path):
+    runs, metrics = table4
+    notes = []
+    assert figures.draw(study, runs.assign(status="FAILED"), metrics, tmp_path, notes.append) == []
+    assert notes
+    assert all(note.endswith(": no run is finished") for note in notes)
+
+
+def test_runs_without_a_history_still_have_their_points(table4, tmp_path):
+    runs, metrics = table4
+    notes = []
+    paths = figures.draw("table4", runs, metrics[:0], tmp_path, notes.append)
+    assert {path.stem for path in paths} == {"table4-accuracy", "table4-effects", "table4-cost"}
+    assert len(notes) == 2
+
+
+def test_a_run_that_a_crash_left_without_its_fields_is_passed_over(table4, figure2, tmp_path):
+    for study, (runs, metrics) in {"table4": table4, "figure2": figure2}.items():
+        known = ["run_id", "cell_id", "status", "start_time", "study"]
+        bare = runs[:1].reindex(columns=known).assign(run_id="bare").reindex(columns=runs.columns)
+        types = {"tasks": "string", "status": "string", "pretrain_position_embedding": "boolean"}
+        both = pd.concat([bare, runs], ignore_index=True).astype(types)
+        notes = []
+        clean = figures.draw(study, runs, metrics, tmp_path / "clean", notes.append)
+        drawn = figures.draw(study, both, metrics, tmp_path / "bare", notes.append)
+        assert notes == []
+        for one, other in zip(clean, drawn):
+            assert one.name == other.name
+        points = pd.DataFrame([figures.cost_table(each)["mean"].sum() for each in (runs, both)])
+        assert points[0][0] == pytest.approx(points[0][1])
+
+
+def test_two_settings_in_one_figure_are_refused_not_averaged(table4, tmp_path):
+    runs, metrics = table4
+    twice = pd.concat([runs, runs.assign(run_id=runs["run_id"] + "again")], ignore_index=True)
+    notes = []
+    assert figures.draw("table4", twice, metrics, tmp_path, notes.append) == []
+    assert all("several finished runs" in note for note in notes)
+
+
+def test_looks_differ_in_colour_in_dashes_and_in_marker():
+    for part in ("color", "linestyle", "marker"):
+        assert len({str(getattr(look, part)) for look in figures.LOOKS}) == len(figures.LOOKS)
+    # No line is too pale on white paper, printed in grey (ITU-R BT.601 weights).
+    assert all(np.dot(to_rgb(look.color), (0.299, 0.587, 0.114)) < 0.75 for look in figures.LOOKS)

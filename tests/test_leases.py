@@ -1,0 +1,133 @@
+"""Which driver holds which cells: one each, the living before the late, and the dead are replaced."""
+
+import json
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from sweeps import leases
+from sweeps.leases import Lease, hold, read, seem_held
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(leases, "EXPIRY", 0.5)
+
+
+def nothing():
+    pass
+
+
+def elsewhere(folder, name, cells, **fields):
+    """The lease of a driver on another machine, of which nothing but its file can be seen."""
+    lease = Lease(name, f"process 7 on {name}", "another boot/ns/7/1", time.time(), "holding", tuple(cells))
+    write(folder, replace(lease, **fields))
+    return replace(lease, **fields)
+
+
+def write(folder, lease):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{lease.name}.json").write_text(json.dumps(asdict(lease)))
+
+
+class Living:
+    """Keeps another machine's lease alive until it is left."""
+
+    def __init__(self, folder, lease):
+        self._folder, self._lease, self._done = folder, lease, threading.Event()
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._live)
+        self._thread.start()
+
+    def __exit__(self, *exception):
+        self._done.set()
+        self._thread.join()
+
+    def _live(self):
+        while not self._done.wait(0.02):
+            self._lease = replace(self._lease, beat=self._lease.beat + 1)
+            scratch = self._folder / "scratch"
+            scratch.write_text(json.dumps(asdict(self._lease)))
+            scratch.rename(self._folder / f"{self._lease.name}.json")
+
+
+def test_a_driver_that_is_alone_holds_what_it_asks_for_until_it_ends(tmp_path):
+    with hold(tmp_path, ["a", "b"], nothing) as mine:
+        assert mine.held == {"a", "b"}
+        assert mine.others == {}
+        assert seem_held(tmp_path) == {"a", "b"}
+    assert read(tmp_path) == []
+
+
+def test_a_second_driver_gets_what_the_first_does_not_hold(tmp_path):
+    with hold(tmp_path, ["a", "b"], nothing), hold(tmp_path, ["b", "c"], nothing) as second:
+        assert second.held == {"c"}
+        assert set(second.others) == {"b"}
+
+
+def test_a_driver_on_another_machine_that_gives_signs_of_life_is_left_alone(tmp_path):
+    lease = elsewhere(tmp_path, "node-1", ["a"])
+    with Living(tmp_path, lease), hold(tmp_path, ["a", "b"], nothing) as mine:
+        assert mine.held == {"b"}
+        assert mine.others == {"a": "process 7 on node-1"}
+        assert mine.replaced == []
+
+
+def test_a_driver_on_another_machine_that_gives_none_is_replaced(tmp_path):
+    elsewhere(tmp_path, "node-1", ["a"])
+    with hold(tmp_path, ["a"], nothing) as mine:
+        assert mine.held == {"a"}
+        assert mine.replaced == ["process 7 on node-1"]
+        assert [lease.cells for lease in read(tmp_path)] == [("a",)]
+
+
+def test_clocks_do_not_matter(tmp_path):
+    lease = elsewhere(tmp_path, "node-1", ["a"], ticket=time.time() - 1e6)
+    with Living(tmp_path, lease), hold(tmp_path, ["a"], nothing) as mine:
+        assert mine.held == set()
+
+
+def test_a_dead_driver_of_this_machine_is_replaced_without_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "EXPIRY", 3600)
+    boot, namespace, _, _ = leases._process().rsplit("/", 3)
+    # The number of this very process, begun at another time: a number that was given again.
+    elsewhere(tmp_path, "gone", ["a"], process=f"{boot}/{namespace}/{leases.os.getpid()}/1")
+    assert seem_held(tmp_path) == set()
+    with hold(tmp_path, ["a"], nothing) as mine:
+        assert mine.held == {"a"}
+
+
+def test_a_driver_that_was_replaced_is_told_once(tmp_path):
+    told = []
+    with hold(tmp_path, ["a"], lambda: told.append(True)):
+        (lease,) = read(tmp_path)
+        elsewhere(tmp_path, "node-2", ["a"], replaced=(lease.name,))
+        deadline = time.monotonic() + 5
+        while not told:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert told == [True]
+
+
+def test_many_drivers_that_start_together_share_the_cells_without_a_quarrel(tmp_path):
+    cells = [f"cell {number}" for number in range(8)]
+    held, together = [], threading.Barrier(8)
+
+    def drive(number):
+        together.wait()
+        # Each wants all, in an order of its own.
+        with hold(tmp_path, cells[number:] + cells[:number], nothing) as mine:
+            held.append(mine.held)
+            together.wait()
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(held) == 8
+    assert sorted(cell for mine in held for cell in mine) == cells

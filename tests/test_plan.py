@@ -1,0 +1,124 @@
+"""From a request to cells: the grid, recipes, settings, and all that is wrong in one go."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from relvit.cell import FIELDS, TASKS
+from sweeps.plan import PlanError, Request, plan_cells, prepare_data
+from sweeps.recipes import RECIPES
+
+
+def request(tmp_path: Path, **changes) -> Request:
+    return Request(**{"study": "table4", "recipe": "demo", "data_root": tmp_path, **changes})
+
+
+def problems(tmp_path: Path, **changes) -> list[str]:
+    with pytest.raises(PlanError) as error:
+        plan_cells(request(tmp_path, **changes))
+    return error.value.problems
+
+
+def test_table4_is_the_full_2_to_the_4_grid_with_the_supervised_cell_first(tmp_path):
+    cells = plan_cells(request(tmp_path))
+    assert len(cells) == 16 == len({cell.cell_id for cell in cells})
+    assert cells[0].tasks == "none"
+    assert {frozenset(cell.task_list) for cell in cells} == {
+        frozenset(task for bit, task in enumerate(TASKS) if number >> bit & 1) for number in range(16)
+    }
+
+
+def test_only_the_supervised_cell_has_a_position_embedding_in_pre_training(tmp_path):
+    with_embedding = [cell.tasks for cell in plan_cells(request(tmp_path)) if cell.pretrain_position_embedding]
+    assert with_embedding == ["none"]
+
+
+def test_cells_of_one_table_differ_in_nothing_but_tasks_and_what_tasks_decide(tmp_path):
+    decided = {"tasks", "pair_head", "pretrain_position_embedding", "permute_patches", "patch_crop"}
+    decided |= {"jitter_probability", "jitter_strength", "greyscale_probability", *(f"{task}_weight" for task in TASKS)}
+    cells = plan_cells(request(tmp_path))
+    for name in set(FIELDS) - decided:
+        assert len({getattr(cell, name) for cell in cells}) == 1, name
+
+
+def test_the_paper_recipe_is_section_3_1(tmp_path):
+    cell = plan_cells(request(tmp_path, recipe="paper", combinations=("sprel+abspos",)))[0]
+    assert (cell.dataset, cell.backbone, cell.image_size) == ("cifar10", "vit_s4", 32)
+    assert (cell.pretrain_epochs, cell.epochs, cell.warmup_epochs) == (100, 100, 10)
+    assert (cell.batch_size, cell.learning_rate, cell.weight_decay, cell.drop_path) == (256, 0.0005, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_all_16_cells(tmp_path, name):
+    assert len(plan_cells(request(tmp_path, recipe=name))) == 16
+
+
+def test_seeds_multiply_cells_and_keep_their_order(tmp_path):
+    cells = plan_cells(request(tmp_path, combinations=("none", "dist"), seeds=(3, 1)))
+    assert [(cell.seed, cell.tasks) for cell in cells] == [(3, "none"), (3, "dist"), (1, "none"), (1, "dist")]
+
+
+def test_a_combination_has_one_spelling_and_is_planned_once(tmp_path):
+    cells = plan_cells(request(tmp_path, combinations=("abspos+sprel", "sprel+abspos")))
+    assert [cell.tasks for cell in cells] == ["sprel+abspos"]
+
+
+def test_a_setting_changes_its_field_where_it_acts(tmp_path):
+    cells = plan_cells(request(tmp_path, combinations=("none", "dist"), settings=("jitter_strength=0.2", "epochs=7")))
+    assert [cell.jitter_strength for cell in cells] == [0.0, 0.2]
+    assert [cell.epochs for cell in cells] == [7, 7]
+
+
+def test_a_setting_that_acts_in_no_cell_is_refused(tmp_path):
+    assert problems(tmp_path, combinations=("none",), settings=("jitter_strength=0.2",)) == [
+        "--set jitter_strength=0.2 has no effect in any cell of this plan"
+    ]
+
+
+def test_all_problems_are_found_in_one_go(tmp_path):
+    found = problems(
+        tmp_path,
+        study="table5",
+        recipe="dem",
+        combinations=("sprl",),
+        dataset="digit",
+        backbone="vit_s3",
+        settings=("epochs", "learning_rate=fast", "seed=1"),
+        seeds=(1, 1),
+    )
+    for sentence in (
+        "unknown study 'table5'",
+        "did you mean 'demo'?",
+        "did you mean 'sprel'?",
+        "did you mean 'digits'?",
+        "unknown backbone 'vit_s3'",
+        "--set takes field=value, not 'epochs'",
+        "learning_rate must be of type float, not 'fast'",
+        "seed is not set with --set but with --seeds",
+        "--seeds names a seed twice",
+    ):
+        assert any(sentence in problem for problem in found), sentence
+
+
+def test_an_image_size_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do(tmp_path):
+    assert problems(tmp_path, image_size=18) == [
+        "patches of 4 pixels (vit_xs4) do not divide an image_size of 18: try 16 or 20"
+    ]
+
+
+def test_a_folder_of_class_folders_is_a_data_set_at_the_size_of_its_images(tmp_path):
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "pets" / split / label).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (24, 24), (number, 0, 0)).save(tmp_path / f"pets/{split}/{label}/{number}.png")
+    cells = plan_cells(request(tmp_path, dataset="pets", combinations=("none",)))
+    assert cells[0].image_size == 24
+    assert prepare_data(cells, tmp_path) == []
+
+
+def test_more_training_images_than_there_are_is_refused_before_anything_starts(tmp_path):
+    cells = plan_cells(request(tmp_path, combinations=("none",), settings=("train_images=5000",)))
+    (problem,) = prepare_data(cells, tmp_path)
+    assert problem.startswith("train_images=5000, but digits has 1294 training images")

@@ -1,0 +1,236 @@
+"""What is found before the first trial, and the words that it is told in. Real nodes: end_to_end/test_nodes.py."""
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from relvit.files import location
+from sweeps.preflight import Report, examine, file_system_of, judge, not_visible, tracking_problems, versions
+
+OWN = {"Python": "3.11", "torch": "2.15.0", "timm": "1.0.31", "the project": "aaaaaaaaaaaa"}
+
+
+def told(reports, unseen=None, needed_bytes=0) -> list[str]:
+    return judge(reports, unseen or {}, OWN, "/shared/results", needed_bytes)
+
+
+# The nodes
+
+
+def test_nodes_that_agree_and_see_each_other_have_no_problems():
+    assert told({"a": Report(OWN, 10**12), "b": Report(OWN, None)}, {"a": [], "b": []}) == []
+
+
+def test_a_version_that_differs_is_named_with_both_and_once_for_all_nodes_that_have_it():
+    other = {**OWN, "torch": "2.14.0"}
+    assert told({"a": Report(OWN), "b": Report(other), "c": Report(other)}) == [
+        "nodes b and c: has torch 2.14.0 and the driver 2.15.0: install the same version on every node"
+    ]
+
+
+def test_other_sources_of_the_project_are_a_mismatch_too():
+    (sentence,) = told({"a": Report({**OWN, "the project": "bbbbbbbbbbbb"})})
+    assert "sources bbbbbbbbbbbb" in sentence
+    assert "sources aaaaaaaaaaaa" in sentence
+    assert "sweeps/submit.py" in sentence
+
+
+def test_storage_that_is_not_shared_names_who_does_not_see_whom():
+    (sentence,) = told({"a": Report(OWN), "b": Report(OWN)}, {"a": ["b"], "b": []})
+    assert sentence.startswith(
+        "node a: does not see what b wrote under the storage path /shared/results: it is not shared"
+    )
+
+
+def test_room_is_compared_with_what_is_needed():
+    assert told({"a": Report(OWN, 5 * 10**9)}, needed_bytes=5 * 10**9) == []
+    (sentence,) = told({"a": Report(OWN, 5 * 10**9)}, needed_bytes=6 * 10**9)
+    assert "node a: has 5.00 GB free" in sentence
+    assert "needs about 6.00 GB" in sentence
+
+
+def test_a_node_that_gives_no_answer_is_a_problem():
+    assert told({"a": Report(OWN), "b": "gave no answer within 30 s"}) == ["node b: gave no answer within 30 s"]
+
+
+def test_all_that_is_wrong_is_told_together():
+    reports = {"a": Report({**OWN, "timm": "1.0.20", "Python": "3.13"}, 1, ["neither sees nor can make the data"])}
+    assert len(told(reports, {"a": ["b"]}, needed_bytes=2)) == 5
+
+
+def test_a_node_examines_itself(tmp_path):
+    report = examine(str(tmp_path / "results"), str(tmp_path / "data"), [], ".proof", "node-7")
+    assert report.versions == versions()
+    assert report.free_bytes > 0
+    assert report.problems == []
+    assert (tmp_path / "results/.proof/node-7").read_bytes() == b"node-7"
+
+
+def test_a_storage_path_that_cannot_be_written_is_said_with_the_cause(tmp_path):
+    (tmp_path / "file").touch()
+    (problem,) = examine(str(tmp_path / "file/results"), str(tmp_path), [], ".proof", "node-7").problems
+    assert f"cannot write to the storage path {tmp_path}/file/results" in problem
+    assert "Not a directory" in problem
+
+
+def test_images_of_ones_own_must_be_on_every_node(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    data = str(tmp_path)
+    assert examine(str(tmp_path), data, ["flowers"], ".proof", "a").problems == []
+    (problem,) = examine(str(tmp_path), data, ["flowers", "birds"], ".proof", "a").problems
+    assert problem.startswith(f"does not see {tmp_path}/birds, which cannot be downloaded")
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(tmp_path):
+    (problem,) = examine(str(tmp_path), "/proc/data", [], ".proof", "a").problems
+    assert problem.startswith("neither sees nor can make the data folder /proc/data")
+
+
+def test_a_node_sees_what_was_written_and_says_what_it_does_not_see(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.preflight._VISIBLE_SECONDS", 0.1)
+    examine(str(tmp_path), str(tmp_path), [], ".proof", "a")
+    assert not_visible(str(tmp_path), ".proof", ["a"]) == []
+    assert not_visible(str(tmp_path), ".proof", ["a", "b"]) == ["b"]
+
+
+def test_a_file_that_a_network_file_system_shows_late_is_waited_for(tmp_path):
+    writer = threading.Timer(0.3, examine, (str(tmp_path), str(tmp_path), [], ".proof", "late"))
+    writer.start()
+    assert not_visible(str(tmp_path), ".proof", ["late"]) == []
+    writer.join()
+
+
+def test_the_proof_works_in_an_object_store_and_says_what_a_store_refuses(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.preflight._VISIBLE_SECONDS", 0.1)
+    place, _, options = bucket.partition("?")
+    storage = f"{place}/preflight/results?{options}"
+    report = examine(storage, str(tmp_path), [], ".proof", "10.0.0.7 (0123abcd)")
+    assert (report.problems, report.free_bytes) == ([], None)
+    assert not_visible(storage, ".proof", ["10.0.0.7 (0123abcd)", "10.0.0.8"]) == ["10.0.0.8"]
+    assert (location(storage) / ".proof" / "10.0.0.7 (0123abcd)").exists()
+    (problem,) = examine(f"s3://no-such-bucket/results?{options}", str(tmp_path), [], ".proof", "a").problems
+    assert "cannot write to the storage path s3://no-such-bucket/results" in problem
+
+
+# The tracking server
+
+
+MOUNTS = """/dev/sda1 / ext4 rw 0 0
+server:/export /mnt/shared nfs4 rw 0 0
+/dev/sdb1 /mnt/shared/local xfs rw 0 0
+//server/share /mnt/two\\040words cifs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/mlflow.db", "ext4"),
+        ("/mnt/shared/mlflow.db", "nfs4"),
+        ("/mnt/shared-not/mlflow.db", "ext4"),
+        ("/mnt/shared/local/mlflow.db", "xfs"),
+        ("/mnt/two words/mlflow.db", "cifs"),
+    ],
+)
+def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path, kind):
+    assert file_system_of(Path(path), MOUNTS) == kind
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.s3fs", "lustre"])
+def test_sqlite_on_a_network_file_system_is_refused_with_the_reason(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.preflight.file_system_of", lambda path: kind)
+    (problem,) = tracking_problems(f"sqlite:///{tmp_path}/mlflow.db")
+    assert problem.startswith(f"{tmp_path}/mlflow.db is on a network file system ({kind}), where SQLite's locks")
+
+
+def test_sqlite_on_a_local_disk_is_fine(tmp_path):
+    assert tracking_problems(f"sqlite:///{tmp_path}/mlflow.db") == []
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:hunter2@tracking:5000", "postgresql+psycopg2://me:hunter2@db/mlflow", "https://:hunter2@host"]
+)
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(uri):
+    (problem,) = tracking_problems(uri)
+    assert "MLFLOW_TRACKING_PASSWORD" in problem
+    assert "hunter2" not in problem
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_tracking_server_that_is_not_there_is_named(scheme):
+    address = f"127.0.0.1:{closed_port()}"
+    (problem,) = tracking_problems(f"{scheme}://{address}")
+    assert address in problem
+    assert "refused" in problem
+    assert "--tracking-uri" in problem
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers every POST with the status that the server was made with, and keeps what was sent."""
+
+    def do_POST(self):
+        self.server.authorization = self.headers.get("Authorization")
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    """Start with a status; returns the URL."""
+    servers = []
+
+    def start(status: int) -> str:
+        server = HTTPServer(("127.0.0.1", 0), Answering)
+        server.status = status
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for each in servers:
+        each.shutdown()
+        each.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch, tmp_path):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_a_server_that_answers_is_fine(server):
+    assert tracking_problems(server(200)) == []
+
+
+def test_a_server_that_wants_credentials_and_got_none(server):
+    (problem,) = tracking_problems(server(401))
+    assert "refuses a request without a user and password" in problem
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in problem
+
+
+def test_a_server_that_refuses_the_credentials_names_the_user_and_not_the_password(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    (problem,) = tracking_problems(server(401))
+    assert "refuses the password of 'me'" in problem
+    assert "hunter2" not in problem
+
+
+def test_what_is_no_mlflow_server_is_told_by_its_answer(server):
+    (problem,) = tracking_problems(server(404))
+    assert "does not answer as an MLflow server does: 404" in problem

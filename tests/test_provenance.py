@@ -1,0 +1,133 @@
+"""From every number to its runs, and whether outputs are still what the data give."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_tables import planned, row
+
+from analysis import provenance, tables
+from analysis.comparability import conform
+from analysis.provenance import ProvenanceError
+from analysis.typeset import to_markdown
+
+
+@pytest.fixture
+def runs(tmp_path) -> pd.DataFrame:
+    cells = planned(tmp_path, seeds=(0, 1))
+    values = {("none", 0): 80.0, ("none", 1): 81.0, ("sprel+abspos", 0): 90.0, ("sprel+abspos", 1): 92.0}
+    return conform(pd.DataFrame([row(cells[place], accuracy=value) for place, value in values.items()]))
+
+
+def made(folder: Path, runs: pd.DataFrame, study: str = "table4", name: str = "table4.md") -> dict:
+    ((table, _),) = tables.study_tables(study, runs)
+    (folder / name).write_text(to_markdown(table))
+    provenance.write(folder, provenance.record(study, [], runs, [table], [folder / name]))
+    return provenance.read(provenance.sidecar(folder, study))
+
+
+def test_a_number_leads_to_its_runs_seeds_and_commit(tmp_path, runs):
+    made(tmp_path, runs)
+    (number,) = provenance.explain(tmp_path, "table4:sprel+abspos:accuracy")
+    assert number["text"] == "91.00 ± 1.41"
+    assert number["values"]["value"] == 91.0
+    expected = runs[runs["tasks"] == "sprel+abspos"]
+    assert {(run["run_id"], run["cell_id"], run["seed"], run["commit"]) for run in number["runs"]} == {
+        (each.run_id, each.cell_id, each.seed, "0123456789abcdef") for each in expected.itertuples()
+    }
+
+
+def test_every_printed_number_of_ours_has_runs(tmp_path, runs):
+    ids = {number["id"] for number in made(tmp_path, runs)["numbers"]}
+    ((table, _),) = tables.study_tables("table4", runs)
+    for each in table.rows:
+        for column, entry in zip(table.columns, each.entries):
+            if any(symbol.isdigit() for symbol in entry.text) and not entry.text.startswith("0/"):
+                assert f"table4:{each.key}:{column.key}" in ids
+    paper = [number for number in provenance.explain(tmp_path, "table4") if number.get("published")]
+    assert {number["id"] for number in paper} >= {"table4:none:paper_accuracy"}
+
+
+def test_tasks_may_be_named_in_any_order(tmp_path, runs):
+    made(tmp_path, runs)
+    assert provenance.explain(tmp_path, "table4:abspos+sprel") == provenance.explain(tmp_path, "table4:sprel+abspos")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("tabel4", "unknown table 'tabel4': one of table4; did you mean 'table4'?"),
+        ("table4:sprel+abspo", "did you mean 'sprel+abspos'?"),
+        ("table4:none:acuracy", "did you mean 'accuracy'?"),
+    ],
+)
+def test_an_unknown_number_is_answered_with_the_nearest(tmp_path, runs, question, answer):
+    made(tmp_path, runs)
+    with pytest.raises(ProvenanceError) as error:
+        provenance.explain(tmp_path, question)
+    assert answer in str(error.value)
+
+
+def test_before_any_tables_it_says_so(tmp_path):
+    with pytest.raises(ProvenanceError, match="no tables were made in"):
+        provenance.explain(tmp_path, "table4")
+    with pytest.raises(ProvenanceError, match="make the tables of the study first"):
+        provenance.read(provenance.sidecar(tmp_path, "table4"))
+
+
+def test_an_edited_and_a_missing_output_are_named(tmp_path, runs):
+    content = made(tmp_path, runs)
+    assert provenance.edited(content, tmp_path) == []
+    output = tmp_path / "table4.md"
+    output.write_text(output.read_text().replace("91.00", "99.00"))
+    assert provenance.edited(content, tmp_path) == ["table4.md was edited by hand, or is half-written"]
+    output.unlink()
+    assert provenance.edited(content, tmp_path) == ["table4.md is missing"]
+
+
+def test_new_changed_and_vanished_runs_are_named_with_what_rests_on_them(tmp_path, runs):
+    content = made(tmp_path, runs)
+    assert provenance.outdated(content, runs) == []
+    changed = runs.copy()
+    changed.loc[0, "test_accuracy"] = 85.0
+    first, last = provenance.outdated(content, changed)
+    assert f"run {runs['run_id'][0]}" in first
+    assert "has changed; on it rest: table4:none:accuracy" in first
+    assert last == "so these no longer match the data: table4.md"
+    assert "is gone" in provenance.outdated(content, runs.iloc[1:])[0]
+    more = pd.concat([runs, runs.iloc[[0]].assign(run_id="another", seed=7)])
+    assert provenance.outdated(content, more)[0].startswith("run another")
+
+
+def test_what_no_table_shows_does_not_make_outputs_outdated(tmp_path, runs):
+    content = made(tmp_path, runs)
+    assert provenance.outdated(content, runs.assign(host="elsewhere", end_time=pd.Timestamp.now())) == []
+
+
+def test_types_of_columns_do_not_matter_to_the_digests(tmp_path, runs):
+    content = made(tmp_path, runs)
+    runs.to_parquet(tmp_path / "runs.parquet")
+    assert provenance.outdated(content, pd.read_parquet(tmp_path / "runs.parquet")) == []
+    assert provenance.outdated(content, runs.astype({"seed": "Int64", "test_accuracy": "Float64"})) == []
+
+
+def test_a_sidecar_that_was_edited_or_is_broken_is_refused(tmp_path, runs):
+    made(tmp_path, runs)
+    path = provenance.sidecar(tmp_path, "table4")
+    content = json.loads(path.read_text())
+    content["numbers"][0]["text"] = "99.00"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ProvenanceError, match="was edited by hand"):
+        provenance.read(path)
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ProvenanceError, match="cannot be read"):
+        provenance.read(path)
+
+
+def test_a_file_belongs_to_the_study_that_wrote_it_last(tmp_path, runs):
+    made(tmp_path, runs, "table4", "report.tex")
+    made(tmp_path, runs, "table2", "report.tex")
+    assert provenance.read(provenance.sidecar(tmp_path, "table4"))["outputs"] == {}
+    second = provenance.read(provenance.sidecar(tmp_path, "table2"))
+    assert provenance.edited(second, tmp_path) == []

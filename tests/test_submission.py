@@ -1,0 +1,201 @@
+"""What a job would upload, and what is refused before anything is sent. Real clusters: end_to_end/test_jobs.py."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sweeps import jobs
+from sweeps.origin import COMMIT, DIRTY, git_state, source_digest
+from sweeps.redaction import holds_password, redacted
+from sweeps.serve_mlflow import credentials, server_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A folder with what is uploaded and what is not, by .gitignore, .rayignore and Ray's own defaults."""
+    folder = tmp_path / "checkout"
+    for name in (
+        "sweeps/ablation.py",
+        "results/cells/x/1.pt",
+        "tests/test_it.py",
+        ".git/objects/1",
+        ".venv/bin/python",
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 1000)
+    (folder / ".gitignore").write_text("/results/\n")
+    (folder / ".rayignore").write_text("/tests/\n")
+    return folder
+
+
+def test_what_is_counted_is_what_ray_zips(checkout, tmp_path):
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    upload = jobs.upload_of(checkout)
+    assert upload.files == {".gitignore": 10, ".rayignore": 8, "sweeps/ablation.py": 1000}
+    package = tmp_path / "package.zip"
+    create_package(str(checkout), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    with zipfile.ZipFile(package) as zipped:
+        assert {entry.filename: entry.file_size for entry in zipped.infolist()} == upload.files
+    assert 0 <= upload.size - package.stat().st_size < 100 * len(upload.files)
+
+
+def test_an_upload_that_is_too_large_names_the_largest_first(checkout):
+    for name, size in (("old/run.bin", 70), ("old/more.bin", 20), ("movie.mp4", 30), ("notes/small", 1)):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        with (checkout / name).open("wb") as file:
+            file.truncate(size * 1024**2)  # a hole: nothing is written
+    (problem,) = jobs.upload_problems(checkout)
+    assert f"{checkout} would be an upload of 121.0 MiB, and Ray takes 100 MiB" in problem
+    assert ".rayignore" in problem
+    listed = [line.split() for line in problem.splitlines()[1:]]
+    assert [(size, name) for size, _, name in listed[:3]] == [
+        ("90.0", "old/"),
+        ("30.0", "movie.mp4"),
+        ("1.0", "notes/"),
+    ]
+
+
+def test_this_checkout_is_a_small_upload_without_tests_and_results():
+    upload = jobs.upload_of(ROOT)
+    assert "sweeps/ablation.py" in upload.files
+    assert upload.size < 5 * 1024**2
+    assert not any(name.startswith((".git/", ".venv", "tests/", "results/", "data/")) for name in upload.files)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    assert jobs.upload_problems(tmp_path / "nowhere") == [f"the working directory {tmp_path}/nowhere is not there"]
+
+
+@pytest.mark.parametrize(
+    "entrypoint", [["--tracking-uri", "http://me:hunter2@host:5000"], ["--tracking-uri=http://me:hunter2@host:5000"]]
+)
+def test_a_password_in_the_command_is_refused_and_not_repeated(entrypoint):
+    (problem,) = jobs.secret_problems(["python", "sweeps/ablation.py", *entrypoint])
+    assert "http://me:***@host:5000" in problem
+    assert "hunter2" not in problem
+    assert jobs.secret_problems(["python", "sweeps/ablation.py", "--tracking-uri", "http://host:5000"]) == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:x"])
+def test_an_address_that_is_no_url_of_a_dashboard_is_said(address):
+    (problem,) = jobs.address_problems(address)
+    assert "--address takes the URL of Ray's dashboard" in problem
+
+
+def test_an_address_where_nobody_answers_is_named_with_what_to_do():
+    (problem,) = jobs.address_problems("http://127.0.0.1:9")
+    assert "nobody answers at http://127.0.0.1:9" in problem
+    assert "ray dashboard" in problem
+
+
+def test_all_that_is_wrong_is_said_together_and_nothing_is_submitted(tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "sweeps/submit.py",
+        "--address",
+        "http://127.0.0.1:9",
+        "--working-dir",
+        tmp_path / "x",
+    ]
+    result = subprocess.run([*command, "--", "python", "http://a:b@c"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("nothing was submitted:")
+    assert result.stderr.count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:hunter2@host:5000/x", "http://me:***@host:5000/x"),
+        ("postgresql+psycopg2://me:hun%40ter2@db/mlflow", "postgresql+psycopg2://me:***@db/mlflow"),
+        ("http://me@host", "http://me@host"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("results", "results"),
+    ],
+)
+def test_a_uri_is_shown_without_its_password(uri, shown):
+    assert redacted(uri) == shown
+    assert holds_password(uri) == (uri != shown)
+
+
+def test_a_job_knows_the_commit_that_its_submitter_told(monkeypatch, tmp_path):
+    monkeypatch.delenv(COMMIT, raising=False)
+    assert git_state(tmp_path) == {"git_commit": "unknown", "git_dirty": "unknown"}
+    monkeypatch.setenv(COMMIT, "c0ffee")
+    monkeypatch.setenv(DIRTY, "true")
+    assert git_state(tmp_path) == {"git_commit": "c0ffee", "git_dirty": "true"}
+
+
+def test_the_digest_changes_with_any_source_that_trains_and_with_nothing_else(tmp_path):
+    for package in ("relvit", "sweeps", "analysis"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text("1")
+    before = source_digest(tmp_path)
+    (tmp_path / "analysis/a.py").write_text("2")
+    (tmp_path / "sweeps/a.pyc").write_text("2")
+    assert source_digest(tmp_path) == before
+    (tmp_path / "sweeps/a.py").write_text("2")
+    changed = source_digest(tmp_path)
+    (tmp_path / "sweeps/a.py").rename(tmp_path / "sweeps/b.py")
+    assert len({before, changed, source_digest(tmp_path)}) == 3
+
+
+# MLflow's server
+
+
+@pytest.fixture
+def no_credentials(monkeypatch):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_password_is_made_once_and_its_owner_alone_may_read_it(no_credentials, tmp_path):
+    path = tmp_path / ".mlflow/credentials"
+    user, password = credentials(path)
+    assert (user, len(password)) == ("admin", 32)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert credentials(path) == (user, password)
+    assert credentials(tmp_path / "another")[1] != password
+
+
+def test_mlflows_clients_read_the_file_that_was_made(no_credentials, tmp_path):
+    made = credentials(tmp_path / ".mlflow/credentials")
+    script = "from mlflow.utils.credentials import read_mlflow_creds as read; c = read(); print(c.username, c.password)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert tuple(result.stdout.split()) == made
+
+
+def test_a_file_without_a_password_is_named(no_credentials, tmp_path):
+    (tmp_path / "credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
+    with pytest.raises(ValueError, match="lacks 'mlflow_tracking_password'"):
+        credentials(tmp_path / "credentials")
+
+
+def test_what_the_server_is_told_in_files_is_its_owners_alone(no_credentials, tmp_path):
+    environment = server_environment(tmp_path, "admin", "hunter2hunter2")
+    assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"] == "hunter2hunter2"
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert (
+        server_environment(tmp_path, "admin", "x")["MLFLOW_FLASK_SERVER_SECRET_KEY"]
+        == (environment["MLFLOW_FLASK_SERVER_SECRET_KEY"])
+    )
+
+
+def test_the_server_does_not_listen_everywhere(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "KUBERNETES_SERVICE_HOST"}
+    command = [sys.executable, ROOT / "sweeps/serve_mlflow.py", "--host", "0.0.0.0", "--folder", tmp_path / "mlflow"]
+    result = subprocess.run(command, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "--host 0.0.0.0 is every address of this machine" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,180 @@
+"""One MLflow run per cell for ever: found, continued, no step twice, none left RUNNING."""
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+
+from relvit.cell import Cell
+from sweeps.plan import Request, plan_cells
+from sweeps.tracking import Tracker, TrackingError, is_passing
+
+TABLE4 = defaultdict(lambda: "table4")  # every cell belongs to that study
+WORKER = {"host": "node-7", "device": "cpu (test)"}
+ROWS = [
+    {"epoch": 1, "phase": "pretrain", "pretrain_train_loss": 2.0, "learning_rate": 0.1},
+    {"epoch": 2, "phase": "finetune", "finetune_val_accuracy": 40.0, "learning_rate": 0.2},
+    {"epoch": 2, "phase": "test", "test_accuracy": 45.0, "selected_epoch": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory) -> Path:
+    """Making MLflow's tables takes seconds; each test gets a copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(empty_database, tmp_path) -> str:
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def cell(tmp_path) -> Cell:
+    two_epochs = ("pretrain_epochs=1", "epochs=1", "warmup_epochs=0")
+    return plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",), settings=two_epochs))[0]
+
+
+def tracker(uri: str, tmp_path: Path) -> Tracker:
+    return Tracker(uri, "relvit", tmp_path / "results", TABLE4)
+
+
+def all_runs(uri: str) -> list:
+    client = MlflowClient(uri)
+    return client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
+
+
+def points(uri: str, metric: str) -> list[tuple[int, float]]:
+    (run,) = all_runs(uri)
+    return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
+
+
+def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell)
+    for row in ROWS:
+        tracking.log(cell.cell_id, row, WORKER)
+    tracking.finish(cell.cell_id)
+    (run,) = all_runs(uri)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {name: str(value) for name, value in cell.as_dict().items()}
+    assert run.data.tags["host"] == "node-7"
+    assert run.data.tags["cell_id"] == run.info.run_name == cell.cell_id
+    assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
+    assert points(uri, "test_accuracy") == [(2, 45.0)]
+
+
+def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path, cell):
+    first = tracker(uri, tmp_path)
+    first.begin(cell)
+    first.log(cell.cell_id, ROWS[0], WORKER)
+    # The first driver dies here. The next one's trial yields its whole history again.
+    second = tracker(uri, tmp_path)
+    assert second.close_orphans() == [cell.cell_id]
+    assert all_runs(uri)[0].info.status == "KILLED"
+    second.begin(cell)
+    assert all_runs(uri)[0].info.status == "RUNNING"
+    for row in [*ROWS, *ROWS]:
+        second.log(cell.cell_id, row, WORKER)
+    second.finish(cell.cell_id)
+    assert points(uri, "epoch") == [(1, 1.0), (2, 2.0)]
+    assert points(uri, "test_accuracy") == [(2, 45.0)]
+    assert all_runs(uri)[0].info.status == "FINISHED"
+
+
+def test_runs_under_another_storage_path_are_not_orphans_of_this_one(uri, tmp_path, cell):
+    Tracker(uri, "relvit", tmp_path / "elsewhere", TABLE4).begin(cell)
+    assert tracker(uri, tmp_path).close_orphans() == []
+
+
+def test_runs_of_cells_that_another_driver_holds_are_not_orphans(uri, tmp_path, cell):
+    tracker(uri, tmp_path).begin(cell)
+    assert tracker(uri, tmp_path).close_orphans(alive={cell.cell_id}) == []
+    assert all_runs(uri)[0].info.status == "RUNNING"
+
+
+def test_the_same_write_twice_leaves_one_point(uri, tmp_path, cell):
+    # What happens when a request is carried out and its answer is lost on the way.
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell)
+    tracking.log(cell.cell_id, ROWS[0], WORKER, timestamp=1000)
+    tracking._logged[cell.cell_id].clear()
+    tracking.log(cell.cell_id, ROWS[0], WORKER, timestamp=1000)
+    assert points(uri, "epoch") == [(1, 1.0)]
+
+
+def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(uri, tmp_path, cell):
+    late = tracker(uri, tmp_path)  # looked before the run was there
+    tracker(uri, tmp_path).begin(cell)
+    late.begin(cell)
+    assert len(all_runs(uri)) == 1
+
+
+def test_of_several_runs_for_a_cell_the_finished_one_stands_for_it(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell)
+    client, (first,) = MlflowClient(uri), all_runs(uri)
+    second = client.create_run(first.info.experiment_id, tags={"cell_id": cell.cell_id})
+    client.set_terminated(second.info.run_id, "FINISHED")
+    assert tracker(uri, tmp_path).mark_duplicates() == [first.info.run_id]
+    duplicate = client.get_run(first.info.run_id)
+    assert duplicate.data.tags["duplicate_of"] == second.info.run_id
+    assert "cell_id" not in duplicate.data.tags
+    assert duplicate.info.status == "KILLED"
+    assert tracker(uri, tmp_path).mark_duplicates() == []
+
+
+def test_a_deviation_from_the_cells_settings_is_a_tag(uri, tmp_path, cell):
+    tracker(uri, tmp_path).begin(cell, "micro_batches=4")
+    assert all_runs(uri)[0].data.tags["deviation"] == "micro_batches=4"
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (MlflowException("API request to http://... failed: connection refused"), True),
+        (MlflowException("database is locked", TEMPORARILY_UNAVAILABLE), True),
+        (ConnectionRefusedError(), True),
+        (MlflowException("no such run", RESOURCE_DOES_NOT_EXIST), False),
+        (KeyError("a mistake of ours"), False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error, passing):
+    assert is_passing(error) is passing
+
+
+def test_a_failed_cell_has_its_reason_and_loses_it_when_it_is_run_again(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell)
+    tracking.fail(cell.cell_id, "pretrain loss is nan at step 3")
+    (run,) = all_runs(uri)
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "pretrain loss is nan at step 3")
+    tracking.begin(cell)
+    (run,) = all_runs(uri)
+    assert (run.info.status, run.data.tags["reason"]) == ("RUNNING", "")
+
+
+def test_a_finished_cell_that_mlflow_lost_is_rebuilt_from_its_rows(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    assert not tracking.is_finished(cell)
+    tracking.rebuild(cell, ROWS)
+    assert points(uri, "finetune_val_accuracy") == [(2, 40.0)]
+    assert tracker(uri, tmp_path).is_finished(cell)
+
+
+def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):
+    tracker(uri, tmp_path).rebuild(cell, ROWS)
+    Tracker(uri, "relvit", tmp_path / "results", {cell.cell_id: "figure2"}).tag_study(cell)
+    (run,) = all_runs(uri)
+    assert run.data.tags["study"] == "figure2,table4"
+
+
+def test_a_tracking_uri_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(TrackingError, match="sqlite:////proc/nowhere/mlflow.db cannot be used"):
+        tracker("sqlite:////proc/nowhere/mlflow.db", tmp_path)
