@@ -6,7 +6,10 @@ and the outcome: what a killed driver leaves is a study in which every trial is 
 parameters.
 """
 
+import contextlib
 import json
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +26,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 DEFINITION = "definition"  # the study's attribute that tells it from another of the same name
+_SQLITE = "sqlite:///"  # and a path
 MAXIMIZE, MINIMIZE = "maximize", "minimize"
 
 
@@ -69,6 +73,7 @@ class DurableStudy:
         self._sampler = sampler
         require_usable(url, name, definition)
         try:
+            _make_whole(url)
             # Other programs, such as the dashboard, may read meanwhile.
             patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
             self._database = optuna.storages.RDBStorage(url, engine_kwargs=patience)
@@ -168,9 +173,28 @@ def _hasten(database: optuna.storages.RDBStorage) -> None:
     database.engine.dispose()
 
 
+def _make_whole(url: str) -> None:
+    """Make a SQLite database with all of Optuna's tables in one step, so that nobody who opens it early, a dashboard or
+    another driver, finds it half made and makes the rest itself."""
+    if _exists(url):
+        return
+    path = Path(url.removeprefix(_SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
+        made = Path(aside) / path.name
+        database = optuna.storages.RDBStorage(f"{_SQLITE}{made}")
+        _hasten(database)
+        with database.engine.connect():  # keeps the log's mode in the file
+            pass
+        database.engine.dispose()
+        # Either another driver was faster, or the file system has no links and Optuna makes the file in its place.
+        with contextlib.suppress(OSError):
+            os.link(made, path)
+
+
 def _exists(url: str) -> bool:
     """SQLite would make an empty file by being asked."""
-    return not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).exists()
+    return not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists()
 
 
 def _require_same(stored: optuna.Study, definition: Mapping[str, Any], url: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -250,14 +252,29 @@ def test_another_study_of_the_same_name_is_refused_with_what_differs(tmp_path):
 
 
 def test_the_database_of_another_program_is_refused_and_left_as_it_is(tmp_path):
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "optuna.db") as connection:
         connection.execute("create table experiments (id integer)")
     before = (tmp_path / "optuna.db").read_bytes()
     with pytest.raises(DatabaseError, match="another program's database"):
         opened(tmp_path)
     assert (tmp_path / "optuna.db").read_bytes() == before
+
+
+def test_a_new_database_is_whole_from_the_moment_that_others_can_see_it(tmp_path):
+    path = tmp_path / "optuna.db"
+
+    def first_sight():
+        while not path.exists():
+            pass
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            # Optuna's last step in making its tables; who opens the file without it makes them a second time.
+            return connection.execute("select count(*) from alembic_version").fetchone()
+
+    with ThreadPoolExecutor() as pool:
+        sight = pool.submit(first_sight)
+        opened(tmp_path)
+        assert sight.result() == (1,)
+    assert not list(tmp_path.glob(".optuna.db-*"))
 
 
 def test_optuna_reads_the_database_as_its_own(tmp_path):
