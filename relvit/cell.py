@@ -35,6 +35,13 @@ HEADS = ("bilinear", "low_rank")
 PRECISIONS = ("fp32", "bf16")
 # Which weights of the last phase are tested: those of the best validation accuracy, or the last ones.
 SELECTIONS = ("best_val", "last")
+_OF_PATCHES = ("permute_patches", "patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability")
+# What a schedule may change from one epoch to the next: neither the weights' shapes nor the steps an epoch.
+SCHEDULABLE = (
+    *("learning_rate", "weight_decay", "gradient_clip", "crop_padding", "crop_min_area", "flip_probability"),
+    *(f"{task}_weight" for task in OBJECTIVES),
+    *_OF_PATCHES,
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,9 @@ class Cell:
     drop_path: float
     precision: str
     selection: str
+    # Changes within the phase that classifies: "8:learning_rate=0.0004,weight_decay=0.1;16:..." sets these fields once 8
+    # of its epochs are done. Fields are SCHEDULABLE ones in order of declaration; "none": they hold throughout.
+    schedule: str = NONE
 
     # Augmentation of whole images, in every phase.
     crop_padding: int  # black border around the image before a random crop of its own size; 0: no crop
@@ -179,6 +189,35 @@ class Cell:
         """Pixels a side of a patch."""
         return BACKBONES[self.backbone].patch_size
 
+    @cached_property
+    def _stretches(self) -> list[tuple[int, "Cell"]]:
+        """From how many epochs of the last phase on, and what holds then."""
+        stretches = [(0, dataclasses.replace(self, schedule=NONE))]
+        for epoch, changes in parse_schedule(self.schedule):
+            stretches.append((epoch, dataclasses.replace(stretches[-1][1], **changes)))
+        return stretches
+
+    def after(self, epochs: int) -> "Cell":
+        """What holds once so many epochs of the last phase are done: the cell without a schedule."""
+        return next(cell for start, cell in reversed(self._stretches) if start <= epochs)
+
+    def until(self, epochs: int) -> "Cell":
+        """The cell that this one is through so many epochs of its last phase: without what is scheduled from then on."""
+        kept = [(epoch, changes) for epoch, changes in parse_schedule(self.schedule) if epoch < epochs]
+        return dataclasses.replace(self, schedule=format_schedule(kept))
+
+    def changed_after(self, epochs: int, changes: Mapping[str, Any]) -> "Cell":
+        """This cell through so many epochs of its last phase, and then with these values of SCHEDULABLE fields.
+
+        Values that hold already are left out; equal to `until(epochs)` where nothing is left. Raises ValueError as
+        `Cell` does.
+        """
+        before = self.until(epochs)
+        holds = before.after(epochs)
+        new = {name: changes[name] for name in SCHEDULABLE if name in changes and changes[name] != getattr(holds, name)}
+        entries = [*parse_schedule(before.schedule), *([(epochs, new)] if new else [])]
+        return dataclasses.replace(before, schedule=format_schedule(entries))
+
     @property
     def has_pretraining(self) -> bool:
         """Whether there is a first phase that other cells may share."""
@@ -191,7 +230,13 @@ class Cell:
     @cached_property
     def _pretraining(self) -> "Cell":
         return dataclasses.replace(
-            self, protocol="pretrain", dataset=self.pretrain_dataset, epochs=0, learning_rate=0.0, selection="last"
+            self,
+            protocol="pretrain",
+            dataset=self.pretrain_dataset,
+            epochs=0,
+            learning_rate=0.0,
+            selection="last",
+            schedule=NONE,
         )
 
     @property
@@ -205,13 +250,21 @@ class Cell:
 
     @cached_property
     def cell_id(self) -> str:
-        """A readable prefix and a digest of every field: the same content has the same name everywhere."""
-        content = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        """A readable prefix and a digest of every field: the same content has the same name everywhere.
+
+        Fields that came later are left out at their default, so that cells of before keep their names.
+        """
+        fields = {name: value for name, value in self.as_dict().items() if LATER_FIELDS.get(name) != value}
+        content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return f"{self.dataset}-{self.backbone}-{self.protocol}-{self.tasks}-s{self.seed}-{digest}"
 
 
 FIELDS: dict[str, type] = {field.name: field.type for field in dataclasses.fields(Cell)}
+# Fields that cells of earlier versions lack, with the value that these had in effect.
+LATER_FIELDS: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(Cell) if field.default is not dataclasses.MISSING
+}
 
 
 def make_cell(**fields: Any) -> Cell:
@@ -252,6 +305,35 @@ def canonical_tasks(text: str) -> str:
     return "+".join(parse_tasks(text)) or NONE
 
 
+def parse_schedule(text: str) -> list[tuple[int, dict[str, Any]]]:
+    """The entries of a schedule: after how many epochs of the last phase, and what is set then; "none" gives none.
+
+    Raises ValueError for what is no schedule; whether the values suit a cell is for the cell to say.
+    """
+    if text == NONE:
+        return []
+    entries: list[tuple[int, dict[str, Any]]] = []
+    for part in text.split(";"):
+        epoch, colon, settings = part.partition(":")
+        pairs = [setting.partition("=") for setting in settings.split(",")]
+        if not colon or not epoch.isdecimal() or not all(equals for _, equals, _ in pairs):
+            raise ValueError(f"schedule entry {part!r} is not written EPOCH:FIELD=VALUE,FIELD=VALUE")
+        for name, _, _ in pairs:
+            if name not in SCHEDULABLE:
+                raise ValueError(f"schedule entry {part!r}: {unknown('field', name, SCHEDULABLE)}")
+        entries.append((int(epoch), {name: parse_value(name, value) for name, _, value in pairs}))
+    return entries
+
+
+def format_schedule(entries: Iterable[tuple[int, Mapping[str, Any]]]) -> str:
+    """The one spelling of a schedule: what `parse_schedule` reads."""
+    parts = [
+        f"{epoch}:" + ",".join(f"{name}={changes[name]!r}" for name in SCHEDULABLE if name in changes)
+        for epoch, changes in entries
+    ]
+    return ";".join(parts) or NONE
+
+
 def patch_crop_size(patch_size: int, patch_crop: float) -> int:
     """Side in pixels of the crop of a patch: the published code's round(P / 1.15) for patch_crop = 1 / 1.15."""
     return round(patch_size * patch_crop)
@@ -289,6 +371,8 @@ def validate(fields: Mapping[str, Any]) -> list[str]:
     errors += _range_errors(fields)
     if not errors:
         errors += _neutrality_errors(fields)
+    if not errors:
+        errors += _schedule_errors(fields)
     return errors
 
 
@@ -437,13 +521,37 @@ def neutral_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             "epochs": 0,
             "learning_rate": 0.0,
             "selection": "last",
+            "schedule": NONE,
         }
     if isinstance(BACKBONES.get(fields["backbone"]), SwinSpec):
         # Its positions are biases inside attention; there is no embedding to leave out.
         neutral["pretrain_position_embedding"] = False
     if not {**fields, **neutral}["jitter_probability"]:
         neutral["jitter_strength"] = 0.0
-    return neutral
+    return {**_acting_schedule(fields), **neutral}
+
+
+def schedulable(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that a schedule can change in a cell with these fields: those of SCHEDULABLE that act in its last
+    phase, where tasks are trained with protocol "joint" alone. Raises as `parse_tasks`."""
+    tasks = parse_tasks(fields["tasks"]) if fields["protocol"] == "joint" else ()
+    idle = {f"{task}_weight" for task in OBJECTIVES if task not in tasks}
+    if not tasks:
+        idle |= set(_OF_PATCHES)
+    return tuple(name for name in SCHEDULABLE if name not in idle)
+
+
+def _acting_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The schedule without the fields that cannot act, where it has any: a tuned recipe serves other cells too."""
+    try:
+        entries = parse_schedule(fields["schedule"])
+    except (ValueError, AttributeError):  # `validate` says what is wrong
+        return {}
+    acting = schedulable(fields)
+    if all(name in acting for _, changes in entries for name in changes):
+        return {}
+    kept = [(epoch, {name: value for name, value in changes.items() if name in acting}) for epoch, changes in entries]
+    return {"schedule": format_schedule((epoch, changes) for epoch, changes in kept if changes)}
 
 
 def _neutrality_errors(fields: Mapping[str, Any]) -> list[str]:
@@ -467,4 +575,29 @@ def _neutrality_errors(fields: Mapping[str, Any]) -> list[str]:
         errors.append(
             "drloc is trained jointly with classification (Liu et al., NeurIPS 2021): protocol must be 'joint'"
         )
+    return errors
+
+
+def _schedule_errors(fields: Mapping[str, Any]) -> list[str]:
+    try:
+        entries = parse_schedule(fields["schedule"])
+    except ValueError as error:
+        return [str(error)]
+    if not entries:
+        return []
+    if format_schedule(entries) != fields["schedule"]:
+        return [f"schedule {fields['schedule']!r} is written {format_schedule(entries)!r}"]
+    errors = []
+    starts = [epoch for epoch, _ in entries]
+    if starts != sorted(set(starts)) or not 0 < starts[0] <= starts[-1] < fields["epochs"]:
+        errors.append(
+            f"the epochs of a schedule must rise, from at least 1 to below the {fields['epochs']} of the last phase, "
+            f"not {', '.join(map(str, starts))}"
+        )
+    holds = {**fields, "schedule": NONE}
+    for epoch, changes in entries:
+        same = [name for name, value in changes.items() if holds[name] == value]
+        errors += [f"schedule entry {epoch}: {name} is {holds[name]!r} before it already" for name in same]
+        holds |= changes
+        errors += [f"schedule entry {epoch}: {error}" for error in validate(holds)]
     return errors

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from relvit import checkpoint
 from relvit.augment import Augmentation
 from relvit.backbones import build_backbone
-from relvit.cell import Cell
+from relvit.cell import NONE, Cell
 from relvit.data import Dataset, Split
 from relvit.files import Location
 from relvit.losses import classification_loss, total_loss
@@ -76,8 +76,11 @@ def phases(cell: Cell) -> list[Phase]:
     return [first, Phase("finetune", (), True, cell.epochs, cell.learning_rate)]
 
 
-def learning_rates(maximum: float, warmup_steps: int, steps: int) -> np.ndarray:
-    """The learning rate of each step, float64 [steps]: linear warm-up to the maximum, then cosine to zero."""
+def learning_rates(maximum: float | np.ndarray, warmup_steps: int, steps: int) -> np.ndarray:
+    """The learning rate of each step, float64 [steps]: linear warm-up to the maximum, then cosine to zero.
+
+    maximum: one, or that of each step.
+    """
     step = np.arange(steps)
     warmup = (step + 1) / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
@@ -97,6 +100,8 @@ def train(
     keep: int = 2,
     micro_batches: int = 1,
     test: bool = True,
+    stop_after: int | None = None,
+    forked: Location | None = None,
     note: Callable[[str], None] = logger.warning,
 ) -> Iterator[Row]:
     """Train a cell in `folder`, continuing from the newest whole checkpoint there.
@@ -112,6 +117,10 @@ def train(
     the same step in less memory, equal but for rounding (and for what drop path draws).
     test: False leaves the test split alone, as a hyperparameter search must: the run ends with the last epoch's row and
     no final checkpoint. The same call with True goes on from there to the result.
+    stop_after: the run ends with the row of this epoch, counted over all phases, and its checkpoint; the same call with
+    a later one, or with None, goes on from there.
+    forked: the folder of a cell of which this one is a fork (`Cell.changed_after`). Its newest checkpoint is continued
+    instead of training the same epochs again, rows included, if the two cells are one up to there.
 
     Yields one row per epoch with "epoch" (1-based, over all phases), "phase" and the epoch's metrics, all floats:
     losses, accuracies in percent, squared errors times 100, learning_rate, images_per_second, epoch_seconds. The
@@ -119,7 +128,8 @@ def train(
     task, its metric at the end of its phase.
 
     On resume: 1. a final checkpoint ends the run at once; 2. else the newest whole epoch's checkpoint is continued;
-    3. else `pretrained` is taken over; 4. else the cell starts from its seed.
+    3. else that of `forked`; 4. else `pretrained` is taken over; 5. else the cell starts from its seed. The outcome is
+    the same bits whichever it is.
 
     Raises NotFiniteError; ValueError where a folder belongs to another cell.
     """
@@ -138,22 +148,27 @@ def train(
             return
         if not run.done:
             run.restore(state)
+    elif (state := _state_to_fork(cell, forked, device, note)) is not None:
+        run.restore(state)
+        checkpoint.save(run.state(), folder, run.epoch, keep)
+        yield from run.history
     elif pretrained is not None:
         shared = checkpoint.load_newest(pretrained, device, note)
         if shared is not None and (shared["finished"] or shared["cell_id"] != cell.pretraining().cell_id):
             run.take_over(shared, pretrained)
             yield from run.history
     due = _Due(checkpoint_every, checkpoint_minutes)
-    while not run.done:
+    last = cell.total_epochs if stop_after is None else stop_after
+    while run.epoch < last:
         row = run.train_epoch()
         # The pre-training first: a run that dies between the two trains one epoch again and still leaves it.
         if run.at_end_of_phase and not run.done and pretrained is not None:
             checkpoint.save(run.pretraining_state(), pretrained, None, keep)
-        if due.after_epoch() or run.at_end_of_phase:
+        if due.after_epoch() or run.at_end_of_phase or run.epoch == last:
             checkpoint.save(run.state(), folder, run.epoch, keep)
             due.written()
         yield row
-    if not test:
+    if not test or not run.done:
         return
     result = run.result()
     checkpoint.save(run.final_state(), folder, None, keep)
@@ -174,6 +189,20 @@ class _Due:
         """Count one more epoch; whether a checkpoint is due now."""
         self._since += 1
         return self._since >= self._epochs or time.monotonic() - self._at >= 60 * self._minutes
+
+
+def _state_to_fork(
+    cell: Cell, forked: Location | None, device: str, note: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The newest state under `forked`, if it is one that this cell passes through too."""
+    state = checkpoint.load_newest(forked, device, note) if forked is not None else None
+    if state is None or state["finished"] or phases(cell)[state["phase_index"]].name == "pretrain":
+        return None
+    epochs = state["phase_epoch"]
+    if Cell(**state["cell"]).until(epochs) != cell.until(epochs):
+        note(f"{forked} has gone on from where {cell.cell_id} leaves it: trained from the start, to the same bits")
+        return None
+    return state
 
 
 def _first_phase(
@@ -206,6 +235,7 @@ class _Run:
         self.datasets = [pretrain_dataset if phase.name == "pretrain" else dataset for phase in self.phases]
         self.history: list[Row] = []
         self.results: dict[str, float] = {}
+        self.holding = cell.after(0)  # the fields that hold now, of which a schedule may change some
         self._start_phase(0, None)
 
     def _start_phase(self, index: int, pretrained: dict[str, Tensor] | None) -> None:
@@ -235,14 +265,28 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=phase.learning_rate, weight_decay=cell.weight_decay, fused=True
         )
+        rates = phase.learning_rate if phase.name == "pretrain" else self._scheduled_rates(phase.epochs)
         self.schedule = learning_rates(
-            phase.learning_rate,
-            cell.warmup_epochs * self.steps_per_epoch,
-            phase.epochs * self.steps_per_epoch,
+            rates, cell.warmup_epochs * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
         )
+        self.holding = cell.after(0)
         self.augment = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=True)
         self.plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
+
+    def _scheduled_rates(self, epochs: int) -> np.ndarray:
+        """The maximum that holds at each step of the last phase."""
+        return np.repeat([self.cell.after(epoch).learning_rate for epoch in range(epochs)], self.steps_per_epoch)
+
+    def _follow_schedule(self) -> None:
+        """Let the fields hold that the cell's schedule sets for the epoch to come."""
+        if self.phase.name == "pretrain" or self.cell.schedule == NONE:
+            return
+        self.holding = self.cell.after(self.phase_epoch)
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.holding.weight_decay
+        mean, std = self.dataset.mean, self.dataset.std
+        self.augment = phase_augmentation(self.holding, self.phase, mean=mean, std=std, training=True)
 
     @property
     def epoch(self) -> int:
@@ -261,6 +305,7 @@ class _Run:
         """One epoch of training and its validation; moves to the next phase first where the last one has ended."""
         if self.at_end_of_phase:
             self._start_phase(self.phase_index + 1, self.model.backbone.state_dict())
+        self._follow_schedule()
         started = time.perf_counter()
         losses = self._train_steps()
         trained = time.perf_counter()
@@ -298,7 +343,7 @@ class _Run:
             images, permutation = self.augment(images, self.draws)
             self.optimizer.zero_grad(set_to_none=True)
             losses = self._backward(images, labels, permutation)
-            norm = nn.utils.clip_grad_norm_(self.trained, self.cell.gradient_clip or math.inf)
+            norm = nn.utils.clip_grad_norm_(self.trained, self.holding.gradient_clip or math.inf)
             self.optimizer.step()
             names = [name if name == "loss" else f"{name}_loss" for name in losses] + ["gradient_norm"]
             values.append(torch.stack([*losses.values(), norm]))
@@ -335,7 +380,7 @@ class _Run:
 
     @property
     def _weights(self) -> dict[str, float]:
-        return {task: getattr(self.cell, f"{task}_weight") for task in self.phase.tasks}
+        return {task: getattr(self.holding, f"{task}_weight") for task in self.phase.tasks}
 
     def _losses(self, predictions: dict[str, Tensor], labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
         targets = self.targets(permutation)
@@ -456,7 +501,10 @@ class _Run:
         """Continue from `state`, which was taken at the end of an epoch."""
         self._start_phase(state["phase_index"], None)
         self.phase_epoch = state["phase_epoch"]
-        if not torch.equal(state["schedule"].cpu(), torch.from_numpy(self.schedule)):
+        # A fork takes other rates from here on, in as many steps.
+        passed = state["phase_epoch"] * self.steps_per_epoch
+        known, ours = state["schedule"].cpu().numpy(), self.schedule
+        if len(known) != len(ours) or not np.array_equal(known[:passed], ours[:passed]):
             raise ValueError(
                 f"the checkpoint of {self.cell.cell_id} was made with another schedule: the data set has changed"
                 f" since ({len(self.train_split)} training images now); use another storage path, or remove the cell"

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import FIELDS, Cell
+from relvit.cell import FIELDS, LATER_FIELDS, Cell
 from relvit.files import Location, write_atomic
 from sweeps import leases
 
@@ -106,7 +106,7 @@ class Account:
         if sample is None:
             return []
         fields = set(json.loads(sample.read_text()))
-        if fields == set(FIELDS):
+        if fields | set(LATER_FIELDS) == set(FIELDS):
             return []
         differing = ", ".join(sorted(fields ^ set(FIELDS)))
         return [

@@ -29,6 +29,7 @@ _PAPER: dict[str, Any] = {
     "drop_path": 0.0,  # [3.1]
     "precision": "fp32",  # [code] Lightning's default
     "selection": "best_val",  # [code] best epoch; there by the test split, here by the validation split
+    "schedule": "none",  # [3.1] has no other schedule than that of the learning rate
     "crop_padding": 4,  # [code] RandomCrop(size, padding=4) for the 32 and 64 pixel sets; [3.1] says "resized crops"
     "crop_min_area": 1.0,  # off, but see _AT_224
     "flip_probability": 0.5,  # [3.1] "random horizontal flipping"

@@ -99,6 +99,14 @@ def test_cells_with_other_fields_are_refused_by_name(tmp_path, cells):
     assert "differ in label_smoothing" in problem
 
 
+def test_cells_of_before_a_field_came_are_taken(tmp_path, cells):
+    account = Account(tmp_path)
+    account.mark(cells[0], RUNNING)
+    path = account.folder(cells[0]) / "cell.json"
+    path.write_text(json.dumps({name: v for name, v in json.loads(path.read_text()).items() if name != "schedule"}))
+    assert account.check() == []
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.docx").touch()
     (problem,) = Account(tmp_path).check()

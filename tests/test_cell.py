@@ -8,10 +8,12 @@ import pytest
 from relvit.cell import (
     BACKBONES,
     FIELDS,
+    LATER_FIELDS,
     PROTOCOLS,
     Cell,
     canonical_tasks,
     make_cell,
+    parse_schedule,
     parse_tasks,
     parse_value,
     patch_crop_size,
@@ -43,6 +45,7 @@ BASE = {
     "drop_path": 0.0,
     "precision": "fp32",
     "selection": "best_val",
+    "schedule": "none",
     "crop_padding": 0,
     "crop_min_area": 1.0,
     "flip_probability": 0.0,
@@ -102,6 +105,7 @@ OTHER = {
     "drop_path": {"drop_path": 0.1},
     "precision": {"precision": "bf16"},
     "selection": {"selection": "last"},
+    "schedule": {"schedule": "5:learning_rate=0.002"},
     "crop_padding": {"crop_padding": 1},
     "crop_min_area": {"crop_min_area": 0.5},
     "flip_probability": {"flip_probability": 0.5},
@@ -131,6 +135,12 @@ def test_the_cell_id_changes_with_every_field():
     assert len(digests) == len(FIELDS) + 1
     # drloc_weight cannot change alone in the cell above.
     assert Cell(**BASE | DRLOC).cell_id != Cell(**BASE | DRLOC | {"drloc_weight": 2.0}).cell_id
+
+
+def test_a_cell_of_before_a_field_came_is_the_cell_that_holds_its_default():
+    before = {name: value for name, value in BASE.items() if name != "schedule"}
+    assert LATER_FIELDS == {"schedule": "none"}
+    assert Cell(**before) == Cell(**BASE)
 
 
 def test_the_cell_id_is_the_same_in_every_process_and_on_every_machine():
@@ -530,7 +540,7 @@ def test_a_mega_grid_goes_without_position_embeddings():
 # The first phase, which cells may share
 
 # What only the phase that classifies depends on.
-OF_FINE_TUNING = {"dataset", "epochs", "learning_rate", "selection"}
+OF_FINE_TUNING = {"dataset", "epochs", "learning_rate", "selection", "schedule"}
 # drloc_weight acts in no pre-training.
 OF_THE_FIRST_PHASE = sorted(set(FIELDS) - OF_FINE_TUNING - {"protocol", "drloc_weight"})
 
@@ -557,6 +567,7 @@ def test_a_pretraining_is_a_cell_of_its_own():
         "epochs": 0,
         "learning_rate": 0.0,
         "selection": "last",
+        "schedule": "none",
     }
     assert first.cell_id.startswith("cifar10-vit_xs4-pretrain-sprel+dist+ang+abspos-s0-")
     assert first.total_epochs == 21
@@ -564,6 +575,74 @@ def test_a_pretraining_is_a_cell_of_its_own():
     assert [make_cell(**BASE | {"protocol": protocol}).has_pretraining for protocol in PROTOCOLS] == [
         protocol != "joint" for protocol in PROTOCOLS
     ]
+
+
+# A schedule
+
+JOINT = {"protocol": "joint", "pretrain_dataset": "none", "pretrain_epochs": 0, "pretrain_learning_rate": 0.0}
+SCHEDULED = BASE | JOINT | {"schedule": "5:learning_rate=0.002,sprel_weight=2.0;12:learning_rate=0.0005"}
+
+
+def test_a_schedule_says_what_holds_from_which_epoch_on():
+    cell = Cell(**SCHEDULED)
+    assert parse_schedule(cell.schedule) == [
+        (5, {"learning_rate": 0.002, "sprel_weight": 2.0}),
+        (12, {"learning_rate": 0.0005}),
+    ]
+    held = [(cell.after(epochs).learning_rate, cell.after(epochs).sprel_weight) for epochs in (0, 4, 5, 11, 12, 19)]
+    assert held == [(0.001, 1.0), (0.001, 1.0), (0.002, 2.0), (0.002, 2.0), (0.0005, 2.0), (0.0005, 2.0)]
+    assert cell.after(4) == Cell(**SCHEDULED | {"schedule": "none"})
+
+
+def test_cells_are_one_until_their_schedules_part():
+    cell, plain = Cell(**SCHEDULED), Cell(**SCHEDULED | {"schedule": "none"})
+    other = Cell(**SCHEDULED | {"schedule": "5:learning_rate=0.002,sprel_weight=2.0"})
+    assert cell.until(5) == plain
+    assert cell.until(6) == cell.until(12) == other.until(12) == other
+    assert cell.until(13) == cell
+
+
+def test_a_fork_takes_what_differs_from_what_held():
+    cell = Cell(**SCHEDULED)
+    fork = cell.changed_after(8, {"learning_rate": 0.002, "sprel_weight": 0.5, "weight_decay": 0.1, "batch_size": 7})
+    assert fork.schedule == "5:learning_rate=0.002,sprel_weight=2.0;8:weight_decay=0.1,sprel_weight=0.5"
+    assert fork.until(8) == cell.until(8)
+    assert cell.changed_after(8, {"learning_rate": 0.002}) == cell.until(8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("5", "schedule entry '5' is not written EPOCH:FIELD=VALUE,FIELD=VALUE"),
+        ("5:learning_rate", "is not written EPOCH:FIELD=VALUE,FIELD=VALUE"),
+        ("-5:learning_rate=0.1", "is not written EPOCH:FIELD=VALUE,FIELD=VALUE"),
+        ("5:learning_rat=0.1", "unknown field 'learning_rat': one of learning_rate, .*; did you mean 'learning_rate'"),
+        ("5:batch_size=8", "unknown field 'batch_size': one of learning_rate"),
+        ("5:learning_rate=fast", "learning_rate must be of type float, not 'fast'"),
+        ("5:learning_rate=5e-4", "schedule '5:learning_rate=5e-4' is written '5:learning_rate=0.0005'"),
+        ("5:sprel_weight=2.0,learning_rate=0.5", "is written '5:learning_rate=0.5,sprel_weight=2.0'"),
+        ("0:learning_rate=0.5", "from at least 1 to below the 20 of the last phase, not 0"),
+        ("20:learning_rate=0.5", "from at least 1 to below the 20 of the last phase, not 20"),
+        ("9:learning_rate=0.5;5:learning_rate=0.2", "the epochs of a schedule must rise, .* not 9, 5"),
+        ("5:learning_rate=0.001", "schedule entry 5: learning_rate is 0.001 before it already"),
+        ("5:learning_rate=-1.0", "schedule entry 5: learning_rate must be above 0"),
+        ("5:jitter_probability=0.0", "schedule entry 5: jitter_strength=0.4 has no effect"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused_with_a_reason(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        Cell(**SCHEDULED | {"schedule": schedule})
+
+
+def test_a_scheduled_field_that_cannot_act_in_the_last_phase_is_refused_by_cell_and_left_out_by_make_cell():
+    schedule = "5:learning_rate=0.002,sprel_weight=2.0;12:sprel_weight=3.0"
+    assert make_cell(**SCHEDULED | {"schedule": schedule}).schedule == schedule
+    supervised = SCHEDULED | {"schedule": schedule, "tasks": "none"}
+    assert make_cell(**supervised).schedule == "5:learning_rate=0.002"
+    two_phases = BASE | {"schedule": schedule}
+    assert make_cell(**two_phases).schedule == "5:learning_rate=0.002"
+    with pytest.raises(ValueError, match="schedule=.* has no effect .*: it must be '5:learning_rate=0.002'"):
+        Cell(**two_phases)
 
 
 # The command line

@@ -41,6 +41,7 @@ TINY = {
     "drop_path": 0.0,
     "precision": "fp32",
     "selection": "best_val",
+    "schedule": "none",
     "crop_padding": 1,
     "crop_min_area": 1.0,
     "flip_probability": 0.5,
@@ -578,6 +579,88 @@ def test_epochs_on_mega_patches_are_evaluated_on_the_same_cells(small, tmp_path)
     assert one["pretrain_val_sprel_loss"] == two["pretrain_val_sprel_loss"]
     assert one["pretrain_val_abspos_loss"] == two["pretrain_val_abspos_loss"]
     assert one["pretrain_train_abspos_loss"] != two["pretrain_train_abspos_loss"]
+
+
+# A schedule, and forks
+
+JOINT = TINY | {"protocol": "joint", "epochs": 4}
+
+
+def finished(cell, dataset, folder, **options):
+    """The rows and the final state of a cell."""
+    return without_speeds(train(cell, dataset, folder, **options)), newest(folder)
+
+
+def test_a_schedule_changes_the_rate_and_the_weights_of_losses_from_its_epoch_on(small, tmp_path):
+    cell = make_cell(**JOINT | {"schedule": "2:learning_rate=0.004,sprel_weight=3.0"})
+    rows = take(4, train(cell, small, tmp_path))
+    # Three steps of warm-up, then a cosine over nine: the epochs end at its 0th, 3rd, 6th and 9th step, less one.
+    shape = [1, *((1 + math.cos(math.pi * step / 9)) / 2 for step in (2, 5, 8))]
+    maxima = [0.001, 0.001, 0.004, 0.004]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([a * b for a, b in zip(shape, maxima)])
+    for row, weight in zip(rows, (1, 1, 3, 3)):
+        parts = weight * row["joint_train_sprel_loss"] + row["joint_train_abspos_loss"]
+        assert row["joint_train_loss"] == pytest.approx(parts + row["joint_train_classification_loss"], rel=1e-5)
+
+
+def test_scheduled_weight_decay_clipping_and_augmentation_act(small, tmp_path):
+    plain = finished(make_cell(**JOINT), small, tmp_path / "plain")[0]
+    changes = ("weight_decay=0.9", "gradient_clip=0.01", "flip_probability=0.0", "jitter_probability=0.1")
+    for number, change in enumerate(changes):
+        rows = finished(make_cell(**JOINT | {"schedule": f"2:{change}"}), small, tmp_path / str(number))[0]
+        assert rows[:2] == plain[:2]
+        assert rows[2] != plain[2], change
+
+
+def test_a_cell_with_a_schedule_that_is_interrupted_anywhere_ends_with_the_same_bits(small, tmp_path):
+    # The weight decay returns to what it was, which a checkpoint from in between must not carry on.
+    cell = make_cell(**JOINT | {"schedule": "1:weight_decay=0.9;3:weight_decay=0.05"})
+    rows, state = finished(cell, small, tmp_path / "whole")
+    for epochs in (1, 2, 3):
+        folder = tmp_path / str(epochs)
+        take(epochs, train(cell, small, folder))
+        assert finished(cell, small, folder)[0] == rows
+        assert all(newest(folder)["model"][name].equal(value) for name, value in state["model"].items())
+
+
+def test_a_run_that_stops_after_an_epoch_leaves_its_checkpoint_and_goes_on_from_there(small, tmp_path):
+    cell = make_cell(**TINY)
+    rows, state = finished(cell, small, tmp_path / "whole")
+    stops = [
+        without_speeds(train(cell, small, tmp_path / "parts", stop_after=epoch, checkpoint_every=None))
+        for epoch in (1, 3)
+    ]
+    assert stops == [rows[:1], rows[:3]]
+    assert finished(cell, small, tmp_path / "parts")[0] == rows
+    assert all(newest(tmp_path / "parts")["model"][name].equal(value) for name, value in state["model"].items())
+
+
+@pytest.mark.parametrize("fields", [JOINT, TINY | {"epochs": 4}], ids=["joint", "pretrain_finetune"])
+def test_a_fork_continues_another_cell_s_checkpoint_and_ends_as_if_trained_from_the_start(small, tmp_path, fields):
+    cell = make_cell(**fields)
+    fork = cell.changed_after(2, {"learning_rate": 0.004, "weight_decay": 0.5})
+    rows, state = finished(fork, small, tmp_path / "alone")
+    list(train(cell, small, tmp_path / "cell", stop_after=cell.pretrain_epochs + 2))
+    started = train(fork, small, tmp_path / "fork", forked=tmp_path / "cell", note=silent)
+    first = next(started)
+    started.close()
+    # From here on it stands on its own, whatever becomes of the cell that it left.
+    list(train(cell, small, tmp_path / "cell"))
+    assert without_speeds([first]) == rows[:1]
+    assert newest(tmp_path / "fork")["phase_epoch"] == 2
+    assert finished(fork, small, tmp_path / "fork", forked=tmp_path / "cell", note=silent)[0] == rows
+    assert all(newest(tmp_path / "fork")["model"][name].equal(value) for name, value in state["model"].items())
+
+
+def test_a_fork_of_a_cell_that_has_gone_on_is_trained_from_the_start_and_says_so(small, tmp_path):
+    cell = make_cell(**JOINT)
+    fork = cell.changed_after(2, {"learning_rate": 0.004})
+    list(train(cell, small, tmp_path / "cell", stop_after=3))
+    notes = []
+    rows = finished(fork, small, tmp_path / "fork", forked=tmp_path / "cell", note=notes.append)[0]
+    assert rows == finished(fork, small, tmp_path / "alone")[0]
+    (note,) = notes
+    assert "has gone on from where" in note
 
 
 # A pre-training on another data set
