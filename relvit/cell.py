@@ -134,8 +134,8 @@ class Cell:
     drop_path: float
     precision: str
     selection: str
-    # Changes within the phase that classifies: "8:learning_rate=0.0004,weight_decay=0.1;16:..." sets these fields once 8
-    # of its epochs are done. Fields are SCHEDULABLE ones in order of declaration; "none": they hold throughout.
+    # Changes within the phase that classifies: "8:learning_rate=0.0004,weight_decay=0.1;16:..." sets these fields once
+    # 8 of its epochs are done. Fields are SCHEDULABLE ones in their order there; "none": they hold throughout.
     schedule: str = NONE
 
     # Augmentation of whole images, in every phase.
@@ -202,7 +202,7 @@ class Cell:
         return next(cell for start, cell in reversed(self._stretches) if start <= epochs)
 
     def until(self, epochs: int) -> "Cell":
-        """The cell that this one is through so many epochs of its last phase: without what is scheduled from then on."""
+        """The cell that this one is through so many epochs of its last phase: without what is scheduled after them."""
         kept = [(epoch, changes) for epoch, changes in parse_schedule(self.schedule) if epoch < epochs]
         return dataclasses.replace(self, schedule=format_schedule(kept))
 

@@ -142,11 +142,15 @@ class DurableStudy:
         self._database.set_trial_intermediate_value(self._ids[trial.number], step, value)
         return ends
 
-    def tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None, **attributes: Any) -> None:
-        """Enter the outcome of a trial."""
+    def note(self, trial: Trial, **attributes: Any) -> None:
+        """Keep attributes of a trial."""
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
             self._database.set_trial_user_attr(self._ids[trial.number], name, value)
+
+    def tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None, **attributes: Any) -> None:
+        """Enter the outcome of a trial."""
+        self.note(trial, **attributes)
         self.study.tell(trial, values=values, state=state)
         self._keep_system_attributes(trial.number)
         outcome = self.trials[trial.number]

@@ -81,11 +81,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     how.add_argument(
         "--scheduler", metavar="NAME",
-        help="what stops trials early: asha, hyperband, median, none (default: asha; none for two objectives)",
+        help="what stops trials early: asha, hyperband, median, none; or pbt, population-based training, which changes "
+        "hyperparameters while it trains (default: asha; none for two objectives)",
+    )  # fmt: skip
+    how.add_argument(
+        "--population", type=int, metavar="N",
+        help="trials that pbt trains side by side; each that it replaces is one more of --trials (default: 8)",
     )  # fmt: skip
     how.add_argument(
         "--min-epochs", type=int, metavar="N",
-        help="epochs of the last phase before a trial may be stopped (default: a ninth of them)",
+        help="epochs of the last phase before a trial may be stopped, and with pbt between two comparisons (default: a "
+        "ninth of them)",
     )  # fmt: skip
     how.add_argument(
         "--search-seed", type=int, default=1000, metavar="N",
@@ -139,7 +145,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--seeds takes whole numbers separated by commas, or none, not {options.seeds!r}")
     if options.cpus <= 0 or (options.gpus or 0) < 0 or options.checkpoint_every < 1:
         parser.error("--cpus must be above 0, --gpus at least 0 and --checkpoint-every at least 1")
-    for name in ("trials", "hours", "gpu_hours", "min_epochs"):
+    for name in ("trials", "hours", "gpu_hours", "min_epochs", "population"):
         amount = getattr(options, name)
         if amount is not None and amount <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {amount}")

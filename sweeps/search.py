@@ -20,7 +20,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from relvit.cell import Cell, unknown
+from relvit.cell import Cell, schedulable, unknown
 from sweeps.durable_study import MAXIMIZE, MINIMIZE, DurableStudy
 from sweeps.spaces import Space, has_numbers, searched_fields
 
@@ -50,8 +50,12 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 MULTI_OBJECTIVE = ("nsga2", "nsga3", "motpe")
 
-SCHEDULERS = ("asha", "hyperband", "median", "none")
+SCHEDULERS = ("asha", "hyperband", "median", "none", "pbt")
 _MEDIAN_STARTUP = 5
+PBT = "pbt"  # sweeps/population.py
+POPULATION = 8
+# Attributes of a trial that is a fork of another: of which, after how many epochs of the last phase, in whose place.
+PARENT, FORKED_AFTER, REPLACES = "parent", "forked_after", "replaces"
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Method:
-    """How a search goes about it. min_epochs: of the last phase, before which a scheduler stops nothing."""
+    """How a search goes about it.
+
+    min_epochs: of the last phase, before which a scheduler stops nothing, and between which pbt does; population:
+    trials that pbt trains side by side, 0 for the others.
+    """
 
     sampler: str = "tpe"
     scheduler: str = "asha"
     min_epochs: int | None = None
     seed: int = 0
+    population: int = 0
 
     def first_rung(self, epochs: int) -> int:
         """Epochs after which a trial may first be stopped, of `epochs`."""
@@ -103,16 +112,12 @@ def method_problems(method: Method, budget: Budget, space: Space) -> list[str]:
     problems = []
     if method.sampler not in SAMPLERS:
         problems.append(unknown("searcher", method.sampler, SAMPLERS))
-    if method.scheduler == "pbt":
-        problems.append(
-            "--scheduler pbt: population-based training changes hyperparameters while a trial trains, so that its "
-            "outcome is a schedule; a cell has one value for each field, and no recipe or retraining with other seeds "
-            f"could hold such a schedule. Use one of {', '.join(SCHEDULERS)}"
-        )
-    elif method.scheduler not in SCHEDULERS:
+    if method.scheduler not in SCHEDULERS:
         problems.append(unknown("scheduler", method.scheduler, SCHEDULERS))
     if budget == Budget():
         problems.append("no budget: give at least one of --trials, --hours and --gpu-hours")
+    if method.population and method.scheduler in SCHEDULERS and method.scheduler != PBT:
+        problems.append(f"--population is for --scheduler pbt; {method.scheduler} has none")
     if problems:
         return problems
     if method.sampler in MULTI_OBJECTIVE and method.scheduler != "none":
@@ -123,10 +128,11 @@ def method_problems(method: Method, budget: Budget, space: Space) -> list[str]:
         )
     if method.sampler == "cmaes" and not has_numbers(space):
         problems.append("--searcher cmaes needs at least one range of numbers, and this space has choices alone")
-    return problems + _bracket_problems(method, budget, int(space.base["epochs"]))
+    return problems + _bracket_problems(method, budget, space)
 
 
-def _bracket_problems(method: Method, budget: Budget, epochs: int) -> list[str]:
+def _bracket_problems(method: Method, budget: Budget, space: Space) -> list[str]:
+    epochs = int(space.base["epochs"])
     if method.scheduler == "none":
         return []
     if not 1 <= method.first_rung(epochs) < epochs:
@@ -135,6 +141,8 @@ def _bracket_problems(method: Method, budget: Budget, epochs: int) -> list[str]:
             f"{epochs}, and there is none between: train longer (--set epochs=N), or use a smaller --min-epochs, or "
             "--scheduler none"
         ]
+    if method.scheduler == PBT:
+        return _population_problems(method, budget, space)
     rungs = method.rungs(epochs)
     if method.scheduler == "asha":
         least, what = REDUCTION ** len(rungs), f"one bracket of asha, with rungs after {_listed(rungs)} of {epochs}"
@@ -155,6 +163,24 @@ def _bracket_problems(method: Method, budget: Budget, epochs: int) -> list[str]:
     return []
 
 
+def _population_problems(method: Method, budget: Budget, space: Space) -> list[str]:
+    problems = []
+    if method.population < 2:
+        problems.append(f"--population {method.population} is no population: give at least 2")
+    elif budget.trials is not None and budget.trials <= method.population:
+        problems.append(
+            f"--trials {budget.trials} leaves nothing beyond the {method.population} members that pbt begins with; "
+            "each member that it replaces is one more trial: give more, or a smaller --population"
+        )
+    free = schedulable(space.base)
+    if not any(name in free for name in space.domains):
+        problems.append(
+            f"--scheduler pbt changes parameters while it trains, and none of {', '.join(space.domains)} can change "
+            f"within a phase: search one of {', '.join(free)}, or use another scheduler"
+        )
+    return problems
+
+
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
@@ -171,6 +197,12 @@ class Asked:
     seconds: float = 0.0
     epoch: int = 0  # of all phases
     state: TrialState | None = None
+    # By pbt alone: after which epoch of all phases it is to stop for now, and that it has; whose checkpoint it goes on
+    # from, and how many epochs of all phases that has seen.
+    stop_after: int | None = None
+    waits: bool = False
+    forked: Cell | None = None
+    forked_after: int = 0
 
     @property
     def number(self) -> int:
@@ -179,7 +211,7 @@ class Asked:
 
     def again(self) -> None:
         """The training starts again, and reports from its first epoch."""
-        self.value, self.seconds, self.epoch, self.state = -math.inf, 0.0, 0, None
+        self.value, self.seconds, self.epoch, self.state, self.waits = -math.inf, 0.0, 0, None, False
 
 
 class Search:
@@ -314,22 +346,28 @@ class Search:
             cell_id = cell.cell_id
             if not continued:
                 self._study.begin(trial, cell_id=cell_id)
-            if cell_id in self._ended:
-                self._repeats += 1
-                self._repeat(trial, self._ended[cell_id])
-            elif cell_id in self._live:
-                self._repeats += 1
-                self._live[cell_id].twins.append(trial)
-            else:
+            if not self._is_settled(trial, cell):
                 self._repeats = 0
                 return Asked(self, trial, cell)
         return None
+
+    def _is_settled(self, trial: Trial, cell: Cell) -> bool:
+        """Whether another trial trains the cell or did, so that this one is told the same, now or then."""
+        if cell.cell_id in self._ended:
+            self._repeat(trial, self._ended[cell.cell_id])
+        elif cell.cell_id in self._live:
+            self._live[cell.cell_id].twins.append(trial)
+        else:
+            return False
+        self._repeats += 1
+        return True
 
     def report(self, asked: Asked, row: Mapping[str, Any]) -> bool:
         """Take an epoch's row. Returns whether the trial ends with it: stopped, or at its last epoch."""
         cell = asked.cell
         asked.epoch = int(row["epoch"])
-        asked.seconds += float(row["epoch_seconds"])
+        if asked.epoch > asked.forked_after:
+            asked.seconds += float(row["epoch_seconds"])
         step = asked.epoch - cell.pretrain_epochs
         if step < 1:
             return False
@@ -349,7 +387,8 @@ class Search:
         values = None
         if state == TrialState.COMPLETE:
             values = [asked.value, asked.seconds] if self.multi_objective else [asked.value]
-        attributes: dict[str, Any] = {"epochs": asked.epoch, "training_seconds": round(asked.seconds, 3)}
+        trained = asked.epoch - asked.forked_after
+        attributes: dict[str, Any] = {"epochs": trained, "training_seconds": round(asked.seconds, 3)}
         if reason:
             attributes["reason"] = reason[:2000]
         self._study.tell(asked.trial, state, values, **attributes)
@@ -359,6 +398,10 @@ class Search:
         for twin in asked.twins:
             self._repeat(twin, outcome)
         self.keep_time()
+
+    def take_outcomes(self) -> list[FrozenTrial]:
+        """Trials that came to their end since the last time without a row of their own: what pbt replaces."""
+        return []
 
     def keep_time(self) -> None:
         """Enter the wall time that was spent so far."""
@@ -397,6 +440,16 @@ def is_twin(trial: FrozenTrial) -> bool:
     return "same_as" in trial.user_attrs
 
 
+def is_fork(trial: FrozenTrial) -> bool:
+    """Whether a trial went on from another one's weights."""
+    return PARENT in trial.user_attrs
+
+
+def forked_epochs(trial: FrozenTrial, cell: Cell) -> int:
+    """Epochs over all phases that the weights of a fork had seen before it; 0 of other trials."""
+    return cell.pretrain_epochs + trial.user_attrs[FORKED_AFTER] if is_fork(trial) else 0
+
+
 def definition(space: Space, method: Method) -> dict[str, Any]:
     """What makes a study another one if it changes: budgets and points may grow."""
     return {
@@ -406,6 +459,7 @@ def definition(space: Space, method: Method) -> dict[str, Any]:
         "scheduler": method.scheduler,
         "first rung": method.first_rung(int(space.base["epochs"])) if method.scheduler != "none" else None,
         "search seed": method.seed,
+        **({"population": method.population} if method.scheduler == PBT else {}),
     }
 
 

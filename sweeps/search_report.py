@@ -19,7 +19,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
-from sweeps.search import Search, is_twin
+from sweeps.search import FORKED_AFTER, PARENT, Search, is_fork, is_twin
 from sweeps.spaces import distribution, text
 
 # Importance is judged this often, each time on a bootstrap sample of the trials and with another forest.
@@ -64,9 +64,10 @@ def comparable(search: Search) -> tuple[int | None, list[FrozenTrial]]:
     """Trials that can be held against each other, each with the value of the same epoch.
 
     Without a scheduler these are the complete ones, with their outcome (None as the epoch). With one that would be the
-    few that survived: there, all trials that reached the first epoch at which one was stopped, with its value.
+    few that survived: there, all trials that reached the first epoch at which one was stopped, with its value. A fork
+    has the values of its parent up to there, and other parameters.
     """
-    own = [trial for trial in search.trials if not is_twin(trial)]
+    own = [trial for trial in search.trials if not is_twin(trial) and not is_fork(trial)]
     stopped = [trial for trial in own if trial.state == TrialState.PRUNED and trial.intermediate_values]
     complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
     if search.multi_objective or not stopped:
@@ -120,14 +121,15 @@ def _bootstrap(trials: list[FrozenTrial], beside: list[str], wanted: list[str], 
 
 def _write_trials(search: Search, path: Path) -> None:
     names = list(search.space.domains)
+    kept = ["epochs", "training_seconds", "same_as", "reason", PARENT, FORKED_AFTER]
     rows = []
     for trial in search.trials:
         values = trial.values or [None]
-        attributes = [trial.user_attrs.get(name) for name in ("epochs", "training_seconds", "same_as", "reason")]
+        attributes = [trial.user_attrs.get(name) for name in kept]
         last = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else values[0]
         row = [trial.number, trial.state.name.lower(), last, *attributes, trial.user_attrs.get("cell_id")]
         rows.append([*row, *(trial.params.get(name) for name in names)])
-    head = ["trial", "state", "val_accuracy", "epochs", "training_seconds", "same_as", "reason", "cell_id", *names]
+    head = ["trial", "state", "val_accuracy", *kept, "cell_id", *names]
     _write_csv(path, head, rows)
 
 

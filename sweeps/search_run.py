@@ -5,13 +5,14 @@ A trial that was stopped early or trained to its end is in no state that a table
 searched, MLflow KILLED with the reason, and the run carries `search`, `trial` and `trial_state`.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
@@ -23,7 +24,7 @@ from sweeps.engine import TRACKING_PATIENCE, Options, failure_reason, tune_trial
 from sweeps.failures import CRASH, RETRIES, Setting
 from sweeps.outbox import Outbox
 from sweeps.progress import duration
-from sweeps.search import Asked, Search
+from sweeps.search import Asked, Search, forked_epochs
 from sweeps.tracking import Tracker, is_passing
 from sweeps.trainable import FAILURE, FAILURE_CLASS, NOTES, ROW, TRIAL, USAGE, WORKER, trial_config
 
@@ -58,6 +59,7 @@ def run_searches(
     queue = _SearchQueue(searches, account, options)
     reporter = _SearchReporter(queue, account, tracker, members, console)
     started = time.monotonic()
+    reporter.enter_left_out()
     for search in searches:
         search.start_clock()
     try:
@@ -85,7 +87,7 @@ class _SearchQueue(Searcher):
 
     def __init__(self, searches: list[Search], account: Account, options: Options):
         super().__init__()
-        self._searches, self._account, self._options = searches, account, options
+        self.searches, self._account, self._options = searches, account, options
         self.live: dict[str, Asked] = {}  # by Tune's trial id
         self._pretraining: dict[Cell, Asked] = {}  # who trains it now
         self._slots, self._counted = 1, -1e9
@@ -96,13 +98,13 @@ class _SearchQueue(Searcher):
             self._slots, self._counted = slots(self._options.setting), time.monotonic()
         if len(self.live) >= self._slots:
             return None
-        for search in self._searches:
+        for search in self.searches:
             asked = search.next(self._may_start)
             if asked is not None:
                 self.live[trial_id] = asked
                 return {TRIAL: self._config(asked)}
         # Tune asks no more after it heard that a searcher has finished.
-        return Searcher.FINISHED if all(search.finished() for search in self._searches) else None
+        return Searcher.FINISHED if all(search.finished() for search in self.searches) else None
 
     def _may_start(self, cell: Cell) -> bool:
         """Not while another trial trains what this one can take over, nor while another search trains this cell."""
@@ -124,6 +126,8 @@ class _SearchQueue(Searcher):
             options.setting,
             options.checkpoints,
             test=False,
+            stop_after=asked.stop_after,
+            forked=self._account.folder(asked.forked) if asked.forked else None,
         )
 
     def release(self, asked: Asked) -> None:
@@ -215,6 +219,14 @@ class _SearchReporter(Callback):
             self._tracking.put(self._tracker.log, asked.cell.cell_id, row, result[WORKER], result[USAGE], now)
         if asked.state is not None:
             self._end(trial)
+        elif asked.waits:
+            self._wait(trial)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Enter the members of a population that were replaced."""
+        for search in self._queue.searches:
+            for trial in search.take_outcomes():
+                self._enter(search, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, f"died {RETRIES[CRASH] + 1} times; the last time: {failure_reason(trial)}", CRASH)
@@ -238,14 +250,40 @@ class _SearchReporter(Callback):
     def _tag(self, cell_id: str, tags: dict[str, str]) -> None:
         self._tracking.put(self._tracker.tag, cell_id, tags)
 
+    def enter_left_out(self) -> None:
+        """Enter trials that an earlier driver decided and was killed before it could enter."""
+        held = self._account.seem_held()  # by an ablation that is at work
+        for search in self._queue.searches:
+            ended = {search.cell_of(trial): trial for trial in search.trials if _has_own_outcome(trial)}
+            for cell, status in self._account.statuses(ended).items():
+                if status.state == RUNNING and cell.cell_id not in held:
+                    self._members[cell.cell_id] = trials_tag(search.name)
+                    self._tracking.put(self._tracker.begin, cell)
+                    self._enter(search, ended[cell], said=False)
+
+    def _wait(self, trial: Trial) -> None:
+        """A member of a population has reached the end of its generation."""
+        asked = self._queue.live.pop(trial.trial_id)
+        self._queue.release(asked)
+        asked.search.wait(asked)
+        if asked.cell.cell_id not in self._foreign:
+            reason = f"waits after epoch {asked.epoch} for the others of search {asked.search.name}"
+            self._tracking.put(self._tracker.interrupt, asked.cell.cell_id, reason)
+
     def _end(self, trial: Trial, failure: str = "", failure_class: str = "") -> None:
         asked = self._queue.live.pop(trial.trial_id)
-        search, cell = asked.search, asked.cell
         self._queue.release(asked)
-        search.settle(asked, failure)
-        state = search.trials[asked.number].state
-        self.ended[state.name.lower()] = self.ended.get(state.name.lower(), 0) + 1
-        done = f"epoch {asked.epoch} of {cell.total_epochs}"
+        asked.search.settle(asked, failure)
+        self._enter(asked.search, asked.search.trials[asked.number], failure, failure_class)
+
+    def _enter(
+        self, search: Search, trial: FrozenTrial, failure: str = "", failure_class: str = "", said: bool = True
+    ) -> None:
+        """Tell account, MLflow and the person what became of a trial."""
+        cell, state = search.cell_of(trial), trial.state
+        failure = failure or trial.user_attrs.get("reason", "")
+        epoch = trial.user_attrs["epochs"] + forked_epochs(trial, cell)
+        done = f"epoch {epoch} of {cell.total_epochs}"
         reason, account_state = {
             TrialState.COMPLETE: (f"trained for search {search.name}, not tested", SEARCHED),
             TrialState.PRUNED: (f"pruned after {done} by search {search.name}", PRUNED),
@@ -255,24 +293,32 @@ class _SearchReporter(Callback):
             self._account.mark(cell, account_state, reason, failure=failure_class)
             end = partial(self._tracker.fail, failure=failure_class) if failure else self._tracker.interrupt
             self._tracking.put(end, cell.cell_id, reason)
-            self._tag(cell.cell_id, {"trial_state": state.name.lower(), "stopped_epoch": str(asked.epoch)})
+            self._tag(cell.cell_id, {"trial_state": state.name.lower(), "stopped_epoch": str(epoch)})
             if not failure:  # what was decided is not trained on
                 for checkpoint in list(self._account.folder(cell).glob("*-*.pt")):
                     checkpoint.unlink(missing_ok=True)
                 if cell.has_pretraining and search.has_own_pretrainings:
                     self._account.drop_pretraining(cell.pretraining())
+        if not said:
+            return
+        self.ended[state.name.lower()] = self.ended.get(state.name.lower(), 0) + 1
         best = search.best()
         standing = f"   best {best.values[0]:.2f} %, trial {best.number}" if best else ""
+        value = trial.values[0] if trial.values else max(trial.intermediate_values.values(), default=math.nan)
         outcome = {
-            TrialState.COMPLETE: f"validation accuracy {asked.value:5.2f} %",
-            TrialState.PRUNED: f"validation accuracy {asked.value:5.2f} %, pruned after {done}",
+            TrialState.COMPLETE: f"validation accuracy {value:5.2f} %",
+            TrialState.PRUNED: f"validation accuracy {value:5.2f} %, pruned after {done}",
             TrialState.FAIL: f"FAILED: {failure}",
         }[state]
         ended = sum(trial.state.is_finished() for trial in search.trials)
         total = f"/{search.budget.trials}" if search.budget.trials else ""
-        self._say(
-            f"{search.name} [{ended}{total}] trial {asked.number}  {outcome}  {duration(asked.seconds)}{standing}"
-        )
+        seconds = duration(trial.user_attrs["training_seconds"])
+        self._say(f"{search.name} [{ended}{total}] trial {trial.number}  {outcome}  {seconds}{standing}")
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _has_own_outcome(trial: FrozenTrial) -> bool:
+    """Whether a trial has ended with a training of its own."""
+    return trial.state.is_finished() and "epochs" in trial.user_attrs

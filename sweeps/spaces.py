@@ -174,7 +174,7 @@ class Space:
         if not found:
             generator = random.Random(0)
             for _ in range(_TRIED):
-                values = {name: _draw(domain, generator) for name, domain in self.domains.items()}
+                values = {name: draw(domain, generator) for name, domain in self.domains.items()}
                 try:
                     self._cell(lambda name, _, values=values: values[name])
                 except ValueError as error:
@@ -264,7 +264,7 @@ def _never_acts(space: Space, name: str) -> bool:
     """Whether the parameter is idle whatever the parameters before it are."""
     generator = random.Random(0)
     for _ in range(50):
-        values = {each: _draw(domain, generator) for each, domain in space.domains.items()}
+        values = {each: draw(domain, generator) for each, domain in space.domains.items()}
         fields = dict(space.base)
         for each in space.domains:
             idle = space._idle(fields)
@@ -390,7 +390,7 @@ def _ends(domain: Domain) -> list[Any]:
     return list(known.choices) if isinstance(known, CategoricalDistribution) else [known.low, known.high]
 
 
-def _draw(domain: Domain, generator: random.Random) -> Any:
+def draw(domain: Domain, generator: random.Random) -> Any:
     """A value at random, without a sampler's state."""
     known = distribution(domain)
     if isinstance(known, CategoricalDistribution):

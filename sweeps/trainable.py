@@ -41,10 +41,13 @@ def trial_config(
     setting: Setting,
     checkpoints: Checkpoints,
     test: bool = True,
+    stop_after: int | None = None,
+    forked: Location | None = None,
 ) -> dict[str, Any]:
     """The configuration of one trial: the cell as plain values, and where and with what to train it.
 
-    test: False ends the trial with its last epoch; the test split is left alone.
+    test: False ends the trial with its last epoch; the test split is left alone. stop_after: it ends with this epoch;
+    forked: where it goes on from, as `relvit.train.train` takes them.
     """
     return {
         "cell": cell.as_dict(),
@@ -58,6 +61,8 @@ def trial_config(
         "checkpoint_minutes": checkpoints.minutes,
         "keep": checkpoints.keep,
         "test": test,
+        "stop_after": stop_after,
+        "forked": str(forked) if forked else None,
     }
 
 
@@ -90,7 +95,9 @@ class CellTrainable(tune.Trainable):
         self._usage = Usage(on_gpu=self._device == "cuda")
         self._notes: list[str] = []
         self._rows = self._train(config)
-        self._last_epoch = None if config["test"] else Cell(**config["cell"]).total_epochs
+        self._last_epoch = config["stop_after"]
+        if self._last_epoch is None and not config["test"]:
+            self._last_epoch = Cell(**config["cell"]).total_epochs
 
     def _train(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         # Inside the generator, so that what is wrong with the data is a report like any other failure.
@@ -107,6 +114,8 @@ class CellTrainable(tune.Trainable):
             pretrained=location(config["pretrained"]) if config["pretrained"] else None,
             device=self._device,
             test=config["test"],
+            stop_after=config["stop_after"],
+            forked=location(config["forked"]) if config["forked"] else None,
             note=self._notes.append,
             **{name: config[name] for name in ("checkpoint_every", "checkpoint_minutes", "keep", "micro_batches")},
         )

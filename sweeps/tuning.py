@@ -14,9 +14,10 @@ from relvit.files import write_atomic
 from sweeps.account import FINISHED, Account
 from sweeps.durable_study import DatabaseError, require_usable
 from sweeps.plan import PlanError, study_name
+from sweeps.population import PopulationSearch, boundaries, replaced
 from sweeps.progress import duration
 from sweeps.recipes import recipe, recipe_file
-from sweeps.search import Budget, Method, Search, definition, method_problems, point_problems
+from sweeps.search import PBT, POPULATION, Budget, Method, Search, definition, method_problems, point_problems
 from sweeps.spaces import Space, SpaceError, make_space, text
 
 # Earlier runs that --warm-start mlflow takes.
@@ -43,7 +44,8 @@ def prepare(options: argparse.Namespace, cells: list[Cell], account: Account) ->
     if options.name and not re.fullmatch(r"[A-Za-z0-9_.+-]+", options.name):
         problems.append(f"--name {options.name!r} names files too: letters, digits, '_', '.', '+' and '-' alone")
     scheduler = options.scheduler or ("none" if options.searcher in ("nsga2", "nsga3", "motpe") else "asha")
-    method = Method(options.searcher, scheduler, options.min_epochs, options.search_seed)
+    population = options.population or (POPULATION if scheduler == PBT else 0)
+    method = Method(options.searcher, scheduler, options.min_epochs, options.search_seed, population)
     budget = Budget(options.trials, options.hours, options.gpu_hours)
     names = options.tune.split(",") if options.tune else None
     url = storage_url(options, account)
@@ -189,12 +191,16 @@ def describe(searches: list[Prepared]) -> Iterator[str]:
         for name, domain in each.space.domains.items():
             yield f"  {name:<{width}}  {text(domain)}   recipe: {getattr(base, name)}"
         yield from (f"  note: {note}" for note in each.notes)
-        rungs = each.method.rungs(base.epochs)
-        stops = (
-            f", rungs after {', '.join(map(str, rungs))} of {base.epochs} epochs"
-            if each.method.scheduler in ("asha", "hyperband")
-            else ""
-        )
+        stops = ""
+        if each.method.scheduler in ("asha", "hyperband"):
+            stops = f", rungs after {', '.join(map(str, each.method.rungs(base.epochs)))} of {base.epochs} epochs"
+        elif each.method.scheduler == PBT:
+            ends = boundaries(each.method.first_rung(base.epochs), base.epochs)
+            count = replaced(each.method.population)
+            stops = (
+                f", {each.method.population} members, {count} of them replaced after {', '.join(map(str, ends))} of "
+                f"{base.epochs} epochs"
+            )
         yield f"  {each.method.sampler} with {each.method.scheduler}{stops}; {each.budget}; begins with " + (
             f"{len(each.points)} given configurations" if len(each.points) > 1 else "the recipe's configuration"
         )
@@ -204,7 +210,10 @@ def open_searches(options: argparse.Namespace, prepared: list[Prepared], account
     """The searches, taken up from the database. Raises PlanError."""
     try:
         return [
-            Search(each.name, each.space, each.method, each.budget, each.url, each.points, gpus) for each in prepared
+            (PopulationSearch if each.method.scheduler == PBT else Search)(
+                each.name, each.space, each.method, each.budget, each.url, each.points, gpus
+            )
+            for each in prepared
         ]
     except DatabaseError as error:
         raise PlanError([str(error)]) from error

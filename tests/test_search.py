@@ -223,7 +223,6 @@ def test_every_searcher_goes_with_a_scheduler():
     [
         ({"sampler": "tep"}, "unknown searcher 'tep'.*did you mean 'tpe'"),
         ({"scheduler": "ahsa"}, "unknown scheduler 'ahsa'.*did you mean 'asha'"),
-        ({"scheduler": "pbt"}, "its outcome is a schedule"),
         ({"sampler": "nsga2"}, "searches for two .*use --scheduler none"),
         ({"sampler": "cmaes", "space": FEW}, "needs at least one range of numbers"),
         ({"trials": 8}, "--trials 8 is too few for one bracket of asha, with rungs after 1, 3 of 9 epochs.*at least 9"),
