@@ -6,7 +6,7 @@ Under the storage path, a folder that every node sees or a place in an object st
   drivers/               who holds which cells now (sweeps/leases.py)
   cells/CELL_ID/cell.json     the cell's fields
   cells/CELL_ID/state.json    its state and the events that led to it, written by the driver that holds it
-  cells/CELL_ID/history.json  the rows of metrics of a finished cell
+  cells/CELL_ID/history.json  the rows of metrics of a cell that has ended
   cells/CELL_ID/*.pt          its checkpoints, written by the trial that trains it
 All but the checkpoints can be read without torch, Ray or MLflow.
 """
@@ -176,12 +176,19 @@ class Account:
 
     def finish(self, cell: Cell, history: list[dict[str, Any]], **details: Any) -> None:
         """Enter a finished cell with its rows of metrics, the last of which is the result."""
-        _write_json(self.folder(cell) / "history.json", history)
+        self.keep_history(cell, history)
         self.mark(cell, FINISHED, **details)
 
+    def keep_history(self, cell: Cell, history: list[dict[str, Any]]) -> None:
+        """Keep the rows of metrics of a cell that has ended."""
+        _write_json(self.folder(cell) / "history.json", history)
+
     def history(self, cell: Cell) -> list[dict[str, Any]]:
-        """The rows of a finished cell."""
-        return json.loads((self.folder(cell) / "history.json").read_text())
+        """The rows of a cell that has ended; none where it ended without."""
+        try:
+            return json.loads((self.folder(cell) / "history.json").read_text())
+        except FileNotFoundError:
+            return []
 
     def events(self, cell: Cell) -> list[tuple[float, str, str, str]]:
         """What happened to the cell: Unix time, state, reason, the driver's host; oldest first."""

@@ -28,6 +28,8 @@ from sweeps.search import Asked, Search, forked_epochs
 from sweeps.tracking import Tracker, is_passing
 from sweeps.trainable import FAILURE, FAILURE_CLASS, NOTES, ROW, TRIAL, USAGE, WORKER, trial_config
 
+TRIAL_STATE = "trial_state"  # a tag of a trial's run: running, complete, pruned or fail
+
 
 @dataclass
 class SearchOutcome:
@@ -180,6 +182,7 @@ class _SearchReporter(Callback):
         self._tracking = Outbox("MLflow", is_passing, lambda text: self._say(f"note: {text}"))
         # Cells that an ablation has finished: the search reads their rows, and leaves their account and runs alone.
         self._foreign: set[str] = set()
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         self.ended: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,13 +193,14 @@ class _SearchReporter(Callback):
         asked = self._queue.live[trial.trial_id]
         asked.again()
         cell_id = asked.cell.cell_id
+        self._rows[cell_id] = []
         if self._account.status(asked.cell).state == FINISHED:
             self._foreign.add(cell_id)
             return
         self._account.mark(asked.cell, RUNNING)
         self._members[cell_id] = trials_tag(asked.search.name)
         self._tracking.put(self._tracker.begin, asked.cell)
-        self._tag(cell_id, {"search": asked.search.name, "trial": str(asked.number), "trial_state": "running"})
+        self._tag(asked.search, asked.number, cell_id, "running")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._queue.live[trial.trial_id].number
@@ -212,6 +216,7 @@ class _SearchReporter(Callback):
             self._end(trial, result[FAILURE], result[FAILURE_CLASS])
             return
         row = result[ROW]
+        self._rows[asked.cell.cell_id].append(row)
         if row["phase"] != "pretrain" or row["epoch"] == asked.cell.pretrain_epochs:
             self._queue.release(asked)
         if asked.cell.cell_id not in self._foreign:
@@ -247,32 +252,44 @@ class _SearchReporter(Callback):
         if left:
             self._say(f"note: MLflow did not take {left} writes about trials; the Optuna storage has them all")
 
-    def _tag(self, cell_id: str, tags: dict[str, str]) -> None:
+    def _tag(self, search: Search, number: int, cell_id: str, state: str, **more: str) -> None:
+        tags = {"search": search.name, "trial": str(number), TRIAL_STATE: state, **more}
         self._tracking.put(self._tracker.tag, cell_id, tags)
 
     def enter_left_out(self) -> None:
-        """Enter trials that an earlier driver decided and was killed before it could enter."""
+        """Enter trials that an earlier driver decided and was killed before account or MLflow had heard of it all."""
         held = self._account.seem_held()  # by an ablation that is at work
         for search in self._queue.searches:
             ended = {search.cell_of(trial): trial for trial in search.trials if _has_own_outcome(trial)}
             for cell, status in self._account.statuses(ended).items():
-                if status.state == RUNNING and cell.cell_id not in held:
-                    self._members[cell.cell_id] = trials_tag(search.name)
-                    self._tracking.put(self._tracker.begin, cell)
-                    self._enter(search, ended[cell], said=False)
+                told = self._tracker.tag_of(cell.cell_id, TRIAL_STATE) == ended[cell].state.name.lower()
+                if status.state == FINISHED or cell.cell_id in held or (told and status.state != RUNNING):
+                    continue
+                self._members[cell.cell_id] = trials_tag(search.name)
+                self._tracking.put(self._tracker.begin, cell)
+                for row in self._account.history(cell):
+                    self._tracking.put(self._tracker.log, cell.cell_id, row)
+                self._enter(search, ended[cell], said=False)
+
+    def _release(self, trial: Trial) -> Asked:
+        """Take a trial out of the queue and keep its rows, before the search decides what becomes of it."""
+        asked = self._queue.live.pop(trial.trial_id)
+        self._queue.release(asked)
+        rows = self._rows.pop(asked.cell.cell_id)
+        if asked.cell.cell_id not in self._foreign:
+            self._account.keep_history(asked.cell, rows)
+        return asked
 
     def _wait(self, trial: Trial) -> None:
         """A member of a population has reached the end of its generation."""
-        asked = self._queue.live.pop(trial.trial_id)
-        self._queue.release(asked)
+        asked = self._release(trial)
         asked.search.wait(asked)
         if asked.cell.cell_id not in self._foreign:
             reason = f"waits after epoch {asked.epoch} for the others of search {asked.search.name}"
             self._tracking.put(self._tracker.interrupt, asked.cell.cell_id, reason)
 
     def _end(self, trial: Trial, failure: str = "", failure_class: str = "") -> None:
-        asked = self._queue.live.pop(trial.trial_id)
-        self._queue.release(asked)
+        asked = self._release(trial)
         asked.search.settle(asked, failure)
         self._enter(asked.search, asked.search.trials[asked.number], failure, failure_class)
 
@@ -293,7 +310,7 @@ class _SearchReporter(Callback):
             self._account.mark(cell, account_state, reason, failure=failure_class)
             end = partial(self._tracker.fail, failure=failure_class) if failure else self._tracker.interrupt
             self._tracking.put(end, cell.cell_id, reason)
-            self._tag(cell.cell_id, {"trial_state": state.name.lower(), "stopped_epoch": str(epoch)})
+            self._tag(search, trial.number, cell.cell_id, state.name.lower(), stopped_epoch=str(epoch))
             if not failure:  # what was decided is not trained on
                 for checkpoint in list(self._account.folder(cell).glob("*-*.pt")):
                     checkpoint.unlink(missing_ok=True)

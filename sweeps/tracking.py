@@ -216,6 +216,11 @@ class Tracker:
         run = self._runs.get(cell_id)
         return run.info.status if run else None
 
+    def tag_of(self, cell_id: str, name: str) -> str | None:
+        """A tag of the cell's run when this tracker was opened; None where it has no such run or tag."""
+        run = self._runs.get(cell_id)
+        return run.data.tags.get(name) if run else None
+
     def is_finished(self, cell: Cell) -> bool:
         """Whether the cell's run is there, FINISHED, and has its last epoch and its result. Asks nothing of MLflow."""
         run = self._runs.get(cell.cell_id)

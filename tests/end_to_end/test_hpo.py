@@ -34,27 +34,32 @@ def run(folder: Path, entry: str, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command(entry, *arguments), cwd=folder, capture_output=True, text=True, env=environment())
 
 
-def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
+def trials(folder: Path, name: str = "small") -> list[optuna.trial.FrozenTrial]:
     path = folder / "results/optuna.db"
-    if not path.exists() or "small" not in optuna.get_all_study_names(f"sqlite:///{path}"):
+    if not path.exists() or name not in optuna.get_all_study_names(f"sqlite:///{path}"):
         return []
-    return optuna.load_study(study_name="small", storage=f"sqlite:///{path}").trials
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{path}").trials
+
+
+def kill_when(reached, folder: Path, *arguments: str) -> None:
+    """Start a search and kill its driver once `reached()`."""
+    driver = subprocess.Popen(
+        command("sweeps/hpo.py", *arguments), cwd=folder, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 600
+    while not reached():
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> Path:
     """A folder in which a search was killed in its middle and then run to its end; what it had decided is kept."""
     folder = tmp_path_factory.mktemp("searched")
-    driver = subprocess.Popen(
-        command("sweeps/hpo.py", *SMALL), cwd=folder, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 600
-    while sum(trial.state.is_finished() for trial in trials(folder)) < 2:
-        assert time.monotonic() < deadline and driver.poll() is None
-        time.sleep(0.1)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    kill_when(lambda: sum(trial.state.is_finished() for trial in trials(folder)) >= 2, folder, *SMALL)
     before = [(trial.number, trial.params, trial.state, trial.values) for trial in trials(folder)]
     (folder / "before.json").write_text(json.dumps(len(before)))
     result = run(folder, "sweeps/hpo.py", *SMALL)
@@ -64,6 +69,33 @@ def searched(tmp_path_factory) -> Path:
         assert was[:2] == now[:2]  # also those that were running: continued as what they were
         assert was == now or not was[2].is_finished()
     return folder
+
+
+POPULATION = (
+    *("--protocol", "joint", "--tasks", "none", "--name", "members", "--trials", "7", "--seeds", "0"),
+    *("--scheduler", "pbt", "--population", "4", "--searcher", "random", "--min-epochs", "1"),
+    *("--set", "train_images=200", "--set", "epochs=4", "--set", "warmup_epochs=0"),
+)
+
+
+def test_a_population_that_was_killed_goes_on_and_its_best_member_is_a_cell_that_can_be_trained_again(tmp_path):
+    kill_when(lambda: any("parent" in trial.user_attrs for trial in trials(tmp_path, "members")), tmp_path, *POPULATION)
+    result = run(tmp_path, "sweeps/hpo.py", *POPULATION)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = trials(tmp_path, "members")
+    forks = [trial for trial in found if "parent" in trial.user_attrs]
+    assert len(forks) == 3 and len(found) == 7
+    assert [trial.state.name for trial in found].count("COMPLETE") == 4
+    for fork in forks:
+        fields = json.loads((tmp_path / "results/cells" / fork.user_attrs["cell_id"] / "cell.json").read_text())
+        assert f"{fork.user_attrs['forked_after']}:" in fields["schedule"]
+    tags = {run.data.tags["cell_id"]: run.data.tags for run in runs(tmp_path) if "trial" in run.data.tags}
+    assert {tags[trial.user_attrs["cell_id"]]["trial_state"] for trial in found} == {"complete", "pruned"}
+    # The winner again, from the start and with another seed: the recipe's cell, schedule included.
+    content = json.loads((tmp_path / "results/hpo/members/recipe.json").read_text())
+    (tested,) = [run for run in runs(tmp_path) if "test_accuracy" in run.data.metrics]
+    assert tested.data.params["schedule"] == content["fields"]["schedule"]
+    assert tested.data.params["seed"] == "0"
 
 
 def runs(folder: Path) -> list:
