@@ -6,7 +6,8 @@
     python benchmarks/hpo_search.py share      the searcher's own time per trial, up to 500 trials
 
 The claims: `overhead` at most 1.10 times; `kill` ten times without a loss; `share` under 50 ms a trial at the end. All
-four train the small ViT on scikit-learn's digits; --epochs, --images, --trials and --repeats scale them.
+four train a small ViT on scikit-learn's digits; --epochs, --images, --trials and --repeats scale them. `samplers` takes
+other images too, by the recipe `cpu`: --data-root DIR with DIR/cifar10/train/CLASS/*.jpg, and --dataset cifar10.
 """
 
 import argparse
@@ -35,10 +36,11 @@ from sweeps.search import Budget, Method, Search
 from sweeps.spaces import make_space
 
 
-def base_cell(epochs: int, images: int, seed: int) -> Cell:
-    """One phase on classification alone: what a trial trains."""
-    fields = {**recipe("demo").for_backbone("vit_xs4", 16), "epochs": epochs, "warmup_epochs": 0}
-    what = {"dataset": "digits", "pretrain_dataset": "digits", "backbone": "vit_xs4", "image_size": 16, "seed": seed}
+def base_cell(epochs: int, images: int, seed: int, dataset: str = "digits", name: str = "demo") -> Cell:
+    """One phase on classification alone: what a trial trains. name: of the recipe."""
+    backbone, size = ("vit_xs4", 16) if dataset == "digits" else ("vit_xs8", 32)
+    fields = {**recipe(name).for_backbone(backbone, size), "epochs": epochs, "warmup_epochs": 0}
+    what = {"dataset": dataset, "pretrain_dataset": dataset, "backbone": backbone, "image_size": size, "seed": seed}
     return make_cell(**{**fields, **what, "protocol": "joint", "tasks": "none", "train_images": images})
 
 
@@ -60,16 +62,18 @@ def samplers(options: argparse.Namespace) -> dict[str, Any]:
     ratios = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepare("digits", folder, 16)
+        data_root = options.data_root or folder
+        prepare(options.dataset, data_root, 16 if options.dataset == "digits" else 32)
         for repeat in range(options.repeats):
             for kind, method in kinds.items():
                 seed = 100 + repeat
                 method = Method(method.sampler, method.scheduler, None, seed)
-                space = make_space(base_cell(options.epochs, options.images, seed).as_dict())
+                base = base_cell(options.epochs, options.images, seed, options.dataset, "cpu")
+                space = make_space(base.as_dict())
                 # No point is given: the recipe's own would be the first trial of both.
                 url = f"sqlite:///{folder}/{kind.replace(' ', '-')}-{repeat}.db"
                 search = Search("benchmark", space, method, Budget(trials=100_000), url)
-                curves[kind].append(spend(search, total, folder))
+                curves[kind].append(spend(search, total, data_root, folder))
                 spent, best = curves[kind][-1][-1]
                 print(f"repeat {repeat}: {kind}: best {best:.2f} % after {spent} epochs, {search.counts()}", flush=True)
             target = curves["random"][repeat][-1][1]
@@ -94,13 +98,13 @@ def relative(curves: dict[str, list[list[tuple[int, float]]]], total: int) -> li
     return found
 
 
-def spend(search: Search, total: int, folder: Path) -> list[tuple[int, float]]:
+def spend(search: Search, total: int, data_root: Path, folder: Path) -> list[tuple[int, float]]:
     """Train trials one after the other until `total` epochs are spent. Returns epochs spent and the best so far."""
     spent, best, curve = 0, 0.0, []
     while spent < total:
         asked = search.next()
         place = folder / f"{search.method.sampler}-{asked.cell.cell_id}"
-        for row in rows_of(asked.cell, folder, place):
+        for row in rows_of(asked.cell, data_root, place):
             spent += 1
             ends = search.report(asked, row)
             if asked.value > best:
@@ -325,6 +329,8 @@ def main() -> None:
     parser.add_argument(
         "--longest", type=float, default=20.0, help="seconds of work before a kill, at most (default: 20)"
     )
+    parser.add_argument("--dataset", default="digits", help="of samplers: digits or cifar10 (default: %(default)s)")
+    parser.add_argument("--data-root", type=Path, help="where its class folders are")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
     options = parser.parse_args()

@@ -19,6 +19,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
+from relvit.cell import parse_schedule
 from sweeps.search import FORKED_AFTER, PARENT, Search, is_fork, is_twin
 from sweeps.spaces import distribution, text
 
@@ -277,6 +278,12 @@ def _markdown(
             for name, domain in search.space.domains.items()
         ]
         lines += [""]
+        changes = parse_schedule(search.cell_of(best).schedule)
+        lines += [
+            f"- after {epochs} epochs of the last phase: " + ", ".join(f"{each} = {_short(new[each])}" for each in new)
+            for epochs, new in changes
+        ]
+        lines += [""] if changes else []
     if spread:
         when = _when(step) if step is None else f"{_when(step)} of the last phase, where all these trials were"
         lines += [

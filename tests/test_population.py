@@ -11,6 +11,7 @@ from test_spaces import base
 from relvit.cell import parse_schedule
 from sweeps.population import PopulationSearch, boundaries, explore, replaced, select
 from sweeps.search import Budget, Method, forked_epochs, is_fork, method_problems
+from sweeps.search_report import comparable, write_report
 from sweeps.spaces import make_space
 
 NAMES = ["learning_rate", "weight_decay", "batch_size"]
@@ -223,6 +224,20 @@ def test_the_best_one_s_fields_make_the_same_cell_again(tmp_path):
     fields = search.fields_of(best)
     assert set(fields) == {*NAMES, "schedule"}
     assert type(search.cell_of(best))(**{**SPACE.base, **fields}) == search.cell_of(best)
+
+
+def test_the_report_says_what_the_best_one_changed_when(tmp_path):
+    search = opened(tmp_path)
+    run(search)
+    write_report(search, tmp_path / "report", "30 trials", [])
+    report = (tmp_path / "report/report.md").read_text()
+    changes = parse_schedule(search.cell_of(search.best()).schedule)
+    assert changes, "the best one has to be a fork, or this shows nothing"
+    for epochs, _ in changes:
+        assert f"- after {epochs} epochs of the last phase: " in report
+    # Importance is judged without forks, whose past is their parent's.
+    assert all(trial.value is not None for trial in comparable(search)[1])
+    assert len(comparable(search)[1]) == POPULATION
 
 
 # What cannot work
