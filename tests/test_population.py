@@ -227,7 +227,7 @@ def test_the_best_one_s_fields_make_the_same_cell_again(tmp_path):
 
 
 def test_the_report_says_what_the_best_one_changed_when(tmp_path):
-    search = opened(tmp_path)
+    search = opened(tmp_path, method=Method("random", "pbt", 2, 2, POPULATION))
     run(search)
     write_report(search, tmp_path / "report", "30 trials", [])
     report = (tmp_path / "report/report.md").read_text()
