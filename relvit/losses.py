@@ -44,21 +44,24 @@ def classification_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dense_relative_localisation_loss(prediction: PairOffsets, target: Tensor) -> Tensor:
-    """L_drloc of Liu et al. (NeurIPS 2021), section 4: mean absolute error of the offset of sampled pairs.
+    """L_drloc of Liu et al. (NeurIPS 2021), Eq. 2: mean absolute error of the offsets of sampled pairs.
 
-    target: `relvit.targets.coordinates`, [N, 2] or [B, N, 2]. The offset is signed and scaled from [-1, 1] to [0, 1],
-    as the authors' code does with normalised targets.
+    target: `relvit.targets.coordinates`, [N, 2] or [B, N, 2]. As in the authors' code a mean over images, pairs and
+    the two numbers of an offset, where Eq. 2 has the sum over images and over the two.
     """
     return F.l1_loss(prediction.offset.float(), pair_offsets(prediction, target))
 
 
 def pair_offsets(prediction: PairOffsets, target: Tensor) -> Tensor:
-    """The true offsets of the sampled pairs: [B, M, 2] with values in [0, 1]."""
+    """The true offsets of the sampled pairs, without sign, as shares of the grid's sides: their Eq. 1.
+
+    Returns [B, M, 2] with values from 0 to below 1. The authors' code has the same offsets in tokens, not in shares.
+    """
     first, second = (
         target.expand(len(index), -1, -1).gather(1, index[:, :, None].expand(-1, -1, 2))
         for index in (prediction.first, prediction.second)
     )
-    return (first - second + 1) / 2
+    return (first - second).abs()
 
 
 def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -59,9 +59,12 @@ def positions(height: int, width: int) -> Tensor:
 
 
 def coordinates(height: int, width: int) -> Tensor:
-    """Row and column of each patch, each scaled to [0, 1]: float32 [N, 2], for dense relative localisation."""
+    """Row and column of each patch as shares of the grid's sides, from 0 to below 1: float32 [N, 2].
+
+    For dense relative localisation, whose Eq. 1 divides by the side and not by the largest distance.
+    """
     rows, cols = _grid(height, width)
-    return torch.stack([rows / max(1, height - 1), cols / max(1, width - 1)], dim=1)
+    return torch.stack([rows / height, cols / width], dim=1)
 
 
 def permute_pairs(target: Tensor, permutation: Tensor) -> Tensor:

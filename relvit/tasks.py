@@ -44,7 +44,7 @@ def mse_x100(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def offset_error_x100(prediction: PairOffsets, target: Tensor) -> Tensor:
-    """Mean absolute error of the predicted offsets times 100, offsets scaled to [0, 1]."""
+    """Mean absolute error of the predicted offsets times 100, offsets as shares of the grid's sides."""
     return losses.dense_relative_localisation_loss(prediction, target) * 100
 
 

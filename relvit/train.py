@@ -390,8 +390,11 @@ class _Run:
         return losses
 
     @torch.inference_mode()
-    def _evaluate(self, split: Split, label: str) -> dict[str, float]:
-        """Losses and metrics over a split without augmentation, patches in their places."""
+    def _evaluate(self, split: Split, label: str, epoch: int | None = None) -> dict[str, float]:
+        """Losses and metrics over a split without augmentation, patches in their places.
+
+        epoch: the one that left the model's weights, where that is not the last; for the message of an error.
+        """
         self.model.eval()
         targets = self.targets(None)
         # Mega-patches are drawn in evaluation too; always the same, so that epochs can be compared.
@@ -411,8 +414,11 @@ class _Run:
         means = {name: float(total) / len(split) for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
+                epoch = epoch or self.epoch
+                step = (epoch - self.epoch + self.phase_epoch) * self.steps_per_epoch - 1
                 raise NotFiniteError(
-                    f"{self.phase.name} {label}_{name} is {value} after epoch {self.epoch} of {self.cell.cell_id}"
+                    f"{self.phase.name} {label}_{name} is {value} after step {step} (epoch {epoch}) "
+                    f"of {self.cell.cell_id}"
                 )
         return means
 
@@ -454,7 +460,7 @@ class _Run:
             self.model.load_state_dict(self.best["model"])
             selected_epoch = self.best["epoch"]
         if self.phase.name != "pretrain":
-            self._keep_results(self._evaluate(self.dataset.test, "test"))
+            self._keep_results(self._evaluate(self.dataset.test, "test", selected_epoch))
         row = self._result_row(selected_epoch)
         self.history.append(row)
         return row

@@ -57,8 +57,11 @@ def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
     torch.set_num_threads(max(1, int(cpus)))  # as a trial has them
     there = torch.cuda.device_count()
     each = (1.0 if there else 0.0) if gpus is None else gpus
-    by_cpu = int((os.cpu_count() or 1) / cpus)
-    return max(1, min(by_cpu, int(there / each)) if each else by_cpu), each
+    at_once = int((os.cpu_count() or 1) / cpus)
+    if each:
+        # A trial shares one GPU, or has whole ones: what is left of each GPU serves nobody.
+        at_once = min(at_once, there * int(1 / each) if each < 1 else int(there / each))
+    return max(1, at_once), each
 
 
 def estimate(cells: Iterable[Cell], account: Account, data_root: Path, cpus: float, gpus: float | None) -> Estimate:
@@ -116,7 +119,7 @@ class _Costs:
         self._account, self._device = account, device
         self._path = account.storage / "calibration.json"
         self._stored: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._observed = _observed_epochs(account)
+        self._observed = _observed_epochs(account, device)
         self.from_cells: set[str] = set()
         self.calibrated: set[str] = set()
 
@@ -164,23 +167,34 @@ def _pair_head(cell: Cell) -> str:
 
 def _kind(cell: Cell, phase: "Phase", device: str) -> str:
     """What a step's cost per image depends on."""
-    parts = (cell.backbone, cell.image_size, cell.precision, _pair_head(cell), phase.mega_grid, device)
+    augmented = _augments_patches(cell) if phase.tasks else ()
+    parts = (cell.backbone, cell.image_size, cell.precision, _pair_head(cell), phase.mega_grid, augmented, device)
     batch = cell.batch_size if device == "cuda" else "any"
     return "/".join(map(str, (*parts, batch, "+".join(phase.tasks) or "none", phase.classify, phase.frozen)))
 
 
+def _augments_patches(cell: Cell) -> tuple[bool, ...]:
+    """Which of the operations on patches a training step on tasks has."""
+    return cell.patch_crop < 1, cell.jitter_probability > 0, cell.greyscale_probability > 0
+
+
 def _observed_key(cell: Cell, phase: str) -> tuple:
-    """Cells with this in common take the same time for an epoch of this phase."""
-    name = cell.pretrain_dataset if phase == "pretrain" else cell.dataset
-    tasks = cell.tasks if phase in ("pretrain", "joint") else ""
-    return (name, cell.backbone, cell.image_size, cell.train_images, cell.batch_size, cell.precision, tasks, phase)
+    """Cells with this in common take the same time for an epoch of this phase on the same device."""
+    kind = (cell.backbone, cell.image_size, cell.train_images, cell.batch_size, cell.precision)
+    if phase not in ("pretrain", "joint"):
+        return (phase, cell.dataset, *kind)
+    name, mega_grid = (cell.pretrain_dataset, cell.mega_grid) if phase == "pretrain" else (cell.dataset, 0)
+    return (phase, name, *kind, cell.tasks, cell.pair_head, mega_grid, _augments_patches(cell))
 
 
-def _observed_epochs(account: Account) -> dict[tuple, list[float]]:
-    """Seconds of every epoch of every finished cell under the storage path, by kind."""
+def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
+    """Seconds of every epoch of every finished cell that was trained on such a device, by kind."""
     seconds: dict[tuple, list[float]] = {}
     for path in account.storage.glob("cells/*/history.json"):
         cell = Cell(**json.loads(path.with_name("cell.json").read_text()))
+        # The account knows GPU memory of those cells alone that were trained on a GPU.
+        if device != ("cuda" if account.status(cell).peak_gpu_bytes else "cpu"):
+            continue
         for row in json.loads(path.read_text()):
             if "epoch_seconds" in row:
                 seconds.setdefault(_observed_key(cell, row["phase"]), []).append(row["epoch_seconds"])

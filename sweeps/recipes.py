@@ -59,7 +59,10 @@ _VARIANT: dict[str, Any] = {
     "jitter_strength": 0.0,
     "greyscale_probability": 0.0,
 }
-_T2T: dict[str, Any] = {"drloc_weight": 0.1}  # [9]
+_T2T: dict[str, Any] = {
+    "drloc_weight": 0.1,  # [9]
+    "drop_path": 0.0,  # [code] --drop_path_rate reaches ViT alone: T2T-ViT keeps its default of 0, Swin its own of 0.1
+}
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,13 @@ _CPU_BACKBONES = {
 
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(_PAPER),
-    # What the scripts published with the paper do where they differ from its section 3.1.
+    # What the scripts published with the paper do where they differ from its section 3.1, as far as fields of a cell
+    # can say it; the rest (schedule, checkpoint of the pre-training, patches in joint training): docs/reproduction.md.
     "reference": Recipe(
         _PAPER
         | {
             "weight_decay": 0.1,  # [code] README's commands: --weight_decay 0.1
-            "drop_path": 0.1,  # [code] README's commands: --drop_path_rate 0.1
+            "drop_path": 0.1,  # [code] README's commands: --drop_path_rate 0.1; for T2T-ViT see _T2T
             "pair_head": "low_rank",  # [code] MultiHeadAttentionScores: queries and keys of D // K channels
         }
     ),

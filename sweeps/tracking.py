@@ -176,19 +176,22 @@ class Tracker:
     ) -> None:
         """Log one row of metrics at its epoch, in one request; a row that is there already is left alone.
 
-        worker: tags that say where it was trained; usage: what the trial's process used (sweeps/usage.py); timestamp:
-        milliseconds of Unix time, now if not given. The same call again, with its timestamp, changes nothing.
+        worker: tags that say where it was trained; usage: what the trial's process used (sweeps/usage.py), logged with
+        the rows of epochs alone; timestamp: milliseconds of Unix time, now if not given. The same call again, with its
+        timestamp, changes nothing.
         """
         run_id, epoch = self._runs[cell_id].info.run_id, row["epoch"]
         is_result = row["phase"] == "test"
         if not is_result and epoch in self._logged[cell_id]:
             return
-        if is_result and "test_accuracy" in self._client.get_run(run_id).data.metrics:
+        if is_result and "selected_epoch" in self._client.get_run(run_id).data.metrics:
             return
         now = timestamp or int(time.time() * 1000)
-        # "epoch" of an epoch's row is written in the same request: it marks the row as logged.
-        numbers = {key: value for key, value in row.items() if key != "phase" and not (is_result and key == "epoch")}
-        metrics = [Metric(key, float(value), now, epoch) for key, value in {**numbers, **(usage or {})}.items()]
+        if is_result:  # it shares its step with the last epoch's row, which has "epoch" and the usage
+            numbers = {key: value for key, value in row.items() if key not in ("phase", "epoch")}
+        else:  # "epoch", in the same request, marks the row as logged
+            numbers = {**{key: value for key, value in row.items() if key != "phase"}, **(usage or {})}
+        metrics = [Metric(key, float(value), now, epoch) for key, value in numbers.items()]
         tags = [RunTag("phase", row["phase"])] + [RunTag(key, value) for key, value in (worker or {}).items()]
         self._client.log_batch(run_id, metrics=metrics, tags=tags)
         if not is_result:

@@ -8,8 +8,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from relvit.backbones import build_backbone
-from relvit.cell import BACKBONES, make_cell, task_combinations
+from relvit.backbones import Backbone, build_backbone
+from relvit.cell import BACKBONES, PAIR_TASKS, make_cell, parse_tasks, task_combinations
 from relvit.losses import classification_loss, total_loss
 from relvit.model import RelViT
 from relvit.t2t import TokenPerformer, sinusoid
@@ -121,24 +121,44 @@ def test_a_backbone_that_does_not_match_is_refused():
         model.load_backbone({**state, "vit.norm.scale": torch.zeros(96)})
 
 
-@pytest.mark.parametrize("pair_head", ["bilinear", "low_rank"])
-@pytest.mark.parametrize(
-    ("tasks", "classes"), [*itertools.product(task_combinations()[1:], [0, 10]), ("none", 10)], ids=str
-)
-def test_every_parameter_gets_a_gradient(tasks, classes, pair_head):
-    torch.manual_seed(0)
-    names = () if tasks == "none" else tuple(tasks.split("+"))
-    model = RelViT(build_backbone("vit_xs8", 16), names, classes=classes, pair_head=pair_head)
-    predictions = model(torch.randn(4, 3, 16, 16))
-    targets = Targets(names, (2, 2))(None)
+def every_model() -> list[tuple[str, int, str, bool]]:
+    """Tasks, classes, pair head and whether there is a position embedding, of every model that a cell can train.
+
+    Without classes a model is pre-trained, as a ViT mostly is without its embedding; both pair heads where one acts.
+    """
+    models = []
+    for tasks in (*task_combinations(), "drloc"):
+        heads = ("bilinear", "low_rank") if set(tasks.split("+")) & set(PAIR_TASKS) else ("none",)
+        models += [(tasks, 10, head, True) for head in heads]
+        if tasks not in ("none", "drloc"):
+            models += [(tasks, 0, head, False) for head in heads]
+    return models
+
+
+def require_gradients(backbone: Backbone, images: torch.Tensor, tasks: str, classes: int, pair_head: str) -> None:
+    """Every parameter of the model gets a gradient that is finite and not zero from one step's loss."""
+    names = parse_tasks(tasks)
+    model = RelViT(backbone, names, classes=classes, pair_head=pair_head)
+    predictions = model(images)
+    targets = Targets(names, backbone.grid)(None)
     losses = {task: TASKS[task].loss(predictions[task], targets[task]) for task in names}
     if classes:
-        losses["classification"] = classification_loss(predictions["classification"], torch.arange(4))
+        losses["classification"] = classification_loss(predictions["classification"], torch.arange(len(images)))
     total_loss(losses, {}).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.ne(0).any(), name
+
+
+@pytest.mark.parametrize(("tasks", "classes", "pair_head", "position_embedding"), every_model(), ids=str)
+@pytest.mark.parametrize(("name", "image_size"), [("vit_xs8", 16), ("swin_xs8", 32), ("t2t_xs", 64)])
+def test_every_parameter_of_every_model_gets_a_gradient(
+    name, image_size, tasks, classes, pair_head, position_embedding
+):
+    torch.manual_seed(0)
+    backbone = build_backbone(name, image_size, position_embedding=position_embedding)
+    require_gradients(backbone, torch.randn(2, 3, image_size, image_size), tasks, classes, pair_head)
 
 
 def test_the_model_predicts_what_it_was_asked_for_and_nothing_else():
@@ -284,20 +304,12 @@ def test_the_grid_of_a_variant_is_that_of_its_cell(name, image_size, dim):
     assert backbone.dim == dim
 
 
-@pytest.mark.parametrize(("name", "image_size"), [("swin_xs8", 32), ("swin_xs8", 64), ("t2t_xs", 64), ("t2t_xs", 128)])
-@pytest.mark.parametrize("tasks", [("sprel", "dist", "ang", "abspos"), ("drloc",), ()], ids="+".join)
-def test_every_parameter_of_a_variant_gets_a_gradient(name, image_size, tasks):
+@pytest.mark.parametrize(("name", "image_size"), [("swin_xs8", 64), ("t2t_xs", 128)])
+@pytest.mark.parametrize("tasks", ["sprel+dist+ang+abspos", "drloc", "none"])
+def test_every_parameter_of_a_variant_gets_a_gradient_from_larger_images_too(name, image_size, tasks):
     torch.manual_seed(0)
-    model = RelViT(build_backbone(name, image_size), tasks, classes=10)
-    predictions = model(torch.randn(4, 3, image_size, image_size))
-    targets = Targets(tasks, model.backbone.grid)(None)
-    losses = {task: TASKS[task].loss(predictions[task], targets[task]) for task in tasks}
-    losses["classification"] = classification_loss(predictions["classification"], torch.arange(4))
-    total_loss(losses, {}).backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.ne(0).any(), parameter_name
+    images = torch.randn(2, 3, image_size, image_size)
+    require_gradients(build_backbone(name, image_size), images, tasks, 10, "bilinear")
 
 
 def test_swin_tokens_are_numbered_row_by_row():

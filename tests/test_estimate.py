@@ -7,7 +7,7 @@ import pytest
 import relvit.calibrate
 from relvit.calibrate import Cost
 from sweeps.account import Account
-from sweeps.estimate import estimate
+from sweeps.estimate import estimate, slots_here
 from sweeps.plan import Request, plan_cells
 
 # 1,438 training images less 144 for val, trained at 10 to 20 ms and validated at 2 ms each.
@@ -25,6 +25,13 @@ def given_cost(monkeypatch):
 
 def cells(tmp_path, study, tasks):
     return plan_cells(Request(study, "demo", tmp_path / "data", combinations=tasks))
+
+
+def finished_rows():
+    """The history of a cell whose pre-training took 2 and 3 seconds an epoch by turns, and its fine-tuning 1."""
+    rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 2.0 + epoch % 2} for epoch in range(1, 21)]
+    rows += [{"epoch": epoch, "phase": "finetune", "epoch_seconds": 1.0} for epoch in range(21, 41)]
+    return [*rows, {"epoch": 40, "phase": "test", "test_accuracy": 90.0}]
 
 
 def test_both_phases_of_a_cell_are_counted(tmp_path):
@@ -57,10 +64,65 @@ def test_memory_is_weights_gradients_moments_and_activations_of_a_batch(tmp_path
 def test_what_is_finished_costs_nothing_and_tells_what_the_rest_will_cost(tmp_path):
     done, other = plan_cells(Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(0, 1)))
     account = Account(tmp_path)
-    rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 2.0 + epoch % 2} for epoch in range(1, 21)]
-    rows += [{"epoch": epoch, "phase": "finetune", "epoch_seconds": 1.0} for epoch in range(21, 41)]
-    account.finish(done, [*rows, {"epoch": 40, "phase": "test", "test_accuracy": 90.0}])
+    account.finish(done, finished_rows())
     assert json.loads((account.folder(done) / "history.json").read_text())[-1]["test_accuracy"] == 90.0
     cost = estimate([done, other], account, tmp_path / "data", 1, 0)
     assert cost.trial_seconds == pytest.approx((20 * 2.0 + 20 * 1.0, 20 * 3.0 + 20 * 1.0))
     assert (cost.measured, cost.calibrated) == (2, 0)
+
+
+PLAIN_PATCHES = ("patch_crop=1", "jitter_probability=0", "greyscale_probability=0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ((), 2),
+        (("mega_grid=2",), 1),
+        (PLAIN_PATCHES, 1),
+        (("pair_head=low_rank",), 1),
+        (("pretrain_epochs=10",), 2),
+    ],
+    ids=str,
+)
+def test_a_finished_cell_tells_nothing_of_phases_that_train_otherwise(tmp_path, settings, measured):
+    # Fine-tuning is the same in all of them; what differs acts in pre-training alone.
+    (done,) = cells(tmp_path, "table4", ("sprel",))
+    other = plan_cells(
+        Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(1,), settings=settings)
+    )
+    account = Account(tmp_path)
+    account.finish(done, finished_rows())
+    cost = estimate(other, account, tmp_path / "data", 1, 0)
+    assert (cost.measured, cost.calibrated) == (measured, 2 - measured)
+
+
+def test_a_cell_that_was_trained_on_a_gpu_tells_nothing_of_training_without(tmp_path, monkeypatch):
+    done, other = plan_cells(Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(0, 1)))
+    account = Account(tmp_path)
+    account.finish(done, finished_rows(), peak_gpu_bytes=2_000_000_000)
+    assert estimate([other], account, tmp_path / "data", 1, 0).measured == 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert estimate([other], account, tmp_path / "data", 1, 1).measured == 2
+
+
+def test_calibrations_with_and_without_augmented_patches_are_kept_apart(tmp_path, monkeypatch):
+    measured = []
+    given = relvit.calibrate.measure
+    monkeypatch.setattr(
+        relvit.calibrate, "measure", lambda cell, phase, **options: measured.append(phase.name) or given()
+    )
+    for settings in ((), PLAIN_PATCHES):
+        request = Request("table4", "demo", tmp_path / "data", combinations=("sprel",), settings=settings)
+        estimate(plan_cells(request), Account(tmp_path), tmp_path / "data", 1, 0)
+    assert measured == ["pretrain", "finetune", "pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("gpus_there", "gpus_each", "slots"),
+    [(4, 0.3, 12), (4, 0.3333, 12), (1, 0.6, 1), (2, 1, 2), (5, 2, 2), (1, 0.1, 10), (1, 2, 1)],
+)
+def test_trials_at_once_share_one_gpu_or_have_whole_ones(monkeypatch, gpus_there, gpus_each, slots):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus_there)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert slots_here(1, gpus_each) == (slots, gpus_each)

@@ -325,6 +325,18 @@ def test_reference_differs_from_the_paper_in_these_values_alone():
         assert ours.pair_head == ("low_rank" if pairs else "none")
 
 
+def test_reference_drops_paths_of_vit_and_swin_as_the_published_code_does_and_none_of_t2t():
+    cells = plan("table3", "reference")
+    assert fields_of(cells, "backbone", "drop_path") == {
+        ("vit_s4", 0.1),
+        ("vit_s32", 0.1),
+        ("swin_t", 0.1),
+        ("t2t_vit_14", 0.0),
+    }
+    assert fields_of(cells, "weight_decay") == {(0.1,)}
+    assert fields_of(plan("table3", "paper"), "drop_path") == {(0.0,)}
+
+
 def test_the_demo_has_small_stand_ins_for_cifar10_and_for_every_backbone():
     assert fields_of(plan("table4", "demo"), "dataset", "pretrain_dataset", "backbone", "image_size") == {
         ("digits", "digits", "vit_xs4", 16)

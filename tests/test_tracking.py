@@ -45,6 +45,11 @@ def tracker(uri: str, tmp_path: Path) -> Tracker:
     return Tracker(uri, "relvit", tmp_path / "results", TABLE4)
 
 
+def steps_by_metric(uri: str) -> dict[str, list[int]]:
+    (run,) = all_runs(uri)
+    return {metric: [step for step, _ in points(uri, metric)] for metric in run.data.metrics}
+
+
 def all_runs(uri: str) -> list:
     client = MlflowClient(uri)
     return client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
@@ -86,6 +91,27 @@ def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path,
     assert points(uri, "epoch") == [(1, 1.0), (2, 2.0)]
     assert points(uri, "test_accuracy") == [(2, 45.0)]
     assert all_runs(uri)[0].info.status == "FINISHED"
+
+
+def test_the_result_row_repeats_no_step_of_the_last_epoch_s_row(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell)
+    for used, row in enumerate(ROWS):
+        tracking.log(cell.cell_id, row, WORKER, usage={"host_memory_bytes": 1e9 + used, "gpu_memory_bytes": 2e9})
+    tracking.finish(cell.cell_id)
+    steps = steps_by_metric(uri)
+    assert [metric for metric, found in steps.items() if len(set(found)) < len(found)] == []
+    assert steps["gpu_memory_bytes"] == [1, 2]
+    assert points(uri, "host_memory_bytes") == [(1, 1e9), (2, 1e9 + 1)]
+
+
+def test_the_result_of_a_pre_training_alone_is_logged_once_too(uri, tmp_path, cell):
+    # It has no test accuracy, only its tasks'.
+    pretraining = cell.pretraining()
+    rows = [ROWS[0], {"epoch": 1, "phase": "test", "test_sprel_accuracy": 30.0, "selected_epoch": 1}]
+    for _ in range(2):
+        tracker(uri, tmp_path).rebuild(pretraining, rows)
+    assert points(uri, "test_sprel_accuracy") == [(1, 30.0)]
 
 
 def test_runs_under_another_storage_path_are_not_orphans_of_this_one(uri, tmp_path, cell):

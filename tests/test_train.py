@@ -886,8 +886,22 @@ def test_a_last_step_that_ruins_the_weights_raises_too(small, tmp_path):
         | {"protocol": "joint", "tasks": "none", "epochs": 1, "warmup_epochs": 0}
         | {"batch_size": 72, "learning_rate": 1e30}
     )
-    with pytest.raises(NotFiniteError, match=f"val_classification_loss is nan .*{cell.cell_id}"):
+    with pytest.raises(NotFiniteError) as caught:
         list(train(cell, small, tmp_path))
+    assert str(caught.value) == f"joint val_classification_loss is nan after step 0 (epoch 1) of {cell.cell_id}"
+
+
+def test_weights_that_fail_the_test_split_are_named_by_the_step_that_left_them(small, tmp_path):
+    cell = make_cell(**TINY)
+    take(4, train(cell, small, tmp_path))
+    state = newest(tmp_path)
+    # The best of the last phase's two epochs is said to be its first, three steps of fine-tuning.
+    state["best"]["epoch"] = 3
+    state["best"]["model"]["classifier.weight"][:] = math.inf
+    checkpoint.save(state, tmp_path, 4, keep=1)
+    with pytest.raises(NotFiniteError) as caught:
+        list(train(cell, small, tmp_path))
+    assert str(caught.value) == f"finetune test_classification_loss is nan after step 2 (epoch 3) of {cell.cell_id}"
 
 
 # Settings and real images

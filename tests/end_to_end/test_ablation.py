@@ -75,6 +75,9 @@ def test_each_cell_has_one_finished_run_with_every_step_once(finished):
         assert run.info.status == "FINISHED"
         assert steps(finished, run, "epoch") == [1, 2, 3, 4, 5, 6]
         assert steps(finished, run, "test_accuracy") == [6]
+        for metric in run.data.metrics:
+            found_steps = steps(finished, run, metric)
+            assert len(set(found_steps)) == len(found_steps), metric
     assert steps(finished, found["sprel"], "pretrain_val_sprel_accuracy") == [1, 2, 3]
     assert steps(finished, found["sprel"], "finetune_val_accuracy") == [4, 5, 6]
 
