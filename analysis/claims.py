@@ -13,7 +13,8 @@ The published figures are judged one by one, by an equivalence test with a state
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ import pandas as pd
 from scipy import stats
 
 from analysis import tables
-from analysis.comparability import conform, deviations, of_recipe
+from analysis.comparability import acting_fields, conform, deviations, of_recipe, shown
+from analysis.paper_recipe import paper_recipe
 from analysis.statistics import (
     ABOVE,
     ALPHA,
@@ -34,10 +36,11 @@ from analysis.statistics import (
     compare,
     describe,
     equivalent,
+    seeds_for_equivalence,
     seeds_for_power,
 )
 from analysis.tables import BEST
-from relvit.cell import DRLOC, NONE, TASKS, task_combinations
+from relvit.cell import DRLOC, FIELDS, NONE, TASKS, task_combinations
 
 HOLDS, CONTRADICTED, UNDECIDED, NOT_COMPARABLE = "holds", "contradicted", "undecided", "not comparable"
 
@@ -52,6 +55,9 @@ MARGIN = 0.5
 # A number with two decimals against the difference of two such: 3 x 0.005.
 ROUNDING = 0.015
 
+# Percentage points within which cells count as similar: the paper says it of 88.75 to 89.39.
+SIMILAR = 1.0
+
 SOLVED = 95.0  # percent of SpRel accuracy from which Figure 2a's task counts as solved; the paper's sentence says 100
 
 
@@ -61,13 +67,17 @@ class Judgement:
 
     verdict: holds, contradicted or undecided. numbers: those that decide it, for a reader. note: on what footing.
     comparisons: every comparison that was made, as `analysis.statistics` gives it (`compare`, `equivalent` or, for a
-    level, `describe`).
+    level, `describe`). needs: for an undecided one how many seeds, in all, each comparison that is open takes to be
+    decided with a power of 80 %, by the test that decides it, if what was seen is what there is. labels: the entries of
+    the table that it rests on, where the index of comparisons does not name them.
     """
 
     verdict: str
     numbers: str
     note: str
     comparisons: pd.DataFrame
+    needs: str = ""
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,7 @@ def verdicts(runs: pd.DataFrame, margin: float = MARGIN, table: str | None = Non
             if claim.table == study:
                 rows[claim.id] = _judged(claim, chosen, margin, mixed) | {"not_comparable": reasons}
                 used = entries[entries["label"].isin(rows[claim.id].pop("labels"))]
-                # A stated gain goes by a name of its own: it rests on all entries.
-                rows[claim.id]["runs"] = tuple(sorted((used if len(used) else entries)["run_id"]))
+                rows[claim.id]["runs"] = tuple(sorted(used["run_id"]))
     ordered = {claim.id: rows[claim.id] for claim in CLAIMS if claim.id in rows}
     return pd.DataFrame.from_dict(ordered, orient="index").rename_axis("claim")
 
@@ -114,7 +123,7 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
         judged = claim.judge(runs, margin)
     except SeveralRuns as error:
         judged = Judgement(UNDECIDED, "", str(error), pd.DataFrame())
-    needs = seeds_to_decide(judged, margin)
+    needs = judged.needs if judged.verdict == UNDECIDED else ""
     if mixed and not judged.comparisons.empty:
         note, needs = f"runs of mixed settings: {'; '.join(mixed)}", ""
         judged = Judgement(UNDECIDED, judged.numbers, note, judged.comparisons)
@@ -126,7 +135,8 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
         "numbers": judged.numbers,
         "note": judged.note,
         "needs": needs,
-        "labels": {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
+        "labels": {*judged.labels}
+        or {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
     }
 
 
@@ -183,36 +193,16 @@ def mixture(runs: pd.DataFrame, table: str) -> list[str]:
     return lines if len(lines) <= 4 else [*lines[:4], f"and {len(lines) - 4} more"]
 
 
-def seeds_to_decide(judged: Judgement, margin: float) -> str:
-    """How many seeds, in all, an undecided judgement needs, by comparison; "" where it is decided or nothing is known.
-
-    With a power of 80 % for the difference seen, at the 5 % that the claim's comparisons share (Holm's first step).
-    """
-    table = judged.comparisons
-    if judged.verdict != UNDECIDED or table.empty:
-        return ""
+def _needs(rows: pd.DataFrame, seeds: Callable[[Any], int | None]) -> str:
+    """By comparison, what `seeds` says of its row: how many decide it, in all."""
     needed = []
-    if "p_holm" in table:
-        alpha = ALPHA / max(1, int(table["p"].notna().sum()))
-        for (cell, baseline), row in table.iterrows():
-            if row["n"] < 2:
-                needed.append(f"{cell} against {baseline}: 2 or more")
-            elif row["std"] > SAME and abs(row["difference"]) > SAME and not row["p_holm"] < ALPHA:
-                found = seeds_for_power(row["difference"], row["std"], alpha)
-                needed.append(f"{cell} against {baseline}: {found or f'over {MOST_SEEDS:,}'}")
-    elif "published" in table:
-        for name, row in table.iterrows():
-            if row["n"] < 2:
-                needed.append(f"{name}: 2 or more")
-            elif row["std"] > SAME and row["verdict"] not in (REPRODUCED, ABOVE, BELOW):
-                found = _seeds_for_equivalence(row["mean"] - row["published"], row["std"], margin)
-                needed.append(f"{name}: {found or f'over {MOST_SEEDS:,}'}")
+    for row in rows.itertuples():
+        name = row.Index if isinstance(row.Index, str) else " against ".join(row.Index)
+        if row.n < 2:
+            needed.append(f"{name}: 2 or more")
+        elif row.std > SAME:
+            needed.append(f"{name}: {seeds(row) or f'over {MOST_SEEDS:,}'}")
     return "; ".join(needed)
-
-
-def _seeds_for_equivalence(off: float, std: float, margin: float) -> int | None:
-    """The power of a test against the nearer bound of the margin: to show that it is inside, or outside."""
-    return seeds_for_power(margin - abs(off), std) if abs(abs(off) - margin) > SAME else None
 
 
 # The published figures
@@ -221,9 +211,11 @@ def _seeds_for_equivalence(off: float, std: float, margin: float) -> int | None:
 def figures(runs: pd.DataFrame, table: str, margin: float = MARGIN) -> pd.DataFrame:
     """Every published number of a table against ours, by the equivalence test of `statistics.equivalent`.
 
-    margin: in the metric's own unit. Index: number, from 0. Columns: cell (as in the claims' numbers), metric (as in
-    published.csv), published, mean, std, n, low, high, p_equivalence; seen, what the numbers say: "reproduced",
-    "within noise", "above", "below", or "undecided" where there is no run; verdict, the same or "not comparable";
+    margin: of accuracies, in points; that of a task's metric is half the spread of its published column where that is
+    less, so that it can tell the column's cells apart. Index: number, from 0. Columns: cell (as in the claims'
+    numbers), metric (as in published.csv), published, margin, mean, std, n, low, high, p_equivalence; seen, what the
+    numbers say: "reproduced", "within noise", "above", "below", or "undecided" where there is no run; verdict, the
+    same or "not comparable";
     why, the reasons of `departures`; runs, their ids. From one seed the single number counts: within the margin it is
     reproduced. Raises SeveralRuns.
     """
@@ -235,15 +227,18 @@ def figures(runs: pd.DataFrame, table: str, margin: float = MARGIN) -> pd.DataFr
     for metric, numbers in paper.groupby("metric", sort=False):
         column = f"test_{metric}"
         here = entries.assign(**{column: entries.get(column, np.nan)})
-        result = equivalent(by_seed(here, "label", column), numbers.set_index("label")["value"], margin)
+        spread = (numbers["value"].max() - numbers["value"].min()) / 2
+        within = margin if metric == "accuracy" or not spread else min(margin, spread)
+        result = equivalent(by_seed(here, "label", column), numbers.set_index("label")["value"], within)
         finished = here[(here["status"] == "FINISHED") & here[column].notna()]
         ids = finished.groupby("label")["run_id"].agg(tuple)
         reasons = {label: "; ".join(departures(rows, table)) for label, rows in finished.groupby("label")}
-        seen = [_seen(row, margin) for row in result.to_dict("records")]
+        seen = [_seen(row, within) for row in result.to_dict("records")]
         parts.append(
             result.assign(
                 cell=result.index,
                 metric=metric,
+                margin=within,
                 seen=seen,
                 why=[reasons.get(label, "") for label in result.index],
                 runs=[ids.get(label, ()) for label in result.index],
@@ -251,7 +246,7 @@ def figures(runs: pd.DataFrame, table: str, margin: float = MARGIN) -> pd.DataFr
         )
     found = pd.concat(parts, ignore_index=True)
     found["verdict"] = found["seen"].where(found["why"] == "", NOT_COMPARABLE)
-    columns = ["cell", "metric", "published", "mean", "std", "n", "low", "high", "p_equivalence"]
+    columns = ["cell", "metric", "published", "margin", "mean", "std", "n", "low", "high", "p_equivalence"]
     return found[[*columns, "seen", "verdict", "why", "runs"]]
 
 
@@ -290,11 +285,10 @@ def departures(runs: pd.DataFrame, table: str) -> list[str]:
     """Why finished runs of a study cannot be held against the paper's numbers, one reason each; empty if they can.
 
     Data sets and backbones that the paper's table does not have, a backbone of its kind that only stands in, another
-    number of epochs, part of the training images, and code with uncommitted or unknown changes.
+    number of epochs, part of the training images, another recipe than section 3.1's, what the engine had to do
+    differently (tag deviation), and code with uncommitted or unknown changes.
     """
-    runs = runs[runs["status"] == "FINISHED"].reindex(
-        columns=["dataset", "backbone", "pretrain_epochs", "epochs", "train_images", "git_dirty"]
-    )
+    runs = conform(runs[runs["status"] == "FINISHED"])
     paper = _paper_backbones(table)
     reasons = []
     for dataset, backbone in runs[["dataset", "backbone"]].dropna().drop_duplicates().to_numpy():
@@ -310,11 +304,27 @@ def departures(runs: pd.DataFrame, table: str) -> list[str]:
             if epochs not in (0, PAPER_EPOCHS):  # 0: there is no such phase
                 reasons.append(f"{epochs:.0f} epochs {phase} instead of {PAPER_EPOCHS}")
     reasons += [f"{n:,.0f} training images instead of all" for n in sorted(runs["train_images"].dropna().unique()) if n]
+    for name, found in _other_recipe(runs).items():
+        reasons.append(f"{name} {' or '.join(found)}")
+    reasons += sorted({str(text).strip() for text in runs["deviation"].dropna()} - {""})
     if len(runs):
         origin = set(runs["git_dirty"].fillna("unknown"))
         reasons += ["uncommitted changes in the code"] * ("true" in origin)
         reasons += ["unknown state of the code"] * ("unknown" in origin)
     return list(dict.fromkeys(reasons))
+
+
+def _other_recipe(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """By field, "0.01 instead of 0.0005" for each way in which runs were not trained as section 3.1 says."""
+    found: dict[str, list[str]] = {}
+    for run in runs.drop_duplicates([name for name in FIELDS if name != "seed"]).to_dict("records"):
+        acting = acting_fields(run)
+        for name, paper in paper_recipe(str(run["backbone"]), run["image_size"]).items():
+            if name in acting and acting[name] != paper:
+                text = f"{shown(acting[name])} instead of {shown(paper)}"
+                if text not in found.setdefault(name, []):
+                    found[name].append(text)
+    return found
 
 
 def _paper_backbones(table: str) -> dict[str, dict[str, str]]:
@@ -394,7 +404,12 @@ def _all_above(table: str, pairs: Pairs, exceptions: int = 0) -> Callable[[pd.Da
         numbers = [f"{word} {'; '.join(map(_difference, rows.itertuples()))}" for word, rows in deciding if len(rows)]
         if len(absent):
             numbers.append(f"missing {'; '.join(f'{cell} against {baseline}' for cell, baseline in absent.index)}")
-        return Judgement(verdict, ". ".join(numbers), _note(comparisons["n"], len(comparisons)), comparisons)
+        # At Holm's first step, its strictest; a missing cell is no question of seeds that are already there.
+        alpha = ALPHA / max(1, int(comparisons["p"].notna().sum()))
+        undecided = comparisons[(direction == 0) & ~(comparisons["difference"].abs() <= SAME)]
+        needs = _needs(undecided, lambda row: seeds_for_power(row.difference, row.std, alpha))
+        note = _note(comparisons["n"], len(comparisons))
+        return Judgement(verdict, ". ".join(numbers), note, comparisons, needs)
 
     return judge
 
@@ -430,7 +445,8 @@ def _gains(
 ) -> Callable[[pd.DataFrame, float], Judgement]:
     """By name: cells, whose mean is taken, their baseline, and the gain that the paper states.
 
-    Holds where every gain is the stated one within the margin (TOST at 5 %), contradicted where one is off.
+    Holds where every gain is the stated one within the margin (TOST at 5 %), contradicted where one is off by more than
+    the margin (t tests at 5 %, Bonferroni over the gains).
     """
 
     def judge(runs: pd.DataFrame, margin: float) -> Judgement:
@@ -441,24 +457,49 @@ def _gains(
             for name, (cells, baseline, _) in stated.items()
         }
         expected = pd.Series({name: gain for name, (*_, gain) in stated.items()})
-        comparisons = equivalent(pd.DataFrame(gains), expected, margin)
-        if comparisons["n"].max() <= 1:
-            known = comparisons["n"] == 1
-            same = known & ((comparisons["mean"] - comparisons["published"]).abs() <= margin)
-            off = known & ~same
-        else:
-            same, off = comparisons["verdict"] == REPRODUCED, comparisons["verdict"].isin([ABOVE, BELOW])
-        verdict = CONTRADICTED if off.any() else HOLDS if same.all() else UNDECIDED
-        decide = off if off.any() else same if same.all() else ~same
-        numbers = [
-            f"{row.Index}: stated {row.published:+.2f}, "
-            + (_estimate(row.mean, row.low, row.high, row.n) if row.n else "missing")
-            for row in comparisons[decide].itertuples()
-        ]
-        note = _note(comparisons["n"], 1, margin)
-        return Judgement(verdict, "; ".join(numbers), note, comparisons)
+        judged = _judge_equality(pd.DataFrame(gains), expected, margin, "stated ")
+        return replace(judged, labels=tuple(dict.fromkeys(needed)))
 
     return judge
+
+
+def _all_similar(table: str, cells: tuple[str, ...], within: float | None = None) -> Callable[..., Judgement]:
+    """Holds where every two of the cells are the same within so many points (None: within the margin), contradicted
+    where two are further apart; tested as `_gains`."""
+
+    def judge(runs: pd.DataFrame, margin: float) -> Judgement:
+        wide = _wide(runs, table).reindex(columns=list(cells))
+        differences = {f"{one} against {other}": wide[one] - wide[other] for one, other in combinations(cells, 2)}
+        expected = pd.Series(0.0, index=list(differences))
+        judged = _judge_equality(
+            pd.DataFrame(differences), expected, margin if within is None else within, "the same as "
+        )
+        # By the cells, which lead to their runs.
+        return replace(judged, labels=cells)
+
+    return judge
+
+
+def _judge_equality(wide: pd.DataFrame, expected: pd.Series, margin: float, word: str) -> Judgement:
+    comparisons = equivalent(wide, expected, margin, judged=len(expected))
+    if comparisons["n"].max() <= 1:
+        known = comparisons["n"] == 1
+        same = known & ((comparisons["mean"] - comparisons["published"]).abs() <= margin)
+        off = known & ~same
+    else:
+        same, off = comparisons["verdict"] == REPRODUCED, comparisons["verdict"].isin([ABOVE, BELOW])
+    verdict = CONTRADICTED if off.any() else HOLDS if same.all() else UNDECIDED
+    decide = off if off.any() else same if same.all() else ~same
+    numbers = [
+        f"{row.Index}: {word}{row.published:+.2f}, "
+        + (_estimate(row.mean, row.low, row.high, row.n) if row.n else "missing")
+        for row in comparisons[decide].itertuples()
+    ]
+    needs = _needs(
+        comparisons[~same & ~off],
+        lambda row: seeds_for_equivalence(row.mean - row.published, row.std, margin, len(expected)),
+    )
+    return Judgement(verdict, "; ".join(numbers), _note(comparisons["n"], 1, margin), comparisons, needs)
 
 
 def _level_above(table: str, metric: str, cell: str, level: float) -> Callable[[pd.DataFrame, float], Judgement]:
@@ -470,13 +511,15 @@ def _level_above(table: str, metric: str, cell: str, level: float) -> Callable[[
         low, high = (row.mean, row.mean) if row.n == 1 else (row.low, row.high)
         verdict = HOLDS if low > level else CONTRADICTED if high < level else UNDECIDED
         numbers = f"{cell}: {_estimate(row.mean, row.low, row.high, row.n, '')}, level {level:g}" if row.n else ""
-        return Judgement(verdict, numbers, _note(comparisons["n"], 1), comparisons)
+        needs = _needs(comparisons, lambda row: seeds_for_power(row.mean - level, row.std))
+        return Judgement(verdict, numbers, _note(comparisons["n"], 1), comparisons, needs)
 
     return judge
 
 
 def _no_help(table: str, cell: str, baseline: str) -> Callable[[pd.DataFrame, float], Judgement]:
-    """Holds where the cell is less than the margin above its baseline (one-sided t test), contradicted where above."""
+    """Holds where the cell is less than the margin above its baseline (one-sided t test), contradicted where it is
+    shown to be more than that above."""
 
     def judge(runs: pd.DataFrame, margin: float) -> Judgement:
         wide = _wide(runs, table).reindex(columns=[cell, baseline])
@@ -489,9 +532,16 @@ def _no_help(table: str, cell: str, baseline: str) -> Callable[[pd.DataFrame, fl
         else:
             differences = (wide[cell] - wide[baseline]).dropna()
             is_less = stats.ttest_1samp(differences, margin, alternative="less").pvalue < ALPHA
-            verdict = HOLDS if is_less else CONTRADICTED if row.low > 0 else UNDECIDED
+            verdict = HOLDS if is_less else CONTRADICTED if row.low > margin else UNDECIDED
         note = _note(comparisons["n"], 1, margin)
-        return Judgement(verdict, _difference(row) if row.n else "", note, comparisons)
+        # One-sided to show that it is less, two-sided that it is more.
+        needs = _needs(
+            comparisons,
+            lambda row: seeds_for_power(
+                row.difference - margin, row.std, ALPHA * (2 if row.difference < margin else 1)
+            ),
+        )
+        return Judgement(verdict, _difference(row) if row.n else "", note, comparisons, needs)
 
     return judge
 
@@ -515,6 +565,13 @@ CLAIMS = (
         "section 3.3",
         "table4",
         _all_above("table4", _fixed(*((BEST, tasks) for tasks in _EVERY_COMBINATION if tasks != BEST))),
+    ),
+    Claim(
+        "single-tasks-similar",
+        "solving, individually, each SSL task leads to similar fine-tuning accuracy",
+        "section 3.3",
+        "table4",
+        _all_similar("table4", TASKS, SIMILAR),
     ),
     Claim(
         "single-tasks-improve",
@@ -606,7 +663,8 @@ CLAIMS = (
     ),
     Claim(
         "embedding-solves-sprel",
-        "if the model uses the PEs without shuffling during the pre-training, it solves the task",
+        "if the model uses the PEs without shuffling during the pre-training, it solves the task with 100% of SpRel "
+        "accuracy",
         "section 3.3, Figure 2a",
         "figure2",
         _level_above("figure2", "test_sprel_accuracy", "embedding", SOLVED),
@@ -631,5 +689,12 @@ CLAIMS = (
         "section 3.3, Figure 2b",
         "figure2",
         _all_above("figure2", _fixed(("no embedding", "embedding"), ("no embedding", "embedding, permuted"))),
+    ),
+    Claim(
+        "shuffling-is-optional",
+        "the shuffling is optional due to the permutation equivariance property of the model",
+        "section 3.3",
+        "figure2",
+        _all_similar("figure2", ("no embedding", "no embedding, permuted")),
     ),
 )

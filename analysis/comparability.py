@@ -84,7 +84,7 @@ def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, t
         values = pd.Series({run: fields[name] for run, fields in acting.items() if name in fields}, dtype=object)
         groups = place if several and name in _BY_DATA_AND_BACKBONE else pd.Series("", index=place.index)
         for run, usual in _unusual(values, groups):
-            found[run].append(f"{name} {_shown(values[run])} instead of {_shown(usual)}")
+            found[run].append(f"{name} {shown(values[run])} instead of {shown(usual)}")
     indexed = finished.set_index("run_id")
     for run, usual in _unusual(_code(indexed), pd.Series("", index=place.index)):
         found[run].append(f"code of commit {_code(indexed)[run]} instead of {usual}")
@@ -121,5 +121,6 @@ def _code(runs: pd.DataFrame) -> pd.Series:
     return commits.str[:10] + pd.Series(changed, index=commits.index, dtype=object)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A field's value as text."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ Student's t, two-sided unless said otherwise. Where a spread cannot be estimated
 are all the same, as happens on small test splits) there is a number, no interval and no p.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -135,11 +135,11 @@ def tied_with_best(
 ) -> pd.DataFrame:
     """Which cells cannot be told from the one of the highest mean, or the lowest where smaller is better.
 
-    One row a cell. Columns: mean, n; difference to the best over common seeds (0 for the best), common_seeds, p_holm
-    over all comparisons with the best; best; tied (true for the best and for cells whose difference to it is not
-    significant after Holm at 5 %); note, why a cell was not tested. Cells with fewer than two seeds in common with the
-    best are not tested and not tied; with a single seed that leaves the best alone. Cells of exactly equal mean are all
-    tied with it.
+    One row a cell. Columns: mean, n; difference to the best, corrected for seeds that one of them lacks (0 for the
+    best); p_holm over all comparisons with the best, as `compare_with`; best; tied; note, why a cell was not tested.
+    Tied are the best, the cells whose difference to it is not significant after Holm at 5 %, and those that no test
+    could tell from it: who is not tied was shown to be worse. The best is chosen among cells of at least two seeds, if
+    there are any; of single seeds the best stands alone, with those of exactly equal mean.
 
     The best is chosen by the same runs that test it, for which Holm does not account: the group may be too small.
     Raises SeveralRuns.
@@ -147,27 +147,60 @@ def tied_with_best(
     wide = by_seed(runs, by, metric)
     table = describe(wide)[["mean", "n"]]
     if not table["n"].any():
-        return table.assign(
-            difference=np.nan, common_seeds=0, p_holm=np.nan, best=False, tied=False, note="no finished run"
-        )
-    best = table["mean"].idxmax() if larger else table["mean"].idxmin()
-    comparison = compare(wide, [(cell, best) for cell in wide.columns if cell != best]).droplevel("baseline")
-    table["difference"] = comparison["difference"].reindex(table.index)
-    table.loc[best, "difference"] = 0.0
-    table["common_seeds"] = comparison["n"].reindex(table.index).fillna(table["n"]).astype(int)
-    table["p_holm"] = comparison["p_holm"].reindex(table.index)
+        return table.assign(difference=np.nan, p_holm=np.nan, best=False, tied=False, note="no finished run")
+    several = table["n"] >= 2
+    means = table["mean"].where(several if several.any() else table["n"] > 0)
+    best = means.idxmax() if larger else means.idxmin()
+    comparison = compare_with(wide, best).reindex(table.index)
+    table["difference"] = comparison["difference"].fillna(table["mean"] - table.loc[best, "mean"])
+    table["p_holm"] = comparison["p_holm"]
     table["best"] = table.index == best
+    untested = ~table["best"] & table["p_holm"].isna() & (table["n"] > 0)
     table["note"] = ""
-    others = ~table["best"]
-    table.loc[others & (table["common_seeds"] < 2), "note"] = "fewer than 2 seeds in common with the best: not tested"
-    constant = others & (table["common_seeds"] >= 2) & table["p_holm"].isna()
-    table.loc[constant, "note"] = "the same difference for every seed: not tested"
+    table.loc[untested, "note"] = "the same difference for every seed: not tested"
+    table.loc[untested & ~several, "note"] = "fewer than 2 seeds: not tested"
     table.loc[table["n"] == 0, "note"] = "no finished run"
-    if table.loc[best, "n"] < 2:
+    if not several.any():
         table.loc[best, "note"] = "one seed: nothing is tested"
-    equal = (table.loc[best, "mean"] - table["mean"]).abs() < SAME
-    table["tied"] = table["best"] | equal | constant | (others & (table["p_holm"] >= ALPHA))
-    return table[["mean", "n", "difference", "common_seeds", "p_holm", "best", "tied", "note"]]
+        untested = (table.loc[best, "mean"] - table["mean"]).abs() < SAME
+    table["tied"] = table["best"] | untested | (table["p_holm"] >= ALPHA)
+    return table[["mean", "n", "difference", "p_holm", "best", "tied", "note"]]
+
+
+def compare_with(wide: pd.DataFrame, best: str) -> pd.DataFrame:
+    """Every other cell against one, by the residual variance that all cells share.
+
+    Seeds are blocks: value = cell + seed + residual, fitted by least squares to cells of at least two seeds
+    (randomised complete blocks where no run is missing). With few seeds the many cells give the variance the degrees of
+    freedom that a paired test of two of them lacks; in return cells are taken to scatter alike. Index: cell. Columns:
+    difference; p of the t test; p_holm over all of them. Empty where nothing varies.
+    """
+    kept = wide.loc[:, wide.notna().sum() >= 2]
+    long = kept.stack().dropna()
+    empty = pd.DataFrame(columns=["difference", "p", "p_holm"], dtype=float)
+    if best not in kept or len(kept.columns) < 2:
+        return empty
+    cells = pd.get_dummies(long.index.get_level_values(1)).astype(float)
+    seeds = pd.get_dummies(long.index.get_level_values(0)).astype(float).iloc[:, 1:]
+    design = np.column_stack([cells, seeds])
+    effects, _, rank, _ = np.linalg.lstsq(design, long.to_numpy(), rcond=None)
+    freedom = len(long) - rank
+    residuals = long.to_numpy() - design @ effects
+    if freedom < 1 or np.abs(residuals).max() <= SAME:
+        return empty
+    variance = residuals @ residuals / freedom
+    covariance = variance * np.linalg.pinv(design.T @ design)
+    names, reference = list(cells.columns), list(cells.columns).index(best)
+    rows = {}
+    for place, name in enumerate(names):
+        if name != best:
+            contrast = np.zeros(design.shape[1])
+            contrast[place], contrast[reference] = 1, -1
+            difference = contrast @ effects
+            t = difference / np.sqrt(contrast @ covariance @ contrast)
+            rows[name] = {"difference": difference, "p": 2 * stats.t.sf(abs(t), freedom)}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    return frame.assign(p_holm=holm(frame["p"]))
 
 
 # Against published numbers
@@ -180,19 +213,21 @@ def equivalence(
     return equivalent(by_seed(runs, by, metric), published, margin)
 
 
-def equivalent(wide: pd.DataFrame, published: pd.Series, margin: float) -> pd.DataFrame:
+def equivalent(wide: pd.DataFrame, published: pd.Series, margin: float, judged: int = 1) -> pd.DataFrame:
     """Whether means agree with published numbers, which come without seeds or spread.
 
-    published: by cell, in the metric's unit. margin, above 0, in that unit: a deviation that does not matter.
+    published: by cell, in the metric's unit. margin, above 0, in that unit: a deviation that does not matter. judged:
+    how many numbers a single verdict rests on; above and below are then tested at 5 % over that number (Bonferroni).
     One row an entry of `published`: mean, std, n, low and high as `describe`; published; p_equivalence, the larger p of
     two one-sided t tests (TOST) against published - margin and published + margin; verdict:
 
     reproduced    equivalent within the margin at 5 %, even where the interval leaves the published number out
-    within noise  the 95 % interval contains the published number, but equivalence is not shown
-    above, below  the interval lies above or below the published number
+    above, below  the interval lies beyond published + margin, or published - margin: off by more than does not matter
+    within noise  neither is shown
     undecided     fewer than two seeds, or seeds without any spread
 
-    The published number is taken as exact. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987).
+    So more seeds lead to one of the first three, whatever the true deviation is, and a verdict that they gave is not
+    turned into its opposite. The published number is taken as exact. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987).
     Raises ValueError for a margin that is not above 0.
     """
     if not margin > 0:
@@ -202,7 +237,11 @@ def equivalent(wide: pd.DataFrame, published: pd.Series, margin: float) -> pd.Da
         _tost(wide[cell].dropna(), target, margin) if cell in wide.columns else np.nan
         for cell, target in table["published"].items()
     ]
-    table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
+    values = [wide[cell].dropna() if cell in wide.columns else pd.Series(dtype=float) for cell in table.index]
+    table["verdict"] = [
+        _verdict(of, row["published"], margin, row["p_equivalence"], ALPHA / judged)
+        for of, row in zip(values, table.to_dict("records"))
+    ]
     return table
 
 
@@ -214,14 +253,15 @@ def _tost(values: pd.Series, target: float, margin: float) -> float:
     return max(not_below, not_above)
 
 
-def _verdict(row: dict[str, float]) -> str:
-    if np.isnan(row["p_equivalence"]):
+def _verdict(values: pd.Series, target: float, margin: float, p_equivalence: float, alpha: float) -> str:
+    if np.isnan(p_equivalence):
         return UNDECIDED
-    if row["p_equivalence"] < ALPHA:
+    if p_equivalence < ALPHA:
         return REPRODUCED
-    if row["low"] > row["published"]:
+    low, high = stats.ttest_1samp(values, target).confidence_interval(1 - alpha)
+    if low > target + margin:
         return ABOVE
-    return BELOW if row["high"] < row["published"] else WITHIN_NOISE
+    return BELOW if high < target - margin else WITHIN_NOISE
 
 
 # How many seeds
@@ -282,11 +322,33 @@ def seeds_to_find(compared: pd.DataFrame) -> dict[tuple[str, str], str]:
 def seeds_for_power(difference: float, std: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
     """The least number of seeds, at least 2, with which a paired t test finds a difference with this power.
 
-    difference and std (above 0) of the differences in one unit; alpha and power in (0, 1). None beyond MOST_SEEDS.
+    difference and std (above 0) of the differences in one unit; alpha and power in (0, 1). None beyond MOST_SEEDS. A
+    one-sided test at 5 % is, but for the wrong tail, a two-sided one at 10 %.
     """
+    return _least(lambda seeds: paired_power(difference, std, seeds, alpha), power)
 
+
+def seeds_for_equivalence(off: float, std: float, margin: float, judged: int = 1, power: float = POWER) -> int | None:
+    """The least number of seeds with which `equivalent` says reproduced, or above or below, with this power.
+
+    off: the true deviation from the published number; the rest as `equivalent` and `seeds_for_power`. None for a
+    deviation as large as the margin, of which neither can be shown, and beyond MOST_SEEDS.
+    """
+    if abs(abs(off) - margin) <= SAME:
+        return None
+    if abs(off) > margin:
+        return seeds_for_power(abs(off) - margin, std, ALPHA / judged, power)
+
+    def both(seeds: float) -> float:
+        # The two one-sided tests fail together only where the margin is far too narrow for so few seeds.
+        return sum(paired_power(bound, std, seeds, 2 * ALPHA) for bound in (margin - off, margin + off)) - 1
+
+    return _least(both, power)
+
+
+def _least(power_of: Callable[[float], float], power: float) -> int | None:
     def lacking(seeds: float) -> float:
-        return paired_power(difference, std, seeds, alpha) - power
+        return power_of(seeds) - power
 
     if lacking(2) >= 0:
         return 2
