@@ -7,6 +7,7 @@ import signal
 import statistics
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,9 +55,10 @@ from sweeps.trainable import (
 # Tune logs the traceback of each failure; the reporter below says it in a line, and enters it with the cell.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-# A trial that reports nothing for so many times the median epoch of this sweep, and for at least so many seconds, is
-# taken for stuck. The first report of a trial waits for its process, its data and torch as well.
-STALL_FACTOR, STALL_SECONDS, FIRST_REPORT_SECONDS = 20.0, 120.0, 900.0
+# A trial that reports nothing for so many times the median epoch of its kind, and for at least so many seconds, is
+# taken for stuck. The first report of a trial waits for its process, its data and torch as well. Until an epoch of the
+# kind was seen, nothing is known of how long one takes; hours then tell a slow one from one that never ends.
+STALL_FACTOR, STALL_SECONDS, FIRST_REPORT_SECONDS, UNKNOWN_SECONDS = 20.0, 120.0, 900.0, 6 * 3600.0
 
 # How long a finished sweep waits for MLflow to take what it has not taken yet. The account holds it in any case.
 TRACKING_PATIENCE, STORAGE_PATIENCE = 300.0, 3600.0
@@ -213,6 +215,13 @@ def _cell(trial: Trial) -> Cell:
     return Cell(**trial.config[TRIAL]["cell"])
 
 
+def _kind(cell: Cell, epoch: int) -> tuple:
+    """What epochs have in common that take about equally long."""
+    first = cell.has_pretraining and epoch <= cell.pretrain_epochs
+    dataset = cell.pretrain_dataset if first else cell.dataset
+    return (dataset, cell.train_images, cell.backbone, cell.image_size, cell.precision, first)
+
+
 def _trial_name(trial: Trial) -> str:
     return _cell(trial).cell_id
 
@@ -293,7 +302,7 @@ class _Reporter(Callback):
             self._failed(trial, cell, result[FAILURE_CLASS], result[FAILURE])
             return
         row = result[ROW]
-        self._watch.reported(trial)
+        self._watch.reported(trial, row)
         if row["phase"] != "pretrain" or row["epoch"] == cell.pretrain_epochs:
             self._release(trial)
         self._history[cell.cell_id].append(row)
@@ -306,7 +315,6 @@ class _Reporter(Callback):
             self._finish(cell, row)
         elif self._work.done(cell, row["epoch"]):
             self.training_seconds += row["epoch_seconds"]
-            self._watch.epoch(row["epoch_seconds"])
             self._progress.epoch()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -433,30 +441,34 @@ def _users(cells: list[Cell], account: Account) -> dict[Cell, set[Cell]]:
 
 
 class _Watchdog:
-    """Knows when each trial gave its last sign of life, and how long an epoch usually takes."""
+    """Knows when each trial gave its last sign of life, and how long epochs of a kind usually take."""
 
     def __init__(self):
-        self._last: dict[str, tuple[Trial, float, bool]] = {}
-        self._epochs: list[float] = []
+        self._last: dict[str, tuple[Trial, float, int]] = {}  # with the epoch of its last row, 0 before its first
+        self._seconds: dict[tuple, deque[float]] = {}
         self._ended_here: set[str] = set()
 
     def started(self, trial: Trial) -> None:
-        self._last[trial.trial_id] = (trial, time.monotonic(), False)
+        self._last[trial.trial_id] = (trial, time.monotonic(), 0)
 
-    def reported(self, trial: Trial) -> None:
-        self._last[trial.trial_id] = (trial, time.monotonic(), True)
+    def reported(self, trial: Trial, row: dict[str, Any]) -> None:
+        """Take a row for a sign of life, and an epoch's for how long one takes, also if it was trained before: a trial
+        that continues yields those first, and is judged by them."""
+        self._last[trial.trial_id] = (trial, time.monotonic(), row["epoch"])
+        if row["phase"] != "test":
+            kind = _kind(_cell(trial), row["epoch"])
+            self._seconds.setdefault(kind, deque(maxlen=1000)).append(row["epoch_seconds"])
 
     def ended(self, trial: Trial) -> None:
         self._last.pop(trial.trial_id, None)
 
-    def epoch(self, seconds: float) -> None:
-        self._epochs.append(seconds)
-
     def limit(self, trial: Trial) -> float:
         """Seconds of silence after which the trial counts as stuck."""
-        has_reported = self._last[trial.trial_id][2]
-        usual = STALL_FACTOR * statistics.median(self._epochs[-1000:]) if self._epochs else 0.0
-        return max(STALL_SECONDS if has_reported else FIRST_REPORT_SECONDS, usual)
+        cell, epoch = _cell(trial), self._last[trial.trial_id][2]
+        seconds = self._seconds.get(_kind(cell, min(epoch + 1, cell.total_epochs)))
+        if not seconds:
+            return UNKNOWN_SECONDS
+        return max(STALL_SECONDS if epoch else FIRST_REPORT_SECONDS, STALL_FACTOR * statistics.median(seconds))
 
     def silent(self) -> list[Trial]:
         now = time.monotonic()
@@ -467,7 +479,7 @@ class _Watchdog:
         actor = trial.temporary_state.ray_actor
         if actor is not None:
             self._ended_here.add(trial.trial_id)
-            self._last[trial.trial_id] = (trial, time.monotonic(), True)
+            self._last[trial.trial_id] = (trial, time.monotonic(), self._last[trial.trial_id][2])
             ray.kill(actor)
 
     def was_ended(self, trial: Trial) -> bool:

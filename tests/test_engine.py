@@ -1,0 +1,92 @@
+"""What the driver does with what it hears of trials, without Ray: trials, MLflow and the progress are stand-ins."""
+
+from types import SimpleNamespace
+
+from relvit.cell import Cell
+from sweeps import engine
+from sweeps.account import Account
+from sweeps.engine import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Options
+from sweeps.failures import Setting
+from sweeps.plan import Request, plan_cells
+from sweeps.trainable import ROW, TRIAL, USAGE, WORKER
+
+TWO_AND_TWO = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1")
+
+
+def planned(tmp_path, *combinations: str) -> list[Cell]:
+    return plan_cells(Request("table4", "demo", tmp_path, combinations=combinations, settings=TWO_AND_TWO))
+
+
+class Tracking:
+    """Takes MLflow's place and remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.told.append((name, *arguments))
+
+
+class Sweep:
+    """A reporter in the middle of a sweep of these cells."""
+
+    def __init__(self, folder, cells: list[Cell], **options):
+        self.account, self.tracking, self.notes, self.again = Account(folder), Tracking(), [], []
+        self.account.plan(dict.fromkeys(cells, "table4"))
+        progress = SimpleNamespace(note=self.notes.append, **dict.fromkeys(("running", "epoch", "ended"), _nothing))
+        how = Options(Setting(1, 0), folder / "data", **options)
+        work = engine._Work(cells, self.account)
+        self.reporter = engine._Reporter(self.account, self.tracking, progress, cells, work, how)
+        self.reporter.queue = SimpleNamespace(release=_nothing, again=self.again.append)
+
+    def start(self, cell: Cell) -> SimpleNamespace:
+        trial = SimpleNamespace(trial_id=cell.cell_id, config={TRIAL: {"cell": cell.as_dict()}})
+        self.reporter.on_trial_start(0, [], trial)
+        return trial
+
+    def report(self, trial: SimpleNamespace, *rows: dict) -> None:
+        for row in rows:
+            self.reporter.on_trial_result(0, [], trial, {ROW: row, WORKER: {}, USAGE: {}})
+
+    def limit(self, trial: SimpleNamespace) -> float:
+        return self.reporter._watch.limit(trial)
+
+
+def _nothing(*arguments, **named):
+    pass
+
+
+def rows(cell: Cell, seconds: float = 1.0) -> list[dict]:
+    """All that a cell reports."""
+    epochs = [
+        {"epoch": epoch, "phase": "pretrain" if epoch <= cell.pretrain_epochs else "finetune", "epoch_seconds": seconds}
+        for epoch in range(1, cell.total_epochs + 1)
+    ]
+    return [*epochs, {"epoch": cell.total_epochs, "phase": "test", "test_accuracy": 50.0, "training_seconds": 4.0}]
+
+
+# Silence
+
+
+def test_a_trial_that_continues_is_judged_by_the_epochs_that_it_yields_again(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    checkpoint = Account(tmp_path).folder(cell) / "000002-0123456789abcdef.pt"
+    Account(tmp_path).mark(cell, "running")
+    checkpoint.touch()
+    sweep = Sweep(tmp_path, [cell])
+    trial = sweep.start(cell)
+    sweep.report(trial, rows(cell, seconds=600)[0])
+    assert sweep.limit(trial) == engine.STALL_FACTOR * 600
+
+
+def test_until_an_epoch_of_its_kind_was_seen_a_trial_has_hours(tmp_path):
+    slow, other = planned(tmp_path, "sprel", "dist")
+    sweep = Sweep(tmp_path, [slow, other])
+    trial = sweep.start(slow)
+    assert sweep.limit(trial) == UNKNOWN_SECONDS >= 3600
+    sweep.report(trial, *rows(slow)[:2])
+    # The second phase may be another data set.
+    assert sweep.limit(trial) == UNKNOWN_SECONDS
+    assert sweep.limit(sweep.start(other)) == FIRST_REPORT_SECONDS
+    sweep.report(trial, rows(slow)[2])
+    assert sweep.limit(trial) == STALL_SECONDS
