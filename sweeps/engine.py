@@ -32,6 +32,7 @@ from sweeps.failures import (
     STALLED,
     STORAGE,
     Attempts,
+    DiedError,
     Setting,
     classify,
     pause,
@@ -173,8 +174,16 @@ def _entry(cell: Cell, account: Account, options: Options, setting: Setting, not
         cell, account.folder(cell), shared, options.data_root.absolute(), setting, options.checkpoints
     )
     # A cell that is past its first phase, or has none, neither waits for a pre-training nor is waited for.
-    idle = (shared is None and not alone) or (account.status(cell).epoch >= cell.pretrain_epochs and not alone)
+    idle = not alone and (shared is None or _is_past_first_phase(cell, account))
     return Entry({TRIAL: config}, None if idle else folder, not_before)
+
+
+def _is_past_first_phase(cell: Cell, account: Account) -> bool:
+    """By the cell's checkpoints; False while the storage cannot say, which costs no more than some waiting."""
+    try:
+        return account.status(cell).epoch >= cell.pretrain_epochs
+    except OSError:
+        return False
 
 
 def account_has(pretrained: Any) -> bool:
@@ -234,9 +243,10 @@ def failure_reason(trial: Trial) -> str:
 
 
 def _error(trial: Trial) -> BaseException:
-    """What ended the trial; Tune keeps errors of Ray as objects and others as text."""
+    """What ended the trial. Tune keeps what a trial raised and the death of its actor as objects, and others, among
+    them the end by Ray's memory monitor, as text."""
     if trial.pickled_error_file is None:
-        return RuntimeError(failure_reason(trial))
+        return DiedError(failure_reason(trial))
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 

@@ -6,9 +6,9 @@ from relvit.cell import Cell
 from sweeps import engine
 from sweeps.account import Account
 from sweeps.engine import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Options
-from sweeps.failures import Setting
+from sweeps.failures import STORAGE, Setting
 from sweeps.plan import Request, plan_cells
-from sweeps.trainable import ROW, TRIAL, USAGE, WORKER
+from sweeps.trainable import FAILURE, FAILURE_CLASS, ROW, TRIAL, USAGE, WORKER
 
 TWO_AND_TWO = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1")
 
@@ -47,6 +47,9 @@ class Sweep:
     def report(self, trial: SimpleNamespace, *rows: dict) -> None:
         for row in rows:
             self.reporter.on_trial_result(0, [], trial, {ROW: row, WORKER: {}, USAGE: {}})
+
+    def fail(self, trial: SimpleNamespace, failure: str, reason: str) -> None:
+        self.reporter.on_trial_result(0, [], trial, {FAILURE: reason, FAILURE_CLASS: failure})
 
     def limit(self, trial: SimpleNamespace) -> float:
         return self.reporter._watch.limit(trial)
@@ -90,3 +93,22 @@ def test_until_an_epoch_of_its_kind_was_seen_a_trial_has_hours(tmp_path):
     assert sweep.limit(sweep.start(other)) == FIRST_REPORT_SECONDS
     sweep.report(trial, rows(slow)[2])
     assert sweep.limit(trial) == STALL_SECONDS
+
+
+# The storage goes away
+
+
+def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_same(tmp_path, monkeypatch):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = Sweep(tmp_path, [cell])
+    trial = sweep.start(cell)
+
+    def away(cell):
+        raise OSError("AWS Error NETWORK_CONNECTION during ListObjectsV2 operation")
+
+    monkeypatch.setattr(sweep.account, "status", away)
+    sweep.fail(trial, STORAGE, "OSError: AWS Error NETWORK_CONNECTION")
+    (entry,) = sweep.again
+    assert entry.config[TRIAL]["cell"] == cell.as_dict()
+    # Not known to be past its first phase, it goes the way of those that are not.
+    assert entry.pretraining == sweep.account.folder(cell.pretraining())
