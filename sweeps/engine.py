@@ -272,7 +272,7 @@ class _Reporter(Callback):
         self._users = _users(cells, account)
         self._watch = _Watchdog()
         self._budget = _Budget(options)
-        self._history: dict[str, list[dict[str, Any]]] = {}
+        self._history: dict[Cell, dict[tuple[int, bool], dict[str, Any]]] = {}  # rows by epoch, and whether of test
         self._peak: dict[Cell, int] = {}
         self._running: set[Cell] = set()
         self.queue: CellQueue
@@ -291,7 +291,6 @@ class _Reporter(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         cell = _cell(trial)
         setting = self._attempts[cell].setting
-        self._history[cell.cell_id] = []
         self._watch.started(trial)
         self._budget.started(trial, setting.gpus)
         if cell in self._running:  # started again after its process died
@@ -315,7 +314,8 @@ class _Reporter(Callback):
         self._watch.reported(trial, row)
         if row["phase"] != "pretrain" or row["epoch"] == cell.pretrain_epochs:
             self._release(trial)
-        self._history[cell.cell_id].append(row)
+        # A trial that continues yields its rows again; those that a trial before it reported since stay until then.
+        self._history.setdefault(cell, {})[row["epoch"], row["phase"] == "test"] = row
         usage = result[USAGE]
         self._peak[cell] = max(self._peak.get(cell, 0), int(usage.get("gpu_memory_bytes", 0)))
         now = int(time.time() * 1000)
@@ -387,7 +387,7 @@ class _Reporter(Callback):
 
     def _finish(self, cell: Cell, row: dict[str, Any]) -> None:
         details = {"micro_batches": self._attempts[cell].setting.micro_batches, "peak_gpu_bytes": self._peak[cell]}
-        self._accounting.put(partial(self._account.finish, cell, self._history.pop(cell.cell_id), **details))
+        self._accounting.put(partial(self._account.finish, cell, self._rows(cell), **details))
         self._tracking.put(self._tracker.finish, cell.cell_id)
         self._gone(cell)
         self.finished += 1
@@ -397,8 +397,15 @@ class _Reporter(Callback):
             failed=False,
         )
 
+    def _rows(self, cell: Cell) -> list[dict[str, Any]]:
+        """What a cell that has ended reported, each epoch once, in order."""
+        return [row for _, row in sorted(self._history.pop(cell, {}).items(), key=lambda item: item[0])]
+
     def _fail(self, cell: Cell, failure: str, reason: str) -> None:
         micro_batches = self._attempts[cell].setting.micro_batches
+        rows = self._rows(cell)
+        if rows:  # else it failed before it reported, and what is known of an earlier start stays
+            self._accounting.put(self._account.keep_history, cell, rows)
         self._accounting.put(
             partial(self._account.mark, cell, FAILED, reason, failure=failure, micro_batches=micro_batches)
         )

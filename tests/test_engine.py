@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 from relvit.cell import Cell
 from sweeps import engine
-from sweeps.account import Account
+from sweeps.account import FAILED, Account
 from sweeps.engine import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Options
-from sweeps.failures import STORAGE, Setting
+from sweeps.failures import NOT_FINITE, STORAGE, Setting
 from sweeps.plan import Request, plan_cells
 from sweeps.trainable import FAILURE, FAILURE_CLASS, ROW, TRIAL, USAGE, WORKER
 
@@ -112,3 +112,41 @@ def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_sa
     assert entry.config[TRIAL]["cell"] == cell.as_dict()
     # Not known to be past its first phase, it goes the way of those that are not.
     assert entry.pretraining == sweep.account.folder(cell.pretraining())
+
+
+# What is left of a cell that failed
+
+
+def test_the_rows_of_a_cell_that_failed_are_kept_with_those_that_no_checkpoint_held(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = Sweep(tmp_path, [cell])
+    reported = rows(cell)
+    trial = sweep.start(cell)
+    sweep.report(trial, *reported[:3])
+    sweep.fail(trial, STORAGE, "OSError: No space left on device")  # tried again
+    trial = sweep.start(cell)
+    sweep.report(trial, *reported[:2])  # the newest whole checkpoint's
+    sweep.fail(trial, NOT_FINITE, "finetune loss is nan")
+    sweep.reporter.close()
+    assert Account(tmp_path).status(cell).state == FAILED
+    assert Account(tmp_path).history(cell) == reported[:3]
+
+
+def test_a_cell_that_fails_before_its_first_row_leaves_the_rows_of_an_earlier_start(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    Account(tmp_path).keep_history(cell, rows(cell)[:1])
+    sweep = Sweep(tmp_path, [cell])
+    sweep.fail(sweep.start(cell), NOT_FINITE, "finetune loss is nan")
+    sweep.reporter.close()
+    assert Account(tmp_path).history(cell) == rows(cell)[:1]
+
+
+def test_a_finished_cell_has_each_row_once_in_order(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = Sweep(tmp_path, [cell])
+    trial = sweep.start(cell)
+    sweep.report(trial, *rows(cell)[:3])
+    sweep.fail(trial, STORAGE, "OSError: No space left on device")
+    sweep.report(sweep.start(cell), *rows(cell))
+    sweep.reporter.close()
+    assert Account(tmp_path).history(cell) == rows(cell)
