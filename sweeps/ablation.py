@@ -320,6 +320,8 @@ def sweep(
     left = {cell: status for cell, status in statuses.items() if status.state == FAILED and cell not in to_train}
     if not to_train:
         bring_tracking_up_to_date()
+        if not options.keep_pretrainings:
+            account.drop_unused_pretrainings()
         if all(status.state == FINISHED for status in statuses.values()):
             say(console, f"all {len(cells)} cells are finished; nothing to train")
         return report_left(console, left)

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from relvit.cell import Cell
-from sweeps.account import FAILED, FINISHED, RUNNING, Account, Status
+from sweeps.account import FAILED, RUNNING, Account, Status
 from sweeps.cell_queue import CellQueue, Entry
 from sweeps.failures import (
     CRASH,
@@ -101,10 +101,12 @@ def run(cells: list[Cell], account: Account, tracker: Tracker, console: Console,
         reporter = _Reporter(account, tracker, progress, cells, work, options)
         queue = CellQueue(entries, published=account_has, is_closed=reporter.is_out_of_budget)
         reporter.queue = queue
+        reporter.drop_unused_pretrainings()
         try:
             tune_trials(queue, reporter, samples=-1, retries=0)
         finally:
             interrupted = reporter.interrupt_rest()
+            reporter.drop_unused_pretrainings()
             untracked = reporter.close()
     return Outcome(
         finished=reporter.finished,
@@ -269,7 +271,7 @@ class _Reporter(Callback):
         self._pending = dict.fromkeys(cells)
         self._statuses = account.statuses(cells)
         self._attempts = {cell: Attempts(_setting(status, options)) for cell, status in self._statuses.items()}
-        self._users = _users(cells, account)
+        self._users = account.pretraining_users()
         self._watch = _Watchdog()
         self._budget = _Budget(options)
         self._history: dict[Cell, dict[tuple[int, bool], dict[str, Any]]] = {}  # rows by epoch, and whether of test
@@ -348,6 +350,12 @@ class _Reporter(Callback):
             self._tracking.put(self._tracker.interrupt, cell.cell_id, "the sweep was stopped")
         return list(self._pending)
 
+    def drop_unused_pretrainings(self) -> None:
+        """Those that this driver leaves behind, and those that others left: one that was killed before it came to this,
+        or two that each saw the other's cells at work."""
+        if not self._options.keep_pretrainings:
+            self._accounting.put(self._account.drop_unused_pretrainings)
+
     def close(self) -> int:
         """Wait for all writes. Returns how many MLflow has not taken; the account has them."""
         if self._accounting.close(STORAGE_PATIENCE):
@@ -418,12 +426,14 @@ class _Reporter(Callback):
         self._running.discard(cell)
         del self._pending[cell]
         shared = cell.pretraining() if cell.has_pretraining else None
-        users = self._users.get(shared, set())
-        users.discard(cell)
-        if cell in self.failed:
-            self._users.pop(shared, None)  # it will want its pre-training when it is tried again
-        elif shared in self._users and not users and not self._options.keep_pretrainings:
-            self._accounting.put(self._account.drop_pretraining, shared)
+        users = self._users.get(shared, [])
+        if users and not self._options.keep_pretrainings and self._pending.keys().isdisjoint(users):
+            self._accounting.put(self._drop_if_unused, shared)
+
+    def _drop_if_unused(self, shared: Cell) -> None:
+        """After what this driver entered before; cells that failed or are another driver's may still need it."""
+        if self._account.are_finished(self._users[shared]):
+            self._account.drop_pretraining(shared)
 
 
 _HOW = {
@@ -440,21 +450,6 @@ def _differing(before: Setting, after: Setting) -> str:
     if after.micro_batches != before.micro_batches:
         return f"each batch in {after.micro_batches} parts"
     return f"{after.gpus:g} GPU for itself"
-
-
-def _users(cells: list[Cell], account: Account) -> dict[Cell, set[Cell]]:
-    """For each pre-training that is not itself a planned cell, the unfinished cells that will take it over: those of
-    this sweep, and those that the account knows to be planned."""
-    users: dict[Cell, set[Cell]] = {}
-    for cell in cells:
-        if cell.has_pretraining and cell.protocol != "pretrain":
-            users.setdefault(cell.pretraining(), set()).add(cell)
-    planned = account.planned()
-    others = [cell for cell in planned if cell.has_pretraining and cell.pretraining() in users]
-    for cell, status in account.statuses(others).items():
-        if status.state != FINISHED:
-            users[cell.pretraining()].add(cell)
-    return {shared: sharing for shared, sharing in users.items() if shared not in planned and shared not in cells}
 
 
 class _Watchdog:

@@ -1,6 +1,9 @@
 """What the driver does with what it hears of trials, without Ray: trials, MLflow and the progress are stand-ins."""
 
+from dataclasses import replace
 from types import SimpleNamespace
+
+import pytest
 
 from relvit.cell import Cell
 from sweeps import engine
@@ -150,3 +153,36 @@ def test_a_finished_cell_has_each_row_once_in_order(tmp_path):
     sweep.report(sweep.start(cell), *rows(cell))
     sweep.reporter.close()
     assert Account(tmp_path).history(cell) == rows(cell)
+
+
+# Pre-trainings that nobody needs any more
+
+
+def test_of_two_drivers_that_split_the_users_of_a_pretraining_the_last_drops_it(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    other, shared = replace(cell, learning_rate=2 * cell.learning_rate), cell.pretraining()
+    account = Account(tmp_path)
+    account.plan({cell: "table4", other: "table4"})
+    account.folder(shared).mkdir(parents=True)
+    (account.folder(shared) / "final-0123456789abcdef.pt").touch()
+    first, second = Sweep(tmp_path, [cell]), Sweep(tmp_path, [other])
+    first.report(first.start(cell), *rows(cell))
+    first.reporter.close()
+    assert account.is_published(shared)
+    second.report(second.start(other), *rows(other))
+    second.reporter.close()
+    assert not account.is_published(shared)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_killed_driver_left_is_dropped_by_the_next(tmp_path, keep):
+    cell, left = planned(tmp_path, "sprel", "dist")
+    account = Account(tmp_path)
+    account.plan({left: "table4"})
+    account.finish(left, rows(left))
+    account.folder(left.pretraining()).mkdir(parents=True)
+    (account.folder(left.pretraining()) / "final-0123456789abcdef.pt").touch()
+    sweep = Sweep(tmp_path, [cell], keep_pretrainings=keep)
+    sweep.reporter.drop_unused_pretrainings()
+    sweep.reporter.close()
+    assert account.is_published(left.pretraining()) is keep
