@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import FIELDS, LATER_FIELDS, Cell
-from relvit.files import Location, write_atomic
+from relvit.files import Location, remove_leftovers, write_atomic
 from sweeps import leases
 
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
@@ -203,6 +203,7 @@ class Account:
         for path in list(self.folder(cell).glob("final-*.pt")):
             path.unlink(missing_ok=True)
         folder = self.folder(cell)
+        remove_leftovers(folder)
         if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 

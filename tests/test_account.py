@@ -69,7 +69,8 @@ def test_a_pretraining_that_is_dropped_leaves_nothing(tmp_path, cells):
     account = Account(tmp_path)
     shared = cells[1].pretraining()
     account.folder(shared).mkdir(parents=True)
-    (account.folder(shared) / "final-0123456789abcdef.pt").touch()
+    for name in ("final-0123456789abcdef.pt", ".final-0123456789abcdef.pt.4711.tmp", "final-0000000000000000.damaged"):
+        (account.folder(shared) / name).touch()
     assert account.is_published(shared)
     account.drop_pretraining(shared)
     assert not account.is_published(shared)
