@@ -333,7 +333,12 @@ def sweep(
 
     try:
         with cluster.connected(options.address):
-            gpus = measured_gpus(to_train, account) if options.gpus == AUTO else cluster.gpus_per_trial(options.gpus)
+            if options.gpus == AUTO:
+                gpus = measured_gpus(
+                    to_train, account, options.micro_batches, lambda note: say(console, f"note: {note}")
+                )
+            else:
+                gpus = cluster.gpus_per_trial(options.gpus)
             problems = connected_problems(options, to_train, gpus)
             if problems:
                 return refuse(problems)
