@@ -283,6 +283,8 @@ def connected_problems(options: argparse.Namespace, cells: list[Cell], gpus: flo
     from sweeps.preflight import node_problems
 
     found = resource_problems(options.cpus, gpus)
+    if options.gpu_hours and not gpus:
+        found.append("--gpu-hours is a budget of GPUs, and trials get none here: use --hours")
     if cells:
         names = [name for name, _ in datasets_of(cells)]
         found += node_problems(options.storage.absolute(), options.data_root, names)
