@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
@@ -233,7 +234,7 @@ def hold_and_sweep(options: argparse.Namespace, console: Console, account: Accou
         for who in hold.replaced:
             say(console, f"note: took over from {who}, which is dead")
         to_train = [cell for cell in to_train if cell.cell_id in hold.held]
-        status = sweep(options, console, account, studies, statuses, to_train)
+        status = sweep(options, console, account, studies, statuses, to_train, is_lost=lambda: hold.is_lost)
     if hold.others and status != BAD_REQUEST:
         names = ", ".join(sorted(set(hold.others.values())))
         say(console, f"{len(hold.others)} cells are left to {names}, which is at work on them")
@@ -298,6 +299,7 @@ def sweep(
     studies: dict[Cell, str],
     statuses: dict[Cell, Status],
     to_train: list[Cell],
+    is_lost: Callable[[], bool],
 ) -> int:
     """Train those cells of the plan. Ray and MLflow, which take seconds to import and start, come in here."""
     from sweeps.preflight import tracking_problems
@@ -355,7 +357,7 @@ def sweep(
                 gpu_hours=options.gpu_hours,
                 keep_pretrainings=options.keep_pretrainings,
             )
-            outcome = run(to_train, account, tracker, console, how)
+            outcome = run(to_train, account, tracker, console, how, is_lost)
     except cluster.ClusterError as error:
         return refuse([str(error)])
     say(

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,13 +93,23 @@ class Outcome:
     untracked: int = 0
 
 
-def run(cells: list[Cell], account: Account, tracker: Tracker, console: Console, options: Options) -> Outcome:
-    """Train the cells on the connected Ray cluster. Returns when all have ended or the user has interrupted."""
+def run(
+    cells: list[Cell],
+    account: Account,
+    tracker: Tracker,
+    console: Console,
+    options: Options,
+    is_lost: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train the cells on the connected Ray cluster. Returns when all have ended or the user has interrupted.
+
+    is_lost: whether another driver has taken the cells over; their runs and states are then left to it.
+    """
     entries = [_entry(cell, account, options, _setting(account.status(cell), options)) for cell in cells]
     started = time.monotonic()
     work = _Work(cells, account)
     with SweepProgress(console, cells, work.epochs) as progress:
-        reporter = _Reporter(account, tracker, progress, cells, work, options)
+        reporter = _Reporter(account, tracker, progress, cells, work, options, is_lost)
         queue = CellQueue(entries, published=account_has, is_closed=reporter.is_out_of_budget)
         reporter.queue = queue
         reporter.drop_unused_pretrainings()
@@ -263,11 +274,12 @@ class _Reporter(Callback):
         cells: list[Cell],
         work: _Work,
         options: Options,
+        is_lost: Callable[[], bool],
     ):
         self._work, self._options = work, options
         self._account, self._tracker, self._progress = account, tracker, progress
-        self._tracking = Outbox("MLflow", is_passing, progress.note)
-        self._accounting = Outbox("the storage", lambda error: isinstance(error, OSError), progress.note)
+        self._tracking = Outbox("MLflow", is_passing, progress.note, is_lost)
+        self._accounting = Outbox("the storage", lambda error: isinstance(error, OSError), progress.note, is_lost)
         self._pending = dict.fromkeys(cells)
         self._statuses = account.statuses(cells)
         self._attempts = {cell: Attempts(_setting(status, options)) for cell, status in self._statuses.items()}

@@ -38,8 +38,9 @@ class Sweep:
         self.account.plan(dict.fromkeys(cells, "table4"))
         progress = SimpleNamespace(note=self.notes.append, **dict.fromkeys(("running", "epoch", "ended"), _nothing))
         how = Options(Setting(1, 0), folder / "data", **options)
+        self.is_lost = False
         work = engine._Work(cells, self.account)
-        self.reporter = engine._Reporter(self.account, self.tracking, progress, cells, work, how)
+        self.reporter = engine._Reporter(self.account, self.tracking, progress, cells, work, how, lambda: self.is_lost)
         self.reporter.queue = SimpleNamespace(release=_nothing, again=self.again.append)
 
     def start(self, cell: Cell) -> SimpleNamespace:
@@ -186,3 +187,24 @@ def test_what_a_killed_driver_left_is_dropped_by_the_next(tmp_path, keep):
     sweep.reporter.drop_unused_pretrainings()
     sweep.reporter.close()
     assert account.is_published(left.pretraining()) is keep
+
+
+# Another driver takes over
+
+
+def test_a_driver_that_was_replaced_leaves_runs_and_account_to_the_other(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = Sweep(tmp_path, [cell])
+    trial = sweep.start(cell)
+    sweep.report(trial, rows(cell)[0])
+    assert sweep.reporter._tracking.close(30) == sweep.reporter._accounting.close(30) == 0
+    told, entered = list(sweep.tracking.told), Account(tmp_path).events(cell)
+
+    sweep = Sweep(tmp_path, [cell])
+    sweep.is_lost = True
+    sweep.report(sweep.start(cell), *rows(cell)[:2])
+    assert sweep.reporter.interrupt_rest() == [cell]
+    assert sweep.reporter.close() == 0
+    assert [name for name, *_ in told] == ["begin", "log"]
+    assert sweep.tracking.told == []
+    assert Account(tmp_path).events(cell) == entered
