@@ -13,6 +13,7 @@ and the report says so.
 import argparse
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -27,7 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster on loopback, for the length of this script
+# One token for the nodes and the drivers, all of which this script starts; it lasts as long as they do.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import torch
@@ -140,8 +142,7 @@ class Campaign:
                     if status == 2:
                         raise RuntimeError(f"the driver refused: see {self._folder}/driver.log")
                     self._start()
-                elif self._left > 0 and self._nodes.trials():
-                    self._strike()
+                elif self._left > 0 and self._nodes.trials() and self._strike():
                     self._left -= 1
                     self._pause(self._draw.uniform(0.5, 1.5) * self._options.interval)
                 else:
@@ -186,7 +187,8 @@ class Campaign:
             cwd=self._folder,
         )
 
-    def _strike(self) -> None:
+    def _strike(self) -> bool:
+        """Draw a fault. Whether there was something that it could strike; only then it counts."""
         kinds = {
             "trial killed": 12,
             "driver killed": 3,
@@ -199,47 +201,65 @@ class Campaign:
         if self._options.each:
             missing = [name for name, weight in kinds.items() if weight and not self.faults[name]]
             kind = missing[0] if missing else kind
-        {
+        struck = {
             "trial killed": self._kill_a_trial,
             "driver killed": self._kill_the_driver,
-            "node taken away": lambda: self._nodes.replace_one(self._draw),
+            "node taken away": self._take_a_node,
             "newest checkpoint cut short": self._cut_a_checkpoint,
             "MLflow stopped": self._stop_mlflow,
             "storage full": self._fill_the_storage,
         }[kind]()
-        self.faults[kind] += 1
-        print(f"{sum(self.faults.values()):4d} {kind}", flush=True)
+        if struck:
+            self.faults[kind] += 1
+            print(f"{sum(self.faults.values()):4d} {kind}", flush=True)
+        return struck
 
-    def _kill_a_trial(self) -> None:
+    def _kill_a_trial(self) -> bool:
         trials = self._nodes.trials()
-        if trials:
-            with suppress(ProcessLookupError):
-                os.kill(self._draw.choice(trials), signal.SIGKILL)
+        return bool(trials) and _kill(self._draw.choice(trials))
 
-    def _kill_the_driver(self) -> None:
+    def _kill_the_driver(self) -> bool:
+        ran = self._driver.poll() is None
         self._driver.kill()
         self._driver.wait()
+        return ran
 
-    def _cut_a_checkpoint(self) -> None:
+    def _take_a_node(self) -> bool:
+        self._nodes.replace_one(self._draw)
+        return True
+
+    def _cut_a_checkpoint(self) -> bool:
         """Half of the newest checkpoint of a cell that is being trained is lost, and its trial dies."""
-        newest = sorted(self.storage.glob("cells/*/0*-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-        if newest:
-            with suppress(FileNotFoundError), newest[-1].open("r+b") as file:
-                file.truncate(newest[-1].stat().st_size // 2)
-        for pid in self._nodes.trials():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        trials, path = self._nodes.trials(), self._newest_checkpoint()
+        if not trials or path is None:
+            return False
+        try:
+            with path.open("r+b") as file:
+                file.truncate(path.stat().st_size // 2)
+        except FileNotFoundError:  # a newer one has replaced it
+            return False
+        killed = [_kill(pid) for pid in trials]
+        return any(killed)
 
-    def _stop_mlflow(self) -> None:
+    def _newest_checkpoint(self) -> Path | None:
+        times: dict[Path, int] = {}
+        for path in self.storage.glob("cells/*/0*-*.pt"):
+            with suppress(FileNotFoundError):
+                times[path] = path.stat().st_mtime_ns
+        return max(times, key=times.__getitem__, default=None)
+
+    def _stop_mlflow(self) -> bool:
         self._server.stop()
         self._later.append((time.monotonic() + self._options.outage, self._server.start))
+        return True
 
-    def _fill_the_storage(self) -> None:
+    def _fill_the_storage(self) -> bool:
         filler = self._storage / "filler"
         with suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(bytes(1 << 20))
         self._later.append((time.monotonic() + 5, lambda: filler.unlink(missing_ok=True)))
+        return True
 
     def _do_what_is_due(self, all_of_it: bool = False) -> None:
         due = [each for each in self._later if all_of_it or each[0] <= time.monotonic()]
@@ -324,6 +344,15 @@ def report(options: argparse.Namespace, quiet: Campaign, shaken: Campaign, probl
 def _mount(folder: Path) -> bool:
     command = ["mount", "-t", "tmpfs", "-o", f"size={STORAGE_MEGABYTES}m", "tmpfs", str(folder)]
     return shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _kill(pid: int) -> bool:
+    """End a process at once. Whether it was still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _titles() -> list[tuple[int, bytes]]:

@@ -167,3 +167,11 @@ def write_atomic(path: Location, payload: bytes | memoryview) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Location) -> None:
+    """Remove the checkpoints that were set aside as damaged and those that a killed process was writing, each as large
+    as a whole one. Only where nobody else writes checkpoints now."""
+    for pattern in ("*.damaged", ".*.pt.*.tmp"):
+        for path in list(folder.glob(pattern)):
+            path.unlink(missing_ok=True)

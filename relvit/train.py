@@ -22,7 +22,7 @@ from relvit.augment import Augmentation
 from relvit.backbones import build_backbone
 from relvit.cell import NONE, Cell
 from relvit.data import Dataset, Split
-from relvit.files import Location
+from relvit.files import Location, remove_leftovers
 from relvit.losses import classification_loss, total_loss
 from relvit.model import CLASSIFICATION, RelViT
 from relvit.tasks import TASKS, Targets, accuracy
@@ -172,6 +172,7 @@ def train(
         return
     result = run.result()
     checkpoint.save(run.final_state(), folder, None, keep)
+    remove_leftovers(folder)
     yield result
 
 

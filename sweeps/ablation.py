@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
@@ -233,7 +234,7 @@ def hold_and_sweep(options: argparse.Namespace, console: Console, account: Accou
         for who in hold.replaced:
             say(console, f"note: took over from {who}, which is dead")
         to_train = [cell for cell in to_train if cell.cell_id in hold.held]
-        status = sweep(options, console, account, studies, statuses, to_train)
+        status = sweep(options, console, account, studies, statuses, to_train, is_lost=lambda: hold.is_lost)
     if hold.others and status != BAD_REQUEST:
         names = ", ".join(sorted(set(hold.others.values())))
         say(console, f"{len(hold.others)} cells are left to {names}, which is at work on them")
@@ -283,6 +284,8 @@ def connected_problems(options: argparse.Namespace, cells: list[Cell], gpus: flo
     from sweeps.preflight import node_problems
 
     found = resource_problems(options.cpus, gpus)
+    if options.gpu_hours and not gpus:
+        found.append("--gpu-hours is a budget of GPUs, and trials get none here: use --hours")
     if cells:
         names = [name for name, _ in datasets_of(cells)]
         found += node_problems(options.storage.absolute(), options.data_root, names)
@@ -296,6 +299,7 @@ def sweep(
     studies: dict[Cell, str],
     statuses: dict[Cell, Status],
     to_train: list[Cell],
+    is_lost: Callable[[], bool],
 ) -> int:
     """Train those cells of the plan. Ray and MLflow, which take seconds to import and start, come in here."""
     from sweeps.preflight import tracking_problems
@@ -320,6 +324,8 @@ def sweep(
     left = {cell: status for cell, status in statuses.items() if status.state == FAILED and cell not in to_train}
     if not to_train:
         bring_tracking_up_to_date()
+        if not options.keep_pretrainings:
+            account.drop_unused_pretrainings()
         if all(status.state == FINISHED for status in statuses.values()):
             say(console, f"all {len(cells)} cells are finished; nothing to train")
         return report_left(console, left)
@@ -331,7 +337,12 @@ def sweep(
 
     try:
         with cluster.connected(options.address):
-            gpus = measured_gpus(to_train, account) if options.gpus == AUTO else cluster.gpus_per_trial(options.gpus)
+            if options.gpus == AUTO:
+                gpus = measured_gpus(
+                    to_train, account, options.micro_batches, lambda note: say(console, f"note: {note}")
+                )
+            else:
+                gpus = cluster.gpus_per_trial(options.gpus)
             problems = connected_problems(options, to_train, gpus)
             if problems:
                 return refuse(problems)
@@ -346,7 +357,7 @@ def sweep(
                 gpu_hours=options.gpu_hours,
                 keep_pretrainings=options.keep_pretrainings,
             )
-            outcome = run(to_train, account, tracker, console, how)
+            outcome = run(to_train, account, tracker, console, how, is_lost)
     except cluster.ClusterError as error:
         return refuse([str(error)])
     say(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import FIELDS, LATER_FIELDS, Cell
-from relvit.files import Location, write_atomic
+from relvit.files import Location, remove_leftovers, write_atomic
 from sweeps import leases
 
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
@@ -203,8 +203,33 @@ class Account:
         for path in list(self.folder(cell).glob("final-*.pt")):
             path.unlink(missing_ok=True)
         folder = self.folder(cell)
+        remove_leftovers(folder)
         if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+    def pretraining_users(self) -> dict[Cell, list[Cell]]:
+        """For each pre-training that is not itself a planned cell, the planned cells that take it over."""
+        planned, users = self.planned(), {}
+        for cell in planned:
+            if cell.has_pretraining and cell.pretraining() not in planned:
+                users.setdefault(cell.pretraining(), []).append(cell)
+        return users
+
+    def drop_unused_pretrainings(self) -> None:
+        """Remove the weights of every pre-training of which all planned users are finished, whoever trained them.
+
+        While a search is at work they stay: its trials, which are not planned, may share them.
+        """
+        published = {path.parent.name for path in self.storage.glob("cells/*/final-*.pt")}
+        users = {shared: cells for shared, cells in self.pretraining_users().items() if shared.cell_id in published}
+        unused = [shared for shared, cells in users.items() if self.are_finished(cells)]
+        if unused and not any(name.startswith("search ") for name in self.seem_held()):
+            for shared in unused:
+                self.drop_pretraining(shared)
+
+    def are_finished(self, cells: Iterable[Cell]) -> bool:
+        """Whether all of the cells are finished."""
+        return all(status.state == FINISHED for status in self.statuses(cells).values())
 
     def _entry(self, cell: Cell) -> dict[str, Any]:
         """The content of state.json; of a cell that this driver has entered, what it entered last."""

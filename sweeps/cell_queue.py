@@ -7,6 +7,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+_PAUSE = 10.0  # seconds until a storage that did not answer is asked again
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -23,6 +25,7 @@ class CellQueue(Searcher):
 
     An entry waits while another trains the same pre-training, and takes that over once it is `published`. Whoever
     trains one calls `release` when it is published or has failed; after a failure the next in line trains it itself.
+    Where `published` raises OSError, because the storage is away, nothing is handed out for a while.
     A trial that ended before its cell did is put in again with `again`. `is_closed` is asked before each trial: while
     it answers True, for instance because the budget is spent, no more are handed out.
     """
@@ -37,6 +40,7 @@ class CellQueue(Searcher):
         self._waiting, self._published, self._is_closed = list(entries), published, is_closed
         self._busy: set[Hashable] = set()
         self._out: set[str] = set()
+        self._not_before = 0.0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The configuration of the next trial, None while all that is left must wait, or Searcher.FINISHED."""
@@ -44,14 +48,21 @@ class CellQueue(Searcher):
             # A trial that is out may still be put in again.
             return None if self._out and not self._is_closed() else Searcher.FINISHED
         now = time.monotonic()
+        if now < self._not_before:
+            return None
         for entry in self._waiting:
             if entry.pretraining not in self._busy and entry.not_before <= now:
                 break
         else:
             return None
+        try:
+            trains_it = entry.pretraining is not None and not self._published(entry.pretraining)
+        except OSError:
+            self._not_before = time.monotonic() + _PAUSE
+            return None
         self._waiting.remove(entry)
         self._out.add(trial_id)
-        if entry.pretraining is not None and not self._published(entry.pretraining):
+        if trains_it:
             self._busy.add(entry.pretraining)
         return entry.config
 

@@ -7,6 +7,8 @@ import signal
 import statistics
 import tempfile
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from relvit.cell import Cell
-from sweeps.account import FAILED, FINISHED, RUNNING, Account, Status
+from sweeps.account import FAILED, RUNNING, Account, Status
 from sweeps.cell_queue import CellQueue, Entry
 from sweeps.failures import (
     CRASH,
@@ -31,6 +33,7 @@ from sweeps.failures import (
     STALLED,
     STORAGE,
     Attempts,
+    DiedError,
     Setting,
     classify,
     pause,
@@ -54,9 +57,10 @@ from sweeps.trainable import (
 # Tune logs the traceback of each failure; the reporter below says it in a line, and enters it with the cell.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-# A trial that reports nothing for so many times the median epoch of this sweep, and for at least so many seconds, is
-# taken for stuck. The first report of a trial waits for its process, its data and torch as well.
-STALL_FACTOR, STALL_SECONDS, FIRST_REPORT_SECONDS = 20.0, 120.0, 900.0
+# A trial that reports nothing for so many times the median epoch of its kind, and for at least so many seconds, is
+# taken for stuck. The first report of a trial waits for its process, its data and torch as well. Until an epoch of the
+# kind was seen, nothing is known of how long one takes; hours then tell a slow one from one that never ends.
+STALL_FACTOR, STALL_SECONDS, FIRST_REPORT_SECONDS, UNKNOWN_SECONDS = 20.0, 120.0, 900.0, 6 * 3600.0
 
 # How long a finished sweep waits for MLflow to take what it has not taken yet. The account holds it in any case.
 TRACKING_PATIENCE, STORAGE_PATIENCE = 300.0, 3600.0
@@ -89,19 +93,31 @@ class Outcome:
     untracked: int = 0
 
 
-def run(cells: list[Cell], account: Account, tracker: Tracker, console: Console, options: Options) -> Outcome:
-    """Train the cells on the connected Ray cluster. Returns when all have ended or the user has interrupted."""
+def run(
+    cells: list[Cell],
+    account: Account,
+    tracker: Tracker,
+    console: Console,
+    options: Options,
+    is_lost: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train the cells on the connected Ray cluster. Returns when all have ended or the user has interrupted.
+
+    is_lost: whether another driver has taken the cells over; their runs and states are then left to it.
+    """
     entries = [_entry(cell, account, options, _setting(account.status(cell), options)) for cell in cells]
     started = time.monotonic()
     work = _Work(cells, account)
     with SweepProgress(console, cells, work.epochs) as progress:
-        reporter = _Reporter(account, tracker, progress, cells, work, options)
+        reporter = _Reporter(account, tracker, progress, cells, work, options, is_lost)
         queue = CellQueue(entries, published=account_has, is_closed=reporter.is_out_of_budget)
         reporter.queue = queue
+        reporter.drop_unused_pretrainings()
         try:
             tune_trials(queue, reporter, samples=-1, retries=0)
         finally:
             interrupted = reporter.interrupt_rest()
+            reporter.drop_unused_pretrainings()
             untracked = reporter.close()
     return Outcome(
         finished=reporter.finished,
@@ -171,8 +187,16 @@ def _entry(cell: Cell, account: Account, options: Options, setting: Setting, not
         cell, account.folder(cell), shared, options.data_root.absolute(), setting, options.checkpoints
     )
     # A cell that is past its first phase, or has none, neither waits for a pre-training nor is waited for.
-    idle = (shared is None and not alone) or (account.status(cell).epoch >= cell.pretrain_epochs and not alone)
+    idle = not alone and (shared is None or _is_past_first_phase(cell, account))
     return Entry({TRIAL: config}, None if idle else folder, not_before)
+
+
+def _is_past_first_phase(cell: Cell, account: Account) -> bool:
+    """By the cell's checkpoints; False while the storage cannot say, which costs no more than some waiting."""
+    try:
+        return account.status(cell).epoch >= cell.pretrain_epochs
+    except OSError:
+        return False
 
 
 def account_has(pretrained: Any) -> bool:
@@ -213,6 +237,13 @@ def _cell(trial: Trial) -> Cell:
     return Cell(**trial.config[TRIAL]["cell"])
 
 
+def _kind(cell: Cell, epoch: int) -> tuple:
+    """What epochs have in common that take about equally long."""
+    first = cell.has_pretraining and epoch <= cell.pretrain_epochs
+    dataset = cell.pretrain_dataset if first else cell.dataset
+    return (dataset, cell.train_images, cell.backbone, cell.image_size, cell.precision, first)
+
+
 def _trial_name(trial: Trial) -> str:
     return _cell(trial).cell_id
 
@@ -225,9 +256,10 @@ def failure_reason(trial: Trial) -> str:
 
 
 def _error(trial: Trial) -> BaseException:
-    """What ended the trial; Tune keeps errors of Ray as objects and others as text."""
+    """What ended the trial. Tune keeps what a trial raised and the death of its actor as objects, and others, among
+    them the end by Ray's memory monitor, as text."""
     if trial.pickled_error_file is None:
-        return RuntimeError(failure_reason(trial))
+        return DiedError(failure_reason(trial))
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
@@ -242,18 +274,19 @@ class _Reporter(Callback):
         cells: list[Cell],
         work: _Work,
         options: Options,
+        is_lost: Callable[[], bool],
     ):
         self._work, self._options = work, options
         self._account, self._tracker, self._progress = account, tracker, progress
-        self._tracking = Outbox("MLflow", is_passing, progress.note)
-        self._accounting = Outbox("the storage", lambda error: isinstance(error, OSError), progress.note)
+        self._tracking = Outbox("MLflow", is_passing, progress.note, is_lost)
+        self._accounting = Outbox("the storage", lambda error: isinstance(error, OSError), progress.note, is_lost)
         self._pending = dict.fromkeys(cells)
         self._statuses = account.statuses(cells)
         self._attempts = {cell: Attempts(_setting(status, options)) for cell, status in self._statuses.items()}
-        self._users = _users(cells, account)
+        self._users = account.pretraining_users()
         self._watch = _Watchdog()
         self._budget = _Budget(options)
-        self._history: dict[str, list[dict[str, Any]]] = {}
+        self._history: dict[Cell, dict[tuple[int, bool], dict[str, Any]]] = {}  # rows by epoch, and whether of test
         self._peak: dict[Cell, int] = {}
         self._running: set[Cell] = set()
         self.queue: CellQueue
@@ -272,7 +305,6 @@ class _Reporter(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         cell = _cell(trial)
         setting = self._attempts[cell].setting
-        self._history[cell.cell_id] = []
         self._watch.started(trial)
         self._budget.started(trial, setting.gpus)
         if cell in self._running:  # started again after its process died
@@ -293,10 +325,11 @@ class _Reporter(Callback):
             self._failed(trial, cell, result[FAILURE_CLASS], result[FAILURE])
             return
         row = result[ROW]
-        self._watch.reported(trial)
+        self._watch.reported(trial, row)
         if row["phase"] != "pretrain" or row["epoch"] == cell.pretrain_epochs:
             self._release(trial)
-        self._history[cell.cell_id].append(row)
+        # A trial that continues yields its rows again; those that a trial before it reported since stay until then.
+        self._history.setdefault(cell, {})[row["epoch"], row["phase"] == "test"] = row
         usage = result[USAGE]
         self._peak[cell] = max(self._peak.get(cell, 0), int(usage.get("gpu_memory_bytes", 0)))
         now = int(time.time() * 1000)
@@ -306,7 +339,6 @@ class _Reporter(Callback):
             self._finish(cell, row)
         elif self._work.done(cell, row["epoch"]):
             self.training_seconds += row["epoch_seconds"]
-            self._watch.epoch(row["epoch_seconds"])
             self._progress.epoch()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -329,6 +361,12 @@ class _Reporter(Callback):
         for cell in self._running:
             self._tracking.put(self._tracker.interrupt, cell.cell_id, "the sweep was stopped")
         return list(self._pending)
+
+    def drop_unused_pretrainings(self) -> None:
+        """Those that this driver leaves behind, and those that others left: one that was killed before it came to this,
+        or two that each saw the other's cells at work."""
+        if not self._options.keep_pretrainings:
+            self._accounting.put(self._account.drop_unused_pretrainings)
 
     def close(self) -> int:
         """Wait for all writes. Returns how many MLflow has not taken; the account has them."""
@@ -369,7 +407,7 @@ class _Reporter(Callback):
 
     def _finish(self, cell: Cell, row: dict[str, Any]) -> None:
         details = {"micro_batches": self._attempts[cell].setting.micro_batches, "peak_gpu_bytes": self._peak[cell]}
-        self._accounting.put(partial(self._account.finish, cell, self._history.pop(cell.cell_id), **details))
+        self._accounting.put(partial(self._account.finish, cell, self._rows(cell), **details))
         self._tracking.put(self._tracker.finish, cell.cell_id)
         self._gone(cell)
         self.finished += 1
@@ -379,8 +417,15 @@ class _Reporter(Callback):
             failed=False,
         )
 
+    def _rows(self, cell: Cell) -> list[dict[str, Any]]:
+        """What a cell that has ended reported, each epoch once, in order."""
+        return [row for _, row in sorted(self._history.pop(cell, {}).items(), key=lambda item: item[0])]
+
     def _fail(self, cell: Cell, failure: str, reason: str) -> None:
         micro_batches = self._attempts[cell].setting.micro_batches
+        rows = self._rows(cell)
+        if rows:  # else it failed before it reported, and what is known of an earlier start stays
+            self._accounting.put(self._account.keep_history, cell, rows)
         self._accounting.put(
             partial(self._account.mark, cell, FAILED, reason, failure=failure, micro_batches=micro_batches)
         )
@@ -393,12 +438,14 @@ class _Reporter(Callback):
         self._running.discard(cell)
         del self._pending[cell]
         shared = cell.pretraining() if cell.has_pretraining else None
-        users = self._users.get(shared, set())
-        users.discard(cell)
-        if cell in self.failed:
-            self._users.pop(shared, None)  # it will want its pre-training when it is tried again
-        elif shared in self._users and not users and not self._options.keep_pretrainings:
-            self._accounting.put(self._account.drop_pretraining, shared)
+        users = self._users.get(shared, [])
+        if users and not self._options.keep_pretrainings and self._pending.keys().isdisjoint(users):
+            self._accounting.put(self._drop_if_unused, shared)
+
+    def _drop_if_unused(self, shared: Cell) -> None:
+        """After what this driver entered before; cells that failed or are another driver's may still need it."""
+        if self._account.are_finished(self._users[shared]):
+            self._account.drop_pretraining(shared)
 
 
 _HOW = {
@@ -417,46 +464,35 @@ def _differing(before: Setting, after: Setting) -> str:
     return f"{after.gpus:g} GPU for itself"
 
 
-def _users(cells: list[Cell], account: Account) -> dict[Cell, set[Cell]]:
-    """For each pre-training that is not itself a planned cell, the unfinished cells that will take it over: those of
-    this sweep, and those that the account knows to be planned."""
-    users: dict[Cell, set[Cell]] = {}
-    for cell in cells:
-        if cell.has_pretraining and cell.protocol != "pretrain":
-            users.setdefault(cell.pretraining(), set()).add(cell)
-    planned = account.planned()
-    others = [cell for cell in planned if cell.has_pretraining and cell.pretraining() in users]
-    for cell, status in account.statuses(others).items():
-        if status.state != FINISHED:
-            users[cell.pretraining()].add(cell)
-    return {shared: sharing for shared, sharing in users.items() if shared not in planned and shared not in cells}
-
-
 class _Watchdog:
-    """Knows when each trial gave its last sign of life, and how long an epoch usually takes."""
+    """Knows when each trial gave its last sign of life, and how long epochs of a kind usually take."""
 
     def __init__(self):
-        self._last: dict[str, tuple[Trial, float, bool]] = {}
-        self._epochs: list[float] = []
+        self._last: dict[str, tuple[Trial, float, int]] = {}  # with the epoch of its last row, 0 before its first
+        self._seconds: dict[tuple, deque[float]] = {}
         self._ended_here: set[str] = set()
 
     def started(self, trial: Trial) -> None:
-        self._last[trial.trial_id] = (trial, time.monotonic(), False)
+        self._last[trial.trial_id] = (trial, time.monotonic(), 0)
 
-    def reported(self, trial: Trial) -> None:
-        self._last[trial.trial_id] = (trial, time.monotonic(), True)
+    def reported(self, trial: Trial, row: dict[str, Any]) -> None:
+        """Take a row for a sign of life, and an epoch's for how long one takes, also if it was trained before: a trial
+        that continues yields those first, and is judged by them."""
+        self._last[trial.trial_id] = (trial, time.monotonic(), row["epoch"])
+        if row["phase"] != "test":
+            kind = _kind(_cell(trial), row["epoch"])
+            self._seconds.setdefault(kind, deque(maxlen=1000)).append(row["epoch_seconds"])
 
     def ended(self, trial: Trial) -> None:
         self._last.pop(trial.trial_id, None)
 
-    def epoch(self, seconds: float) -> None:
-        self._epochs.append(seconds)
-
     def limit(self, trial: Trial) -> float:
         """Seconds of silence after which the trial counts as stuck."""
-        has_reported = self._last[trial.trial_id][2]
-        usual = STALL_FACTOR * statistics.median(self._epochs[-1000:]) if self._epochs else 0.0
-        return max(STALL_SECONDS if has_reported else FIRST_REPORT_SECONDS, usual)
+        cell, epoch = _cell(trial), self._last[trial.trial_id][2]
+        seconds = self._seconds.get(_kind(cell, min(epoch + 1, cell.total_epochs)))
+        if not seconds:
+            return UNKNOWN_SECONDS
+        return max(STALL_SECONDS if epoch else FIRST_REPORT_SECONDS, STALL_FACTOR * statistics.median(seconds))
 
     def silent(self) -> list[Trial]:
         now = time.monotonic()
@@ -467,7 +503,7 @@ class _Watchdog:
         actor = trial.temporary_state.ray_actor
         if actor is not None:
             self._ended_here.add(trial.trial_id)
-            self._last[trial.trial_id] = (trial, time.monotonic(), True)
+            self._last[trial.trial_id] = (trial, time.monotonic(), self._last[trial.trial_id][2])
             ray.kill(actor)
 
     def was_ended(self, trial: Trial) -> bool:

@@ -26,7 +26,15 @@ RETRIES = {
 }
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+# An object store's errors carry no number; pyarrow names who refused: for instance "AWS Error NETWORK_CONNECTION during
+# CreateMultipartUpload operation".
+_STORE_ERRORS = ("AWS Error ", "google::cloud::Status")
 _LONGEST_PAUSE = 60.0
+
+# How Ray tells what became of a worker, in text alone. Where the kernel's OOM killer ended one, it says what it says of
+# every process that was killed ("Some common causes include: (1) the process was killed by the OOM killer"): a crash.
+_LOW_ON_MEMORY = ("running low on memory",)  # by Ray's memory monitor: "1 worker(s) were killed due to the node ..."
+_NODE_GONE = ("node has died", "node was terminated", "died with node", "node it was running on is dead")
 
 # What --retry takes beside the classes.
 GROUPS = {"failed": tuple(RETRIES), "oom": (HOST_OOM, GPU_OOM), "none": ()}
@@ -42,25 +50,31 @@ def parse_classes(text: str) -> frozenset[str]:
     return frozenset(classes)
 
 
+class DiedError(RuntimeError):
+    """What ended a trial's process, where only Ray's text of it was kept."""
+
+
 def classify(error: BaseException) -> str:
     """The class of an error that ended a trial's process or escaped from it."""
     from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayTaskError
 
     cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
-    if isinstance(cause, OSError) and cause.errno in _STORAGE_ERRORS:
+    if isinstance(cause, OSError) and (cause.errno in _STORAGE_ERRORS or _says(cause, _STORE_ERRORS)):
         return STORAGE
     if isinstance(cause, (OutOfMemoryError, MemoryError)):
         return HOST_OOM
     if isinstance(cause, (NodeDiedError, ActorUnavailableError)):
         return NODE_LOST
-    if isinstance(cause, ActorDiedError):
-        text = str(cause)
-        if "OutOfMemory" in text or "running low on memory" in text:
+    if isinstance(cause, (ActorDiedError, DiedError)):
+        if _says(cause, _LOW_ON_MEMORY):
             return HOST_OOM
-        # Ray tells the death of an actor's node in the text of the actor's death alone.
-        if cause.preempted or "node has died" in text or "node was terminated" in text or "died with node" in text:
+        if getattr(cause, "preempted", False) or _says(cause, _NODE_GONE):
             return NODE_LOST
     return CRASH
+
+
+def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
 
 
 def pause(failure: str, times: int) -> float:

@@ -45,13 +45,14 @@ class Lease:
 
 class Hold:
     """What a driver holds while it runs. held: ids of its cells; others: for each cell that another driver holds, who;
-    replaced: who held cells before and is dead."""
+    replaced: who held cells before and is dead; is_lost: whether another driver has taken over from this one."""
 
     def __init__(self, folder: Location, lease: Lease, lost: Callable[[], None]):
         self._folder, self._lease, self._lost = folder, lease, lost
         self.held: frozenset[str] = frozenset()
         self.others: dict[str, str] = {}
         self.replaced: list[str] = []
+        self.is_lost = False
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True, name="lease")
@@ -83,6 +84,7 @@ class Hold:
         while not self._done.wait(BEAT):
             try:
                 if any(self._lease.name in other.replaced for other in read(self._folder)):
+                    self.is_lost = True
                     self._lost()
                     return
                 self._update()

@@ -19,10 +19,17 @@ class Outbox:
 
     name: where the calls go, for notes; passing: whether an error is one that may pass, after which the same call is
     made again; any other is noted and its call dropped. note: told when writes begin to wait and when they arrive.
+    is_void: asked before each try; once it answers True, what waits and what is still put in is dropped in silence.
     """
 
-    def __init__(self, name: str, passing: Callable[[Exception], bool], note: Callable[[str], None]):
-        self._name, self._passing, self._note = name, passing, note
+    def __init__(
+        self,
+        name: str,
+        passing: Callable[[Exception], bool],
+        note: Callable[[str], None],
+        is_void: Callable[[], bool] = lambda: False,
+    ):
+        self._name, self._passing, self._note, self._is_void = name, passing, note, is_void
         self._calls: queue.SimpleQueue[tuple[Callable, tuple] | None] = queue.SimpleQueue()
         self._arrived = threading.Condition()
         self._sent = self._done = 0
@@ -53,7 +60,7 @@ class Outbox:
 
     def _carry_out(self, call: Callable[..., Any], arguments: tuple) -> None:
         pause, since = _FIRST_PAUSE, None
-        while not self._closing.is_set():
+        while not self._closing.is_set() and not self._is_void():
             try:
                 call(*arguments)
             except Exception as error:

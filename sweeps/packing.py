@@ -5,7 +5,8 @@ each phase are run on one GPU of the cluster.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import ray
 
@@ -35,8 +36,11 @@ def gpus_for(peak_bytes: float, total_bytes: float) -> float:
     return math.floor(1e4 / max(1, together)) / 1e4
 
 
-def measured_gpus(cells: Iterable[Cell], account: Account) -> float:
+def measured_gpus(cells: Iterable[Cell], account: Account, micro_batches: int, note: Callable[[str], None]) -> float:
     """GPUs a trial for all the cells, on the connected cluster; 0 where it has no GPU.
+
+    micro_batches: parts of a batch that were asked for; a cell that was begun in more goes on in those. Where a few
+    steps run out of a GPU's memory, each trial gets one whole, and the rule of that failure does the rest.
 
     Raises ClusterError where the memory of its GPUs cannot be read.
     """
@@ -44,39 +48,48 @@ def measured_gpus(cells: Iterable[Cell], account: Account) -> float:
 
     if not gpus_per_trial(None):
         return 0.0
-    cells = list(cells)
+    parts = {cell: max(micro_batches, status.micro_batches) for cell, status in account.statuses(cells).items()}
     known = _known_peaks(account)
-    unknown = list({_kind(cell): cell for cell in cells if _kind(cell) not in known}.values())
-    measured, total = ray.get(ray.remote(num_gpus=1)(_measure).remote([cell.as_dict() for cell in unknown]))
+    unknown = {_kind(cell, part): (cell.as_dict(), part) for cell, part in parts.items()}
+    unknown = [each for kind, each in unknown.items() if kind not in known]
+    measured, total = ray.get(ray.remote(num_gpus=1)(_measure).remote(unknown))
     if total is None:
         raise ClusterError(
             "--gpus auto reads the memory of a GPU, and the node that Ray gave a GPU to has none that torch can use; "
             "give a number: --gpus 0.5"
         )
-    peaks = [known[_kind(cell)] for cell in cells if _kind(cell) in known] + measured
+    if None in measured:
+        note(
+            f"a GPU of {total / 1e9:.1f} GB does not hold a step of every cell: each trial gets a whole one, and "
+            "those that run out of its memory go on in micro-batches"
+        )
+        return 1.0
+    peaks = [known[kind] for kind in (_kind(cell, part) for cell, part in parts.items()) if kind in known] + measured
     return gpus_for(max(peaks), total)
 
 
-def _kind(cell: Cell) -> tuple:
+def _kind(cell: Cell, micro_batches: int) -> tuple:
     """What the memory of a trial depends on."""
     tasks = cell.tasks if cell.task_list else NONE
-    return (cell.backbone, cell.image_size, cell.batch_size, cell.precision, cell.pair_head, cell.mega_grid, tasks)
+    batch = (cell.batch_size, micro_batches)
+    return (cell.backbone, cell.image_size, *batch, cell.precision, cell.pair_head, cell.mega_grid, tasks)
 
 
 def _known_peaks(account: Account) -> dict[tuple, int]:
     finished = [
-        (cell, status.peak_gpu_bytes)
+        (_kind(cell, status.micro_batches), status.peak_gpu_bytes)
         for cell, status in account.statuses(account.planned()).items()
         if status.state == FINISHED and status.peak_gpu_bytes
     ]
     peaks: dict[tuple, int] = {}
-    for cell, peak in finished:
-        peaks[_kind(cell)] = max(peak, peaks.get(_kind(cell), 0))
+    for kind, peak in finished:
+        peaks[kind] = max(peak, peaks.get(kind, 0))
     return peaks
 
 
-def _measure(cells: list[dict]) -> tuple[list[float], float | None]:
-    """On a GPU: the most bytes that a few steps of each cell's phases took, and the bytes that it has."""
+def _measure(cells: list[tuple[dict, int]]) -> tuple[list[float | None], float | None]:
+    """On a GPU: the most bytes that a few steps of each cell's phases took, in so many micro-batches, None where it
+    does not have as many; and the bytes that it has."""
     import torch
 
     from relvit.calibrate import measure
@@ -84,12 +97,18 @@ def _measure(cells: list[dict]) -> tuple[list[float], float | None]:
 
     if not torch.cuda.is_available():
         return [], None
-    peaks = []
-    for cell in (Cell(**fields) for fields in cells):
+    peaks: list[float | None] = []
+    for fields, micro_batches in cells:
+        cell = Cell(**fields)
+        part = replace(cell, batch_size=math.ceil(cell.batch_size / micro_batches))
         for phase in phases(cell):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             pair_head = HEADS[0] if cell.pair_head == NONE else cell.pair_head
-            measure(cell, phase, pair_head=pair_head, classes=200, device="cuda")
-            peaks.append(torch.cuda.max_memory_reserved() + _CONTEXT_BYTES)
+            try:
+                measure(part, phase, pair_head=pair_head, classes=200, device="cuda")
+            except torch.OutOfMemoryError:
+                peaks.append(None)
+            else:
+                peaks.append(torch.cuda.max_memory_reserved() + _CONTEXT_BYTES)
     return peaks, float(torch.cuda.get_device_properties(0).total_memory)

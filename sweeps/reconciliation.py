@@ -1,4 +1,8 @@
-"""Brings MLflow to what the account says: orphans closed, duplicates marked, gaps filled, lost runs rebuilt."""
+"""Brings MLflow to what the account says: orphans closed, duplicates marked, gaps filled, lost runs rebuilt.
+
+The account holds the rows of cells that have ended. Those of a cell that was interrupted are in its checkpoint, and are
+yielded again when it is continued.
+"""
 
 from collections.abc import Container, Iterable
 
@@ -25,6 +29,8 @@ def reconcile(
             changes += _finished(cell, status, account, tracker, thorough)
         elif status.state == FAILED and tracker.status(cell.cell_id) != "FAILED":
             tracker.begin(cell, _deviation(status))
+            for row in account.history(cell):
+                tracker.log(cell.cell_id, row)
             tracker.fail(cell.cell_id, status.reason, status.failure)
             changes.append(f"entered the failure of {cell.cell_id}")
     return changes

@@ -1,10 +1,12 @@
 """The account of cells: what is done survives, and one driver holds it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from relvit.cell import Cell
+from sweeps import leases
 from sweeps.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states
 from sweeps.plan import Request, plan_cells
 
@@ -67,11 +69,56 @@ def test_a_pretraining_that_is_dropped_leaves_nothing(tmp_path, cells):
     account = Account(tmp_path)
     shared = cells[1].pretraining()
     account.folder(shared).mkdir(parents=True)
-    (account.folder(shared) / "final-0123456789abcdef.pt").touch()
+    for name in ("final-0123456789abcdef.pt", ".final-0123456789abcdef.pt.4711.tmp", "final-0000000000000000.damaged"):
+        (account.folder(shared) / name).touch()
     assert account.is_published(shared)
     account.drop_pretraining(shared)
     assert not account.is_published(shared)
     assert not account.folder(shared).exists()
+
+
+def publish(account, shared):
+    account.folder(shared).mkdir(parents=True)
+    (account.folder(shared) / "final-0123456789abcdef.pt").touch()
+
+
+def test_a_pretraining_of_which_all_planned_users_are_finished_is_dropped_whoever_trained_them(tmp_path):
+    cell, other = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel", "dist")))
+    account, another = Account(tmp_path), Account(tmp_path)
+    same = replace(cell, learning_rate=2 * cell.learning_rate)
+    account.plan(dict.fromkeys([cell, same, other], "table4"))
+    for shared in (cell.pretraining(), other.pretraining()):
+        publish(account, shared)
+    account.finish(cell, [])
+    another.mark(same, FAILED, "loss is nan")  # it will want its pre-training when it is tried again
+    account.drop_unused_pretrainings()
+    assert account.is_published(cell.pretraining())
+    another.finish(same, [])
+    account.drop_unused_pretrainings()
+    assert not account.is_published(cell.pretraining())
+    assert account.is_published(other.pretraining())
+
+
+def test_a_pretraining_that_is_planned_for_itself_is_not_dropped(tmp_path, cells):
+    account, shared = Account(tmp_path), cells[1].pretraining()
+    account.plan({cells[1]: "table4", shared: "figure2"})
+    publish(account, shared)
+    account.finish(cells[1], [])
+    account.finish(shared, [])
+    account.drop_unused_pretrainings()
+    assert account.is_published(shared)
+
+
+def test_while_a_search_is_at_work_pretrainings_stay(tmp_path, cells):
+    account, shared = Account(tmp_path), cells[1].pretraining()
+    account.plan({cells[1]: "table4"})
+    publish(account, shared)
+    account.finish(cells[1], [])
+    with leases.hold(tmp_path / "drivers", ["search a"], lost=lambda: None):
+        account.drop_unused_pretrainings()
+        assert account.is_published(shared)
+    account.drop_unused_pretrainings()
+    assert not account.is_published(shared)
 
 
 # A storage path that is something else

@@ -4,6 +4,7 @@ import time
 
 from ray.tune.search import Searcher
 
+from sweeps import cell_queue
 from sweeps.cell_queue import CellQueue, Entry
 
 
@@ -130,3 +131,21 @@ def test_a_closed_queue_hands_out_no_more_and_is_at_its_end():
     assert ask(cells, ends=False) == "a"
     closed.append(True)
     assert ask(cells) == Searcher.FINISHED
+
+
+def test_while_the_storage_is_away_the_queue_waits_and_loses_nothing(monkeypatch):
+    monkeypatch.setattr(cell_queue, "_PAUSE", 0.1)
+    asked = []
+
+    def published(pretraining):
+        asked.append(pretraining)
+        if len(asked) == 1:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return False
+
+    cells = CellQueue([Entry({"cell": "a"}, "x"), Entry({"cell": "b"}, None)], published)
+    assert ask(cells) is None
+    assert ask(cells) is None
+    assert asked == ["x"]  # the storage is not asked at each look
+    time.sleep(0.1)
+    assert [ask(cells) for _ in range(3)] == ["a", "b", Searcher.FINISHED]

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from sweeps import cluster
+from sweeps.ablation import connected_problems, parse_arguments
 
 
 @pytest.fixture
@@ -42,6 +43,17 @@ def test_a_head_that_runs_no_trials_counts_with_the_workers_that_it_may_launch(n
     assert cluster.resource_problems(8, 1) == []
     assert len(cluster.resource_problems(9, 1)) == 1
     assert len(cluster.resource_problems(1, 2)) == 1
+
+
+def test_a_budget_of_gpu_hours_is_refused_where_trials_get_no_gpu(nodes):
+    nodes({"CPU": 4})
+    options = parse_arguments(["--gpu-hours", "1"])
+    assert connected_problems(options, [], 0.0) == [
+        "--gpu-hours is a budget of GPUs, and trials get none here: use --hours"
+    ]
+    nodes({"CPU": 4, "GPU": 1})
+    assert connected_problems(options, [], 1.0) == []
+    assert connected_problems(parse_arguments([]), [], 0.0) == []
 
 
 def test_an_address_where_nobody_listens_is_named_at_once():

@@ -15,11 +15,35 @@ from sweeps.failures import (
     RETRIES,
     STORAGE,
     Attempts,
+    DiedError,
     Setting,
     classify,
     parse_classes,
     pause,
 )
+
+# As pyarrow 25 and Ray 2.60 put it.
+AWAY = (
+    "When initiating multiple part upload for key 'results/x' in bucket 'sweeps': AWS Error NETWORK_CONNECTION during "
+    "CreateMultipartUpload operation: curlCode: 7, Could not connect to server"
+)
+MEMORY_MONITOR = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: 45ea) was "
+    "1.81GB used / 23.54GB limit (0.076850)"
+)
+KILLED = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
+    "unexpectedly due to SIGSEGV or another unexpected error."
+)
+NODE_DEAD = "Task failed because the node it was running on is dead or unavailable. Node IP: 192.0.2.2, node ID: 45ea."
+
+
+def died(text):
+    error = ActorDiedError()
+    error.error_msg = text
+    return error
 
 
 @pytest.mark.parametrize(
@@ -33,6 +57,13 @@ from sweeps.failures import (
         (OSError(errno.ENOSPC, "No space left on device"), STORAGE),
         (FileNotFoundError(errno.ENOENT, "No such file"), CRASH),
         (RayTaskError("step", "traceback", OSError(errno.ENOSPC, "No space left on device")), STORAGE),
+        (RayTaskError("step", "traceback", OSError(AWAY)), STORAGE),
+        (OSError("cannot identify image file"), CRASH),
+        (DiedError(MEMORY_MONITOR), HOST_OOM),
+        (RuntimeError(MEMORY_MONITOR), CRASH),  # a program's own words
+        (died(KILLED), CRASH),  # which the kernel's OOM killer cannot be told from
+        (died("The actor died because its node has died. Node Id: 0123"), NODE_LOST),
+        (DiedError(NODE_DEAD), NODE_LOST),
     ],
 )
 def test_errors_are_told_apart(error, failure):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from relvit import checkpoint
-from relvit.files import RemotePath, location, write_atomic
+from relvit.files import RemotePath, location, remove_leftovers, write_atomic
 from sweeps.account import FAILED, RUNNING, Account
 from sweeps.plan import Request, plan_cells
 
@@ -70,6 +70,15 @@ def test_checkpoints_are_the_same_on_a_disk_and_in_a_store(folder):
     assert "is damaged" in notes[0]
     checkpoint.save({"weights": torch.zeros(2)}, folder, None, keep=2)
     assert [path.name.split("-")[0] for path in folder.glob("*.pt")] == ["final"]
+
+
+def test_what_damage_and_killed_processes_left_is_removed_and_no_more(folder):
+    kept = ["000012-0123456789abcdef.pt", "state.json", ".state.json.12.tmp"]
+    for name in (*kept, "000011-0123456789abcdef.damaged", ".000013-0123456789abcdef.pt.4711.tmp"):
+        write_atomic(folder / name, b"")
+    remove_leftovers(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+    remove_leftovers(folder / "nowhere")
 
 
 def test_the_account_is_the_same_on_a_disk_and_in_a_store(folder, tmp_path):

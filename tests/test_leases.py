@@ -103,13 +103,15 @@ def test_a_dead_driver_of_this_machine_is_replaced_without_waiting(tmp_path, mon
 
 def test_a_driver_that_was_replaced_is_told_once(tmp_path):
     told = []
-    with hold(tmp_path, ["a"], lambda: told.append(True)):
+    with hold(tmp_path, ["a"], lambda: told.append(True)) as mine:
         (lease,) = read(tmp_path)
+        assert not mine.is_lost
         elsewhere(tmp_path, "node-2", ["a"], replaced=(lease.name,))
         deadline = time.monotonic() + 5
         while not told:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        assert mine.is_lost
     assert told == [True]
 
 

@@ -1,6 +1,7 @@
 """Writes that wait: in order, each once, whatever the other side does meanwhile."""
 
 import threading
+import time
 
 import pytest
 
@@ -59,3 +60,17 @@ def test_a_write_that_will_never_be_taken_is_said_and_does_not_hold_up_the_other
     assert box.close(patience=30) == 0
     assert server.got == [1, 2]
     assert notes == ["the server refused a write, which is left out: a bad write"]
+
+
+def test_what_waits_is_dropped_in_silence_once_it_is_another_s_to_write():
+    server, notes, lost = Server(), [], threading.Event()
+    box = Outbox("the server", passing, notes.append, lost.is_set)
+    box.put(server.take, 1)
+    while not notes:  # the first try has failed
+        time.sleep(0.01)
+    lost.set()
+    server.up.set()
+    box.put(server.take, 2)
+    assert box.close(patience=30) == 0
+    assert server.got == []
+    assert notes == ["the server does not take writes, which wait: nobody is there"]

@@ -6,9 +6,13 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
+from sweeps import packing
+from sweeps.account import RUNNING, Account
 from sweeps.cluster import ClusterError
-from sweeps.packing import gpus_for
+from sweeps.packing import gpus_for, measured_gpus
+from sweeps.plan import Request, plan_cells
 from sweeps.usage import Usage
 
 
@@ -29,6 +33,65 @@ def test_a_gpu_is_shared_by_as_many_as_its_memory_holds(peak, total, gpus):
 def test_a_trial_that_no_gpu_holds_is_refused_with_what_helps():
     with pytest.raises(ClusterError, match="needs 30.0 GB of GPU memory and a GPU has 24.0 GB; try --micro-batches 2"):
         gpus_for(30e9, 24e9)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A cluster whose GPU has 24 GB, where measuring is a call in this process: returns what is called in its place."""
+
+    def set_peak(peak_of):
+        measured = []
+
+        def measure(cell, phase, **others):
+            measured.append((cell.tasks, cell.batch_size))
+            peak = peak_of(cell)
+            if peak > 24e9:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: peak)
+
+        monkeypatch.setattr("relvit.calibrate.measure", measure)
+        return measured
+
+    monkeypatch.setattr("sweeps.cluster.gpus_per_trial", lambda asked: 1.0)
+    monkeypatch.setattr(packing.ray, "get", lambda value: value)
+    monkeypatch.setattr(packing.ray, "remote", lambda **how: lambda function: types.SimpleNamespace(remote=function))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    total = types.SimpleNamespace(total_memory=24e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: total)
+    return set_peak
+
+
+def test_where_a_step_runs_out_of_memory_each_trial_gets_a_gpu_and_it_is_said(gpu, tmp_path):
+    gpu(lambda cell: 30e9 if cell.tasks == "dist" else 1e9)
+    cells, notes = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel", "dist"))), []
+    assert measured_gpus(cells, Account(tmp_path), 1, notes.append) == 1.0
+    (note,) = notes
+    assert note.startswith("a GPU of 24.0 GB does not hold a step of every cell: each trial gets a whole one")
+
+
+def test_what_is_measured_is_a_micro_batch(gpu, tmp_path):
+    measured = gpu(lambda cell: cell.batch_size * 0.1e9)
+    (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",), settings=("batch_size=100",)))
+    account = Account(tmp_path)
+    assert measured_gpus([cell], account, 1, print) == gpus_for(10.6e9, 24e9)
+    assert measured_gpus([cell], account, 3, print) == gpus_for(4.0e9, 24e9)
+    account.mark(cell, RUNNING, micro_batches=4)  # what it was begun in
+    assert measured_gpus([cell], account, 3, print) == gpus_for(3.1e9, 24e9)
+    assert [size for _, size in measured[::2]] == [100, 34, 25]
+
+
+def test_what_is_known_of_whole_batches_does_not_stand_for_micro_batches(gpu, tmp_path):
+    measured = gpu(lambda cell: 1e9)
+    cell, other = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",), seeds=(0, 1)))
+    account = Account(tmp_path)
+    account.plan(dict.fromkeys([cell, other], "table4"))
+    account.finish(cell, [], peak_gpu_bytes=10_000_000_000)
+    assert measured_gpus([other], account, 1, print) == gpus_for(10e9, 24e9)
+    assert not measured
+    assert measured_gpus([other], account, 2, print) == gpus_for(1.6e9, 24e9)
+    assert measured
 
 
 def test_a_process_on_the_cpu_says_its_own_memory_alone():
@@ -67,8 +130,6 @@ class Nvml(types.ModuleType):
 def test_on_a_gpu_nvml_tells_this_process_from_others_and_torch_stands_in_where_it_cannot(
     monkeypatch, processes, memory
 ):
-    import torch
-
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid="1234"))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3_000)

@@ -10,7 +10,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from relvit.cell import Cell
+from sweeps.account import FAILED, Account
 from sweeps.plan import Request, plan_cells
+from sweeps.reconciliation import reconcile
 from sweeps.tracking import Tracker, TrackingError, is_passing
 
 TABLE4 = defaultdict(lambda: "table4")  # every cell belongs to that study
@@ -192,6 +194,17 @@ def test_a_finished_cell_that_mlflow_lost_is_rebuilt_from_its_rows(uri, tmp_path
     tracking.rebuild(cell, ROWS)
     assert points(uri, "finetune_val_accuracy") == [(2, 40.0)]
     assert tracker(uri, tmp_path).is_finished(cell)
+
+
+def test_a_failed_cell_whose_rows_waited_when_the_driver_died_gets_them_from_the_account(uri, tmp_path, cell):
+    account = Account(tmp_path / "results")
+    account.keep_history(cell, ROWS[:2])
+    account.mark(cell, FAILED, "finetune loss is nan", failure="not_finite")
+    assert reconcile([cell], account, tracker(uri, tmp_path)) == [f"entered the failure of {cell.cell_id}"]
+    (run,) = all_runs(uri)
+    assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "not_finite")
+    assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
+    assert reconcile([cell], account, tracker(uri, tmp_path), thorough=True) == []
 
 
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):

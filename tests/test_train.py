@@ -414,11 +414,13 @@ def test_a_truncated_newest_checkpoint_costs_an_epoch_and_nothing_else(uninterru
     path = max(tmp_path.glob("*.pt"))
     assert path.name.startswith("000004-")
     path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / f".{path.name}.4711.tmp").touch()  # what a killed process was writing
     notes = []
     rows = list(train(cell, small, tmp_path, note=notes.append))
     assert len(notes) == 1
     assert path.name in notes[0]
     assert_ends_as(uninterrupted, rows, tmp_path)
+    assert [left.name.split("-")[0] for left in tmp_path.iterdir()] == ["final"]
 
 
 @pytest.mark.parametrize("uninterrupted", [{}], indirect=True)

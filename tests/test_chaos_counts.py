@@ -1,0 +1,50 @@
+"""The campaign of benchmarks/chaos.py counts the faults that happened, and no others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# In a process of its own, because the script sets Ray's token when it is imported.
+STRIKES = """
+import subprocess, sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, "benchmarks")
+from chaos import Campaign
+
+def strike(kind, trials):
+    campaign._draw = SimpleNamespace(choices=lambda kinds, weights: [kind], choice=lambda pids: pids[0])
+    campaign._nodes = SimpleNamespace(trials=lambda: trials)
+    return campaign._strike()
+
+campaign = Campaign.__new__(Campaign)
+campaign.faults, campaign.mounted, campaign._server = Counter(), False, SimpleNamespace(runs=True)
+campaign._options, campaign._storage = SimpleNamespace(each=False), Path(sys.argv[1])
+gone = subprocess.Popen(["true"])
+gone.wait()
+there = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+campaign._driver = gone
+
+assert not strike("trial killed", [])
+assert not strike("trial killed", [gone.pid])
+assert not strike("driver killed", [])
+assert not strike("newest checkpoint cut short", [there[0].pid])  # no checkpoint yet
+folder = campaign.storage / "cells/a"
+folder.mkdir(parents=True)
+(folder / "000001-0123456789abcdef.pt").write_bytes(bytes(100))
+assert not strike("newest checkpoint cut short", [])  # nobody trains
+assert not campaign.faults
+assert strike("newest checkpoint cut short", [there[0].pid])
+assert (folder / "000001-0123456789abcdef.pt").stat().st_size == 50
+assert strike("trial killed", [there[1].pid])
+assert [process.wait() for process in there] == [-9, -9]
+assert campaign.faults == {"newest checkpoint cut short": 1, "trial killed": 1}
+"""
+
+
+def test_a_fault_that_had_nothing_to_strike_is_not_counted(tmp_path):
+    result = subprocess.run([sys.executable, "-c", STRIKES, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
