@@ -87,28 +87,26 @@ def plan(request: Request) -> dict[Cell, str]:
                 if wanted and not any(spec["tasks"] == tasks for spec, _ in chosen):
                     problems.append(f"--tasks {tasks} is in no cell of {request.study}")
         specs = chosen or specs
+    specs = _select_specs(specs, request, base, problems)
     specs = _replace(specs, request, problems)
     # A folder without a row is read to learn its images' size: once, not once a cell.
     own_size = cache(lambda name: native_image_size(name, request.data_root))
     members: dict[Cell, list[str]] = {}
+    sources: dict[tuple[str, Cell], Spec] = {}
     for spec, name in specs:
-        resolved = {
-            **spec,
-            "dataset": request.dataset or base.stand_in("dataset", spec["dataset"]),
-            "backbone": request.backbone or base.stand_in("backbone", spec["backbone"]),
-        }
-        if "pretrain_dataset" in spec:
-            resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])
+        resolved = _resolved(spec, request, base)
         size = attempt(_image_size, resolved, base, request, own_size)
         if size is None:
             size = 224  # divisible by every patch, so that only what else is wrong is found
         for seed in request.seeds:
             cell = attempt(_make, base, resolved, size, settings, seed)
             if cell:
+                problems += _idle(spec, {**resolved, **settings}, cell, name)
+                problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
                 members.setdefault(cell, []).append(study_name(name))
     cells = list(members)
     if wanted and not problems:
-        cells = _select(cells, request.only, problems)
+        cells = _select(cells, [each for each in request.only if _name(each) not in _OF_A_SPEC], problems)
         for name, value in settings.items():
             if all(getattr(cell, name) != value for cell in cells):
                 problems.append(f"--set {name}={value} has no effect in any cell of this plan")
@@ -116,6 +114,44 @@ def plan(request: Request) -> dict[Cell, str]:
         raise PlanError(problems)
     ordered = sorted(cells, key=lambda cell: request.seeds.index(cell.seed))
     return {cell: ",".join(dict.fromkeys(members[cell])) for cell in ordered}
+
+
+def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:
+    """The spec with what the request or the recipe puts in the place of its data sets and backbone."""
+    resolved = {
+        **spec,
+        "dataset": request.dataset or base.stand_in("dataset", spec["dataset"]),
+        "backbone": request.backbone or base.stand_in("backbone", spec["backbone"]),
+    }
+    if "pretrain_dataset" in spec:
+        resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])
+    return resolved
+
+
+def _idle(spec: Spec, wanted: dict[str, Any], cell: Cell, study: str) -> list[str]:
+    """Fields that a study gives a cell in which they do not act."""
+    return [
+        f"{study}: {name}={spec[name]!r} has no effect with tasks={cell.tasks!r}, protocol={cell.protocol!r}: leave it "
+        "out"
+        for name in spec
+        if name not in ("tasks", "image_size") and getattr(cell, name) != wanted[name]
+    ]
+
+
+def _collapsed(first: Spec, second: Spec, settings: dict[str, Any], study: str) -> list[str]:
+    """Why two of a study's cells are one, unless a recipe's stand-ins made them so."""
+    differing = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    if set(differing) <= {"dataset", "backbone", "pretrain_dataset"}:
+        return []
+    swept = [name for name in differing if name in settings]
+    if swept:
+        return [
+            f"--set {name}={settings[name]} makes one cell of several: {study} compares values of {name}; pick one "
+            f"with --only {name}=VALUE"
+            for name in swept
+        ]
+    texts = " and ".join(str({name: each[name] for name in differing if name in each}) for each in (first, second))
+    return [f"{study} has one cell twice: {texts} train the same"]
 
 
 def study_name(study: str) -> str:
@@ -140,6 +176,8 @@ def _replace(specs: list[tuple[Spec, str]], request: Request, problems: list[str
 
 def _image_size(spec: Spec, base: Recipe, request: Request, own_size: Callable[[str], int]) -> int:
     """The side of the images: as asked for, as the study says, as the backbone needs, or as the data set has them."""
+    if request.image_size is not None and request.image_size < 1:
+        raise ValueError(f"--image-size must be at least 1, not {request.image_size}")
     own = own_size(spec["dataset"])  # also says whether there is such a data set
     backbone = BACKBONES.get(spec["backbone"])
     asked = request.image_size or spec.get("image_size")
@@ -172,12 +210,42 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     return {name: parse_value(name, text)}
 
 
-def _select(cells: list[Cell], only: tuple[str, ...], problems: list[str]) -> list[Cell]:
+# What --only can tell by the study alone, under the name that the study or the recipe gives it.
+_OF_A_SPEC = ("dataset", "backbone", "protocol", "tasks")
+
+
+def _name(condition: str) -> str:
+    return condition.partition("=")[0]
+
+
+def _select_specs(
+    specs: list[tuple[Spec, str]], request: Request, base: Recipe, problems: list[str]
+) -> list[tuple[Spec, str]]:
+    """Those that fit the conditions on names, so that nothing else has to be right about the others."""
+    for condition in request.only:
+        name, _, text = condition.partition("=")
+        if name not in _OF_A_SPEC:
+            continue
+        try:
+            wanted = canonical_tasks(text) if name == "tasks" else text
+        except ValueError as error:
+            problems.append(f"--only {condition}: {error}")
+            continue
+        names = [(spec, {str(spec[name]), str(_resolved(spec, request, base)[name])}) for spec, _ in specs]
+        fitting = [each for each, (_, known) in zip(specs, names) if wanted in known]
+        if not fitting:
+            there = sorted(set().union(*(known for _, known in names)))
+            problems.append(f"--only {condition} fits no cell; {name} is one of {', '.join(there)}")
+        specs = fitting or specs
+    return specs
+
+
+def _select(cells: list[Cell], only: Iterable[str], problems: list[str]) -> list[Cell]:
     """The cells that fit every condition "field=value"."""
     for condition in only:
         name, _, text = condition.partition("=")
         try:
-            value = canonical_tasks(text) if name == "tasks" else parse_value(name, text)
+            value = parse_value(name, text)
         except ValueError as error:
             problems.append(f"--only {condition}: {error}")
             continue

@@ -281,7 +281,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], bool]:
         raise SpaceError([f"the space file {path} does not exist"])
     try:
         defined = runpy.run_path(str(path))
-    except Exception as error:  # whatever a user's file may raise is what is wrong with it
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" in line {lines[-1].lineno} ({(lines[-1].line or '').strip()})" if lines else ""
         raise SpaceError([f"the space file {path} does not import{where}: {type(error).__name__}: {error}"]) from error

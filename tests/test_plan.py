@@ -122,3 +122,74 @@ def test_more_training_images_than_there_are_is_refused_before_anything_starts(t
     cells = plan_cells(request(tmp_path, combinations=("none",), settings=("train_images=5000",)))
     (problem,) = prepare_data(cells, tmp_path)
     assert problem.startswith("train_images=5000, but digits has 1294 training images")
+
+
+# A study's own cells
+
+JOINT = '"dataset": "cifar10", "backbone": "vit_s4", "protocol": "joint"'
+
+
+def file_problems(tmp_path: Path, cells: str, **changes) -> list[str]:
+    (tmp_path / "mine.py").write_text(f"cells = [{cells}]")
+    return problems(tmp_path, study=str(tmp_path / "mine.py"), **changes)
+
+
+def test_a_field_that_a_study_sets_where_it_does_not_act_is_refused_by_name(tmp_path):
+    found = file_problems(tmp_path, f'{{{JOINT}, "tasks": "none", "mega_grid": 3, "epochs": 5}}')
+    assert found == [
+        f"{tmp_path}/mine.py: mega_grid=3 has no effect with tasks='none', protocol='joint': leave it out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "texts"),
+    [
+        (
+            '"tasks": "sprel+abspos"',
+            '"tasks": "abspos+sprel"',
+            "{'tasks': 'sprel+abspos'} and {'tasks': 'abspos+sprel'}",
+        ),
+        ('"tasks": "none"', '"tasks": "none", "epochs": 100', "{} and {'epochs': 100}"),
+    ],
+)
+def test_two_ways_to_write_one_cell_are_refused(tmp_path, one, other, texts):
+    (found,) = file_problems(tmp_path, f"{{{JOINT}, {one}}}, {{{JOINT}, {other}}}", recipe="paper")
+    assert found == f"{tmp_path}/mine.py has one cell twice: {texts} train the same"
+
+
+@pytest.mark.parametrize(
+    ("study", "setting", "field"),
+    [("mega", "mega_grid=2", "mega_grid"), ("figure2", "permute_patches=true", "permute_patches")],
+)
+def test_a_setting_that_folds_what_a_study_compares_is_refused(tmp_path, study, setting, field):
+    (found,) = problems(tmp_path, study=study, settings=(setting,))
+    assert f"{study} compares values of {field}; pick one with --only {field}=VALUE" in found
+
+
+def test_only_knows_the_study_s_names_and_those_that_stand_in_for_them(tmp_path):
+    def chosen(*only, **changes):
+        return plan_cells(request(tmp_path, study="table3", only=only, **changes))
+
+    own = chosen("backbone=swin_t", "dataset=cifar10")
+    assert [cell.tasks for cell in own] == ["none", "drloc", "sprel+abspos"]
+    assert chosen("backbone=swin_xs8", "dataset=digits") == own
+    (found,) = problems(tmp_path, study="table3", only=("backbone=swn",))
+    assert "fits no cell; backbone is one of swin_t, swin_xs8, " in found
+
+
+def test_a_setting_need_not_suit_cells_that_only_leaves_out(tmp_path):
+    # Of the 4 pixels of vit_s4's patches a crop of 0.9 takes all.
+    options = {"study": "table3", "recipe": "paper", "settings": ("patch_crop=0.9",)}
+    assert "patch_crop=0.9 takes 4 of the 4 pixels" in str(problems(tmp_path, **options))
+    cells = plan_cells(request(tmp_path, only=("backbone=swin_t",), **options))
+    assert {cell.patch_crop for cell in cells} == {0.9, 1.0}
+
+
+def test_a_study_file_that_ends_the_program_is_refused(tmp_path):
+    (tmp_path / "quit.py").write_text("import sys\nsys.exit(0)")
+    (found,) = problems(tmp_path, study=str(tmp_path / "quit.py"))
+    assert "does not import: SystemExit: 0" in found
+
+
+def test_images_without_a_side_are_refused(tmp_path):
+    assert problems(tmp_path, image_size=0) == ["--image-size must be at least 1, not 0"]
