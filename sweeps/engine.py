@@ -413,7 +413,7 @@ class _Reporter(Callback):
         self.finished += 1
         self._progress.ended(
             cell,
-            f"test accuracy {row['test_accuracy']:5.2f} %  {duration(row['training_seconds'])}",
+            f"{_tested(row)}  {duration(row['training_seconds'])}",
             failed=False,
         )
 
@@ -446,6 +446,14 @@ class _Reporter(Callback):
         """After what this driver entered before; cells that failed or are another driver's may still need it."""
         if self._account.are_finished(self._users[shared]):
             self._account.drop_pretraining(shared)
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """A cell's result for a person; of a pre-training alone what its tasks came to."""
+    if "test_accuracy" in row:
+        return f"test accuracy {row['test_accuracy']:5.2f} %"
+    tested = (f"{name.removeprefix('test_')} {value:.2f}" for name, value in row.items() if name.startswith("test_"))
+    return ", ".join(tested) or "pre-trained"
 
 
 _HOW = {

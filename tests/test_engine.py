@@ -208,3 +208,15 @@ def test_a_driver_that_was_replaced_leaves_runs_and_account_to_the_other(tmp_pat
     assert [name for name, *_ in told] == ["begin", "log"]
     assert sweep.tracking.told == []
     assert Account(tmp_path).events(cell) == entered
+
+
+def test_a_pre_training_alone_finishes_with_what_its_tasks_came_to(tmp_path):
+    cell = planned(tmp_path, "sprel")[0].pretraining()
+    sweep, said = Sweep(tmp_path, [cell]), []
+    sweep.reporter._progress.ended = lambda cell, text, failed: said.append(text)
+    rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 1.0} for epoch in (1, 2)]
+    result = {"epoch": 2, "phase": "test", "test_sprel_accuracy": 48.5, "selected_epoch": 2, "training_seconds": 2.0}
+    sweep.report(sweep.start(cell), *rows, result)
+    sweep.reporter.close()
+    assert sweep.account.status(cell).state == "finished"
+    assert said == ["sprel_accuracy 48.50  2 s"]
