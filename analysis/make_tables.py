@@ -162,7 +162,8 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         )
     pages = [report] if "html" in formats else []
     outputs = [*(options.out / name for name in texts), *drawn, *pages]
-    provenance.write(options.out, provenance.record(study, options.where, runs, everything, outputs))
+    recorded = provenance.record(study, options.where, runs, everything, outputs, gathered.digests)
+    provenance.write(options.out, recorded)
     show(console, main_tables[0])
     for note in notes:
         say(console, f"note: {note}")
@@ -306,11 +307,13 @@ def check(options: argparse.Namespace, console: Console) -> int:
         problems += provenance.edited(content, options.out)
     status = DIFFERENT if problems else 0
     try:
-        runs = conform(read_runs(options).runs)
+        gathered = read_runs(options)
+        runs = conform(gathered.runs)
         for content in contents:
             fitting = select(runs, content["where"])
             chosen = fitting if content["study"] == TABLE1 else claims.of_study(fitting, content["study"])
-            problems += [f"{content['study']}: {each}" for each in provenance.outdated(content, chosen)]
+            found = provenance.outdated(content, chosen, gathered.digests)
+            problems += [f"{content['study']}: {each}" for each in found]
         status = DIFFERENT if problems else 0
     except GatherError as error:
         problems.append(f"whether the outputs match the data cannot be said: {error}")

@@ -1,7 +1,7 @@
 """Where every number comes from: a sidecar beside a study's outputs, STUDY.provenance.json.
 
 study, where     what the outputs were made of
-rows             by run id a digest of what the tables use of it, over all runs of the study
+rows             by run id a digest of what the outputs use of it, over all runs of the study
 outputs          by file name, the digest of its content
 numbers          one for each number of ours: id (TABLE:ROW:COLUMN), text as printed, values unrounded, and its
                  runs, each with run_id, cell_id, seed, commit; footnotes that it carries; published numbers, with
@@ -23,7 +23,11 @@ from analysis.typeset import Table, label
 from relvit.cell import FIELDS, unknown
 
 _ENDING = ".provenance.json"
-_TAGS = ("cell_id", "git_commit", "git_dirty", "data_fingerprint", "deviation")
+_TAGS = (
+    *("cell_id", "status", "git_commit", "git_dirty", "data_fingerprint", "deviation"),
+    *("host", "device", "python_version", "torch_version", "timm_version", "ray_version"),  # on the page
+)
+_VERSION = "2"  # of what a sidecar holds and of how its digests are made
 
 
 class ProvenanceError(ValueError):
@@ -36,15 +40,24 @@ def sidecar(folder: Path, study: str) -> Path:
 
 
 def record(
-    study: str, where: Iterable[str], runs: pd.DataFrame, tables: Iterable[Table], outputs: Iterable[Path]
+    study: str,
+    where: Iterable[str],
+    runs: pd.DataFrame,
+    tables: Iterable[Table],
+    outputs: Iterable[Path],
+    histories: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What the sidecar of a study holds. runs: all of the study that fit `where`."""
+    """What the sidecar of a study holds.
+
+    runs: all of the study that fit `where`. histories: by run id, a digest that changes with the run's metrics.
+    """
     runs = conform(runs)
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
     content = {
+        "version": _VERSION,
         "study": study,
         "where": list(where),
-        "rows": {run: row_digest(row) for run, row in by_id.items()},
+        "rows": {run: row_digest(row, (histories or {}).get(run, "")) for run, row in by_id.items()},
         "outputs": {path.name: file_digest(path) for path in outputs},
         "numbers": [entry for table in tables for entry in _numbers(table, by_id)],
     }
@@ -81,12 +94,15 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         seal = content.pop("seal")
         whole = seal == _seal(content) and {"study", "where", "rows", "outputs", "numbers"} <= set(content)
+        known = content.get("version") == _VERSION
     except FileNotFoundError:
         raise ProvenanceError(f"there is no {path}: make the tables of the study first") from None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ProvenanceError(f"{path} cannot be read ({error}): make the tables of the study again") from error
     if not whole:
         raise ProvenanceError(f"{path} was edited by hand: make the tables of the study again")
+    if not known:
+        raise ProvenanceError(f"{path} is of another version of this project: make the tables of the study again")
     return content
 
 
@@ -135,18 +151,25 @@ def _run(runs: Mapping[str, Mapping[str, Any]], run: str) -> dict[str, Any]:
 # Digests
 
 
-def row_digest(run: Mapping[str, Any]) -> str:
-    """Of what the tables use of a run: whether it is finished, its cell, its tags, its results on the test split."""
+def row_digest(run: Mapping[str, Any], history: str = "") -> str:
+    """Of what the outputs use of a run: its cell, its tags, its status, its results on the test split and its time.
+
+    history: a digest of its metrics, which count once it is finished: before, no output shows them.
+    """
     used = {name: run.get(name) for name in (*FIELDS, *_TAGS)}
-    used |= {name: value for name, value in run.items() if str(name).startswith("test_")}
+    used |= {name: value for name, value in run.items() if _is_result(name)}
     known = {name: _canonical(name, value) for name, value in used.items() if not pd.isna(value)}
-    return _hash(json.dumps({**known, "finished": run.get("status") == "FINISHED"}, sort_keys=True).encode())
+    finished = run.get("status") == "FINISHED"
+    return _hash(json.dumps({**known, "history": history if finished else ""}, sort_keys=True).encode())
+
+
+def _is_result(name: str) -> bool:
+    return str(name).startswith("test_") or name == "training_seconds"
 
 
 def _canonical(name: str, value: Any) -> Any:
     """One value, whatever type a store or a file format gave it."""
-    kind = FIELDS.get(name, float if name.startswith("test_") else str)
-    return kind(value)
+    return FIELDS.get(name, float if _is_result(name) else str)(value)
 
 
 def file_digest(path: Path) -> str:
@@ -177,10 +200,10 @@ def edited(content: Mapping[str, Any], folder: Path) -> list[str]:
     return problems
 
 
-def outdated(content: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
+def outdated(content: Mapping[str, Any], runs: pd.DataFrame, histories: Mapping[str, str] | None = None) -> list[str]:
     """In what the runs of the study are no longer those that the outputs were made of, one sentence each.
 
-    runs: all of the study that fit the recorded `where`, as gathered now.
+    runs: all of the study that fit the recorded `where`, as gathered now. histories: as in `record`.
     """
     now = {row["run_id"]: row for row in conform(runs).to_dict("records")}
     was = content["rows"]
@@ -188,7 +211,7 @@ def outdated(content: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
     for run, row in now.items():
         if run not in was:
             problems.append(f"run {run} ({row['cell_id']}) is new")
-        elif was[run] != row_digest(row):
+        elif was[run] != row_digest(row, (histories or {}).get(run, "")):
             problems.append(f"run {run} ({row['cell_id']}) has changed; on it rest: {_resting_on(content, run)}")
     problems += [f"run {run} is gone; on it rest: {_resting_on(content, run)}" for run in was if run not in now]
     if not problems:

@@ -100,9 +100,38 @@ def test_new_changed_and_vanished_runs_are_named_with_what_rests_on_them(tmp_pat
     assert provenance.outdated(content, more)[0].startswith("run another")
 
 
-def test_what_no_table_shows_does_not_make_outputs_outdated(tmp_path, runs):
+def test_what_no_output_shows_does_not_make_outputs_outdated(tmp_path, runs):
     content = made(tmp_path, runs)
-    assert provenance.outdated(content, runs.assign(host="elsewhere", end_time=pd.Timestamp.now())) == []
+    assert provenance.outdated(content, runs.assign(driver_host="elsewhere", sweep="another")) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("training_seconds", 61.0), ("device", "another GPU"), ("status", "KILLED")]
+)
+def test_what_figures_and_the_page_show_makes_outputs_outdated(tmp_path, runs, column, value):
+    runs = runs.assign(training_seconds=60.0, device="a GPU")
+    content = made(tmp_path, runs)
+    changed = runs.copy()
+    changed.loc[0, column] = value
+    assert f"run {runs['run_id'][0]}" in provenance.outdated(content, changed)[0]
+
+
+def test_a_changed_history_makes_outputs_outdated_once_its_run_is_finished(tmp_path, runs):
+    runs.loc[1, "status"] = "RUNNING"
+    finished, running = runs["run_id"][:2]
+    content = provenance.record("table4", [], runs, [], [], dict.fromkeys(runs["run_id"], "a"))
+    histories = dict.fromkeys(runs["run_id"], "a")
+    assert provenance.outdated(content, runs, histories | {running: "b"}) == []
+    assert f"run {finished}" in provenance.outdated(content, runs, histories | {finished: "b"})[0]
+
+
+def test_a_sidecar_of_an_older_version_is_not_held_against_the_runs(tmp_path, runs):
+    made(tmp_path, runs)
+    path = provenance.sidecar(tmp_path, "table4")
+    content = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seal", "version")}
+    path.write_text(json.dumps({**content, "seal": provenance._seal(content)}))
+    with pytest.raises(ProvenanceError, match="is of another version of this project"):
+        provenance.read(path)
 
 
 def test_types_of_columns_do_not_matter_to_the_digests(tmp_path, runs):

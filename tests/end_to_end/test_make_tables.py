@@ -127,6 +127,11 @@ def test_outputs_are_checked_against_files_and_runs(paper, tmp_path):
     assert f"run {run.info.run_id}" in result.stderr
     assert "table2:tiny_imagenet:supervised" in result.stderr
     assert "no longer match the data: table2.tex" in result.stderr
+    (run,) = client.search_runs([experiment], "params.backbone = 'swin_t' and params.tasks = 'none'", max_results=1)
+    client.log_metric(run.info.run_id, "joint_val_accuracy", 43.0, step=100)  # which figures alone show
+    result = make(tmp_path, "--check", "--study", "table3")
+    assert result.returncode == 1
+    assert f"run {run.info.run_id}" in result.stderr
 
 
 def test_a_number_is_explained(paper):
