@@ -163,7 +163,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     pages = [report] if "html" in formats else []
     outputs = [*(options.out / name for name in texts), *drawn, *pages]
     recorded = provenance.record(study, options.where, runs, everything, outputs, gathered.digests)
-    provenance.write(options.out, recorded)
+    notes += provenance.write(options.out, recorded)
     show(console, main_tables[0])
     for note in notes:
         say(console, f"note: {note}")
@@ -321,7 +321,8 @@ def check(options: argparse.Namespace, console: Console) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        say(console, f"{sum(len(content['outputs']) for content in contents)} outputs match {len(runs)} runs")
+        outputs = sum(len(content["outputs"]) + len(content["earlier"]) for content in contents)
+        say(console, f"{outputs} outputs match {len(runs)} runs")
     return status
 
 

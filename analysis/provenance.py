@@ -3,6 +3,8 @@
 study, where     what the outputs were made of
 rows             by run id a digest of what the outputs use of it, over all runs of the study
 outputs          by file name, the digest of its content
+earlier          by file name, its digest and that of the data it was made of, for outputs that an earlier call wrote
+                 and the last one did not (another --format, a figure that could not be drawn again)
 numbers          one for each number of ours: id (TABLE:ROW:COLUMN), text as printed, values unrounded, and its
                  runs, each with run_id, cell_id, seed, commit; footnotes that it carries; published numbers, with
                  no runs, say so
@@ -53,36 +55,46 @@ def record(
     """
     runs = conform(runs)
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
-    content = {
+    return {
         "version": _VERSION,
         "study": study,
         "where": list(where),
         "rows": {run: row_digest(row, (histories or {}).get(run, "")) for run, row in by_id.items()},
         "outputs": {path.name: file_digest(path) for path in outputs},
+        "earlier": {},
         "numbers": [entry for table in tables for entry in _numbers(table, by_id)],
     }
-    return {**content, "seal": _seal(content)}
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> Path:
-    """Write the sidecar, as a whole. Files that another study's sidecar names too are this study's from now on."""
+def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
+    """Write the sidecar, as a whole. Files that another study's sidecar names too are this study's from now on, and
+    those that an earlier call left stay known. Returns which of the latter other data gave, one sentence each."""
     path = sidecar(folder, content["study"])
     for other in sorted(folder.glob(f"*{_ENDING}")):
-        if other == path:
-            continue
         try:
             theirs = read(other)
         except ProvenanceError:
             continue  # `check` says that it is damaged
-        kept = {name: digest for name, digest in theirs["outputs"].items() if name not in content["outputs"]}
-        if len(kept) < len(theirs["outputs"]):
-            changed = {key: value for key, value in theirs.items() if key != "seal"} | {"outputs": kept}
-            _replace(other, {**changed, "seal": _seal(changed)})
+        if other == path:
+            data = _data_digest(theirs["where"], theirs["rows"])
+            left = theirs["earlier"] | {name: [digest, data] for name, digest in theirs["outputs"].items()}
+            left = {name: each for name, each in left.items() if (folder / name).exists()}
+            content = {**content, "earlier": _without(left, content["outputs"])}
+            continue
+        kept = {key: _without(theirs[key], content["outputs"]) for key in ("outputs", "earlier")}
+        if any(len(kept[key]) < len(theirs[key]) for key in kept):
+            _replace(other, {**theirs, **kept})
     _replace(path, content)
-    return path
+    return _stale(content, content["rows"])
+
+
+def _without(files: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in files.items() if name not in others}
 
 
 def _replace(path: Path, content: Mapping[str, Any]) -> None:
+    content = {key: value for key, value in content.items() if key != "seal"}
+    content["seal"] = _seal(content)
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(path)
@@ -181,6 +193,10 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _data_digest(where: list[str], rows: Mapping[str, str]) -> str:
+    return _hash(json.dumps([where, rows], sort_keys=True).encode())
+
+
 def _seal(content: Mapping[str, Any]) -> str:
     return _hash(json.dumps(content, sort_keys=True).encode())
 
@@ -190,14 +206,23 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 def edited(content: Mapping[str, Any], folder: Path) -> list[str]:
     """Which outputs are missing or are no longer what was written, one sentence each."""
-    problems = []
-    for name, digest in content["outputs"].items():
-        path = folder / name
-        if not path.exists():
-            problems.append(f"{name} is missing")
-        elif file_digest(path) != digest:
+    problems = [f"{name} is missing" for name in content["outputs"] if not (folder / name).exists()]
+    digests = content["outputs"] | {name: digest for name, (digest, _) in content["earlier"].items()}
+    for name, digest in digests.items():
+        # One of an earlier call may be deleted.
+        if (folder / name).exists() and file_digest(folder / name) != digest:
             problems.append(f"{name} was edited by hand, or is half-written")
     return problems
+
+
+def _stale(content: Mapping[str, Any], rows: Mapping[str, str]) -> list[str]:
+    """Which outputs of earlier calls were made of other data than these rows, one sentence each."""
+    data = _data_digest(content["where"], rows)
+    return [
+        f"{name} is of an earlier call, with other runs or another --where: delete it or make it again"
+        for name, (_, made_of) in content["earlier"].items()
+        if made_of != data
+    ]
 
 
 def outdated(content: Mapping[str, Any], runs: pd.DataFrame, histories: Mapping[str, str] | None = None) -> list[str]:
@@ -206,17 +231,17 @@ def outdated(content: Mapping[str, Any], runs: pd.DataFrame, histories: Mapping[
     runs: all of the study that fit the recorded `where`, as gathered now. histories: as in `record`.
     """
     now = {row["run_id"]: row for row in conform(runs).to_dict("records")}
-    was = content["rows"]
+    was, digests = content["rows"], {run: row_digest(row, (histories or {}).get(run, "")) for run, row in now.items()}
     problems = []
     for run, row in now.items():
         if run not in was:
             problems.append(f"run {run} ({row['cell_id']}) is new")
-        elif was[run] != row_digest(row, (histories or {}).get(run, "")):
+        elif was[run] != digests[run]:
             problems.append(f"run {run} ({row['cell_id']}) has changed; on it rest: {_resting_on(content, run)}")
     problems += [f"run {run} is gone; on it rest: {_resting_on(content, run)}" for run in was if run not in now]
-    if not problems:
-        return []
-    return [*problems, f"so these no longer match the data: {', '.join(content['outputs'])}"]
+    if problems:
+        problems.append(f"so these no longer match the data: {', '.join(content['outputs'])}")
+    return problems + _stale(content, digests)
 
 
 def _resting_on(content: Mapping[str, Any], run: str) -> str:

@@ -157,6 +157,35 @@ def test_a_sidecar_that_was_edited_or_is_broken_is_refused(tmp_path, runs):
 def test_a_file_belongs_to_the_study_that_wrote_it_last(tmp_path, runs):
     made(tmp_path, runs, "table4", "report.tex")
     made(tmp_path, runs, "table2", "report.tex")
-    assert provenance.read(provenance.sidecar(tmp_path, "table4"))["outputs"] == {}
+    first = provenance.read(provenance.sidecar(tmp_path, "table4"))
+    assert first["outputs"] == first["earlier"] == {}
     second = provenance.read(provenance.sidecar(tmp_path, "table2"))
     assert provenance.edited(second, tmp_path) == []
+
+
+def test_outputs_of_an_earlier_call_stay_known(tmp_path, runs):
+    made(tmp_path, runs, name="table4.md")
+    content = made(tmp_path, runs, name="table4.tex")
+    assert list(content["outputs"]) == ["table4.tex"]
+    assert provenance.edited(content, tmp_path) == provenance.outdated(content, runs) == []
+    (tmp_path / "table4.md").write_text("edited")
+    assert provenance.edited(content, tmp_path) == ["table4.md was edited by hand, or is half-written"]
+    # It is not forgotten by a third call either, and the edit is not taken for the truth.
+    content = made(tmp_path, runs, name="table4.tex")
+    assert provenance.edited(content, tmp_path) == ["table4.md was edited by hand, or is half-written"]
+    (tmp_path / "table4.md").unlink()
+    assert provenance.edited(content, tmp_path) == []
+    assert made(tmp_path, runs, name="table4.tex")["earlier"] == {}
+
+
+def test_an_output_that_other_data_gave_and_no_call_renewed_is_named(tmp_path, runs):
+    made(tmp_path, runs, name="table4-older-1.md")
+    changed = runs.copy()
+    changed.loc[0, "test_accuracy"] = 85.0
+    content = made(tmp_path, changed, name="table4.md")
+    (stale,) = provenance.outdated(content, changed)
+    assert stale.startswith("table4-older-1.md is of an earlier call, with other runs")
+    record = provenance.record("table4", [], changed, [], [tmp_path / "table4.md"])
+    assert provenance.write(tmp_path, record) == [stale]
+    made(tmp_path, changed, name="table4-older-1.md")
+    assert provenance.write(tmp_path, record) == []

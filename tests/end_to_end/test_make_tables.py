@@ -189,6 +189,15 @@ def test_only_the_formats_asked_for_are_written(paper, tmp_path):
     endings = {path.suffix for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert ".md" in endings
     assert not endings & {".tex", ".html"}
+    # What another call left out is still checked, and what it made of other runs is not passed off as of these.
+    result = make(tmp_path, "--format", "latex", "--where", "dataset=cifar10")
+    assert "of an earlier call" not in result.stdout
+    assert make(tmp_path, "--check").returncode == 0
+    result = make(tmp_path, "--format", "latex")
+    assert "table4.md is of an earlier call, with other runs or another --where" in result.stdout
+    result = make(tmp_path, "--check")
+    assert result.returncode == 1
+    assert "table4.md is of an earlier call" in result.stderr
 
 
 def test_runs_without_a_study_are_said_to_need_one(paper, tmp_path):
