@@ -10,7 +10,7 @@ effects of the tasks, verdicts on the published numbers and sentences), each as 
 one document of all that; STUDY-report.html, the same as one page with the figures and how to reproduce them; and
 STUDY.provenance.json, which leads from every number to its runs. All are attached to one MLflow run that stands for
 the study. Where Table 4's runs have several settings (data sets, backbones, recipes), each gets its table; table4 is
-that of the newest run, or the newest that fits --where.
+that of the newest run, or the newest that fits --where; of study "full", that of the paper's data set and backbone.
 
 Exit status: 0; 1 where --check found that an output is no longer what the data give, or --strict refused; 2 where the
 request is wrong or there is nothing to gather. In the last two cases no output was touched.
@@ -128,10 +128,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         require_comparable(made)
     main_tables = [table for table, _ in made]
     behind = [
-        table
-        for table, used in made
-        if "-older-" not in table.name
-        for table in appendix(kind(table, study), used, table.name)
+        table for table, used in made if shown_first(table) for table in appendix(kind(table, study), used, table.name)
     ]
     # Tuned beside untuned, where there are both.
     both = tuned.beside(fitting, study)
@@ -156,7 +153,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
             # The sentences have a section of their own.
             behind=[page.TableHtml(table.title, to_html(table)) for table in behind if "-verdicts" not in table.name],
             figures=drawn,
-            verdicts=page.sentences(study, shown),
+            verdicts=page.sentences_of((kind(table, study), used) for table, used in made if shown_first(table)),
             notes=notes,
             experiment=options.experiment,
         )
@@ -169,8 +166,9 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         say(console, f"note: {note}")
     names = [path.name for path in (*outputs, provenance.sidecar(options.out, study))]
     say(console, f"written to {options.out}: {', '.join(names)}")
-    if any("-older-" in table.name for table in main_tables):
-        say(console, "shown is the newest setting; --where FIELD=VALUE picks another")
+    if not all(map(shown_first, main_tables)):
+        which = "that of the paper's data set and backbone, or the newest" if study == "full" else "the newest setting"
+        say(console, f"shown is {which}; --where FIELD=VALUE picks another")
     if options.attach:
         attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages)
     return 0
@@ -207,6 +205,11 @@ def kind(table: Table, study: str) -> str:
     return name.partition("-")[0] if study == "full" else study
 
 
+def shown_first(table: Table) -> bool:
+    """Whether it is not one of Table 4's further settings."""
+    return "-older-" not in table.name
+
+
 def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFrame]]:
     """The tables of a study, the one to show first, each with its runs. Study "full" has those of Tables 2-4."""
     if study != "full":
@@ -215,7 +218,7 @@ def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFra
         pair
         for table in ("table4", "table2", "table3")
         if len(part := claims.of_study(runs, table)) and (part["status"] == "FINISHED").any()
-        for pair in tables.study_tables(table, part, f"full-{table}")
+        for pair in tables.study_tables(table, part, f"full-{table}", papers_first=True)
     ] or list(tables.study_tables(study, runs))
 
 

@@ -108,6 +108,12 @@ def sentences(study: str, runs: pd.DataFrame) -> pd.DataFrame | None:
     return claims.verdicts(runs, table=study).assign(paper=printed)
 
 
+def sentences_of(shown: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame | None:
+    """`sentences` of several tables, each with its runs, one after another."""
+    found = [judged for study, runs in shown if (judged := sentences(study, runs)) is not None]
+    return pd.concat(found) if found else None
+
+
 def _picture(path: Path) -> dict[str, Any]:
     with Image.open(path) as image:
         width, caption = image.width, image.info.get("Description", path.stem)

@@ -689,16 +689,22 @@ def _plain(value: Any) -> str:
 # All tables of a study
 
 
-def study_tables(study: str, runs: pd.DataFrame, name: str | None = None) -> Sequence[tuple[Table, pd.DataFrame]]:
+def study_tables(
+    study: str, runs: pd.DataFrame, name: str | None = None, papers_first: bool = False
+) -> Sequence[tuple[Table, pd.DataFrame]]:
     """The tables of a study, the one to show first, each with the runs that it is made of.
 
-    Where Table 4's runs have several settings, each has its table; that of the newest comes first.
+    Where Table 4's runs have several settings, each has its table; that of the newest comes first, with papers_first
+    one on the paper's data set and backbone.
     """
     name = name or study
     if study == "table1":
         return [(layout_table1(runs, name), runs)]
     if study == "table4":
         found = list(reversed(settings(runs)))
+        if papers_first:
+            (place,) = published("table4")[["dataset", "backbone"]].drop_duplicates().itertuples(index=False, name=None)
+            found.sort(key=lambda one: (one.fields.get("dataset"), one.fields.get("backbone")) != place)
         return [
             (layout_table4(setting, f"{name}-older-{number}" if number else name), setting.runs)
             for number, setting in enumerate(found)

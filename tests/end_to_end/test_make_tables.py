@@ -8,18 +8,22 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from test_tables import published_as_runs
+from test_tables import row as made_row
 
+from analysis import page
 from relvit.cell import FIELDS, Cell
+from sweeps.plan import Request, plan_cells
 from sweeps.tracking import Tracker
 
 pytestmark = pytest.mark.end_to_end
 
 # An entry puts its checkout first on the path, in the place of a script's folder.
 _PATH = list(sys.path)
-from analysis.make_tables import main  # noqa: E402
+from analysis.make_tables import kind, main, shown_first, study_tables  # noqa: E402
 
 sys.path[:] = _PATH
 
@@ -157,6 +161,22 @@ def test_a_deviation_is_a_footnote_in_every_format_or_refused(paper, tmp_path):
         assert text.count(mark) == 1
         assert "micro" in text
     assert make(tmp_path, "--study", "table4", "--strict").returncode == 0
+
+
+def test_full_shows_the_papers_own_table_4_however_old_and_judges_the_sentences_of_all_three_tables(tmp_path):
+    cells = plan_cells(Request(study="full", recipe="paper", data_root=tmp_path))
+    rows = [
+        made_row(cell, accuracy=80.0 + number % 7, started=number + 1000 * (cell.dataset != "cifar10"))
+        for number, cell in enumerate(cells)
+    ]
+    made = study_tables("full", pd.DataFrame(rows).assign(study="full"))
+    assert made[0][0].title == "Table 4: tasks on CIFAR-10 with ViT-S/4"
+    first = [(kind(table, "full"), used) for table, used in made if shown_first(table)]
+    assert [name for name, _ in first] == ["table4", "table2", "table3"]
+    assert len(made) == 3 + 4  # and the other four data sets'
+    judged = page.sentences_of(first)
+    assert set(judged["table"]) == {"table2", "table3", "table4"}
+    assert not judged[judged["table"] == "table4"]["not_comparable"].any()
 
 
 @pytest.mark.parametrize(
