@@ -248,14 +248,15 @@ def _latex_frame(table: Table) -> tuple[pd.DataFrame, int]:
 def _headings(table: Table, escape: Callable[[str], str], nothing: str) -> pd.Index:
     """Group, heading and unit of each column, levels that are empty throughout left out.
 
-    Styler merges neighbours that are alike. Two columns of one heading must stay two: `nothing`, which the format does
-    not show, makes them differ.
+    Styler merges neighbours that are alike, as groups should be. Two columns of one heading must stay two: `nothing`,
+    which the format does not show, makes them differ.
     """
     names = [(escape(column.group), escape(column.heading), escape(column.unit)) for column in table.columns]
     kept = [level for level in range(3) if level == 1 or any(name[level] for name in names)]
     unique: list[tuple[str, str, str]] = []
     for group, heading, unit in names:
-        while (group, heading, unit) in unique:
+        # Also with another unit: "p" and "p (Holm)" share nothing but a letter.
+        while (group, heading) in [place[:2] for place in unique]:
             heading += nothing
         unique.append((group, heading, unit))
     if len(kept) == 1:
