@@ -285,6 +285,5 @@ def _asked_for(numbers: list[dict[str, Any]], question: str) -> list[dict[str, A
 
 
 def _unknown_part(kind: str, name: str, parent: str, ids: Iterable[str]) -> str:
-    return (
-        f"{parent}: {unknown(kind, name, [each.removeprefix(f'{parent}:') for each in ids if each.startswith(parent)])}"
-    )
+    known = [each.removeprefix(f"{parent}:") for each in ids if each.startswith(f"{parent}:")]
+    return f"{parent}: {unknown(kind, name, known)}"

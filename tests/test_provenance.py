@@ -1,6 +1,7 @@
 """From every number to its runs, and whether outputs are still what the data give."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,16 @@ def test_an_unknown_number_is_answered_with_the_nearest(tmp_path, runs, question
     with pytest.raises(ProvenanceError) as error:
         provenance.explain(tmp_path, question)
     assert answer in str(error.value)
+
+
+def test_an_unknown_row_is_answered_with_those_of_its_own_table_alone(tmp_path, runs):
+    ((table, _),) = tables.study_tables("table4", runs)
+    longer = replace(table, name="table4-older-1", rows=table.rows[:1])
+    provenance.write(tmp_path, provenance.record("table4", [], runs, [table, longer], []))
+    with pytest.raises(ProvenanceError) as error:
+        provenance.explain(tmp_path, "table4:nothing")
+    assert "older" not in str(error.value)
+    assert str(error.value).count("sprel+abspos,") == 1
 
 
 def test_before_any_tables_it_says_so(tmp_path):
