@@ -36,6 +36,7 @@ from relvit.cell import parse_value, unknown
 
 DIFFERENT, BAD_REQUEST = 1, 2
 TABLE1 = "table1"  # the study of all runs: what the backbones are
+REPORT = "report"  # the document, beside which a table of a study of that name has another one
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -140,7 +141,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     history = gathered.history(figures.METRICS, set(shown["run_id"]))
     drawn = figures.draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
     if "latex" in formats:
-        texts["report.tex"] = document.report(study, runs, everything, document.captions(drawn), notes)
+        texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn), notes)
     for name, text in texts.items():
         write(options.out / name, text)
     report = options.out / f"{label(study)}-report.html"
@@ -213,7 +214,8 @@ def shown_first(table: Table) -> bool:
 def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFrame]]:
     """The tables of a study, the one to show first, each with its runs. Study "full" has those of Tables 2-4."""
     if study != "full":
-        return list(tables.study_tables(study, runs))
+        name = f"study-{REPORT}" if label(study) == REPORT else study
+        return list(tables.study_tables(study, runs, name))
     return [
         pair
         for table in ("table4", "table2", "table3")

@@ -163,6 +163,18 @@ def test_a_deviation_is_a_footnote_in_every_format_or_refused(paper, tmp_path):
     assert make(tmp_path, "--study", "table4", "--strict").returncode == 0
 
 
+def test_a_study_named_as_the_document_is_keeps_its_table_beside_it(paper, tmp_path):
+    shutil.copy(paper / "mlflow.db", tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("relvit").experiment_id
+    for run in client.search_runs([experiment], "params.dataset = 'svhn' and params.protocol = 'joint'"):
+        client.set_tag(run.info.run_id, "study", "report")
+    assert make(tmp_path, "--study", "report", "--no-attach").returncode == 0
+    assert r"\documentclass" in (tmp_path / "out" / "report.tex").read_text()
+    assert r"\documentclass" not in (tmp_path / "out" / "study-report.tex").read_text()
+    assert make(tmp_path, "--check").returncode == 0
+
+
 def test_full_shows_the_papers_own_table_4_however_old_and_judges_the_sentences_of_all_three_tables(tmp_path):
     cells = plan_cells(Request(study="full", recipe="paper", data_root=tmp_path))
     rows = [
