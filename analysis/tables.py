@@ -614,34 +614,39 @@ def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
     used = runs[["backbone", "image_size"]].dropna().drop_duplicates().to_numpy()
     nominal = [(backbone, int(BACKBONES[backbone].image_size)) for backbone in ("vit_s4", "vit_s8", "vit_s32")]
     pairs = dict.fromkeys([*nominal, *sorted((str(backbone), int(size)) for backbone, size in used)])
-    columns = (
-        Column("model", "Model", align="l"),
-        Column("image_size", "Img Res."),
-        Column("blocks", "Blocks"),
-        Column("heads", "Heads"),
-        Column("dim", "Dim"),
-        Column("tokens", "#Tokens"),
-        Column("params_millions", "#Params"),
-        Column("paper_tokens", "#Tokens", group=PAPER),
-        Column("paper_params_millions", "#Params", group=PAPER),
-    )
+    parts = {  # metric of published.csv: heading and form
+        "image_size": ("Img Res.", "({0:.0f}, {0:.0f})"),
+        "blocks": ("Blocks", "{:.0f}"),
+        "heads": ("Heads", "{:.0f}"),
+        "dim": ("Dim", "{:.0f}"),
+        "tokens": ("#Tokens", "{:.0f}"),
+        "params_millions": ("#Params", "{:.1f}M"),
+    }
+    columns = [Column("model", "Model", align="l")]
+    columns += [Column(metric, heading, group=OURS) for metric, (heading, _) in parts.items()]
+    columns += [Column(f"paper_{metric}", heading, group=PAPER) for metric, (heading, _) in parts.items()]
     rows = []
     for backbone, size in pairs:
         spec = BACKBONES.get(backbone)
         if not isinstance(spec, ViTSpec):
             continue
         values = {
+            "image_size": size,
             "blocks": spec.depth,
             "heads": spec.heads,
             "dim": spec.dim,
             "tokens": (size // spec.patch_size) ** 2 + 1,
+            "params_millions": vit_parameters(spec, size) / 1e6,
         }
-        params = vit_parameters(spec, size) / 1e6
-        entries = [Entry(BACKBONE_NAMES.get(backbone, backbone)), Entry(f"({size}, {size})", numbers={"value": size})]
-        entries += [Entry(str(value), numbers={"value": value}) for value in values.values()]
-        entries.append(Entry(f"{params:.1f}M", numbers={"value": params}))
+        having = runs[((runs["backbone"] == backbone) & (runs["image_size"] == size)).fillna(False).astype(bool)]
+        ids = tuple(sorted(having["run_id"]))
+        entries = [Entry(BACKBONE_NAMES.get(backbone, backbone))]
+        entries += [
+            Entry(form.format(values[metric]), numbers={"value": values[metric]}, runs=ids)
+            for metric, (_, form) in parts.items()
+        ]
         known = paper.loc[backbone] if (backbone, size) in nominal else pd.Series(dtype=float)
-        for metric, form in (("tokens", "{:.0f}"), ("params_millions", "{:.1f}M")):
+        for metric, (_, form) in parts.items():
             value = known.get(metric, np.nan)
             text = DASH if pd.isna(value) else form.format(value)
             entries.append(Entry(text, numbers={} if text == DASH else {"value": value}, published=text != DASH))
@@ -650,7 +655,7 @@ def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
         "Configurations of the ViTs: the three of the paper's Table 1 and those of the runs. #Tokens with the class "
         "token; #Params without a classification head, computed from the configuration."
     )
-    return Table(name, "Table 1: configurations", columns, tuple(rows), caption)
+    return Table(name, "Table 1: configurations", tuple(columns), tuple(rows), caption)
 
 
 # Any other study
