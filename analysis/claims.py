@@ -61,13 +61,14 @@ class Judgement:
 
     verdict: holds, contradicted or undecided. numbers: those that decide it, for a reader. note: on what footing.
     comparisons: every comparison that was made, as `analysis.statistics` gives it (`compare`, `equivalent` or, for a
-    level, `describe`).
+    level, `describe`). entries: the labels that these rest on, where they do not name them themselves.
     """
 
     verdict: str
     numbers: str
     note: str
     comparisons: pd.DataFrame
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def verdicts(runs: pd.DataFrame, margin: float = MARGIN, table: str | None = Non
             if claim.table == study:
                 rows[claim.id] = _judged(claim, chosen, margin, mixed) | {"not_comparable": reasons}
                 used = entries[entries["label"].isin(rows[claim.id].pop("labels"))]
-                # A stated gain goes by a name of its own: it rests on all entries.
+                # What could not be compared, as runs of several settings, rests on all entries.
                 rows[claim.id]["runs"] = tuple(sorted((used if len(used) else entries)["run_id"]))
     ordered = {claim.id: rows[claim.id] for claim in CLAIMS if claim.id in rows}
     return pd.DataFrame.from_dict(ordered, orient="index").rename_axis("claim")
@@ -117,7 +118,7 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
     needs = seeds_to_decide(judged, margin)
     if mixed and not judged.comparisons.empty:
         note, needs = f"runs of mixed settings: {'; '.join(mixed)}", ""
-        judged = Judgement(UNDECIDED, judged.numbers, note, judged.comparisons)
+        judged = Judgement(UNDECIDED, judged.numbers, note, judged.comparisons, judged.entries)
     return {
         "sentence": claim.sentence,
         "where": claim.where,
@@ -126,7 +127,8 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
         "numbers": judged.numbers,
         "note": judged.note,
         "needs": needs,
-        "labels": {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
+        "labels": set(judged.entries)
+        or {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
     }
 
 
@@ -456,7 +458,7 @@ def _gains(
             for row in comparisons[decide].itertuples()
         ]
         note = _note(comparisons["n"], 1, margin)
-        return Judgement(verdict, "; ".join(numbers), note, comparisons)
+        return Judgement(verdict, "; ".join(numbers), note, comparisons, tuple(needed))
 
     return judge
 

@@ -141,7 +141,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     history = gathered.history(figures.METRICS, set(shown["run_id"]))
     drawn = figures.draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
     if "latex" in formats:
-        texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn), notes)
+        texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)
     for name, text in texts.items():
         write(options.out / name, text)
     report = options.out / f"{label(study)}-report.html"
@@ -153,14 +153,15 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
             tables=[page.TableHtml(table.title, to_html(table)) for table in main_tables],
             # The sentences have a section of their own.
             behind=[page.TableHtml(table.title, to_html(table)) for table in behind if "-verdicts" not in table.name],
-            figures=drawn,
+            figures=drawn.paths,
             verdicts=page.sentences_of((kind(table, study), used) for table, used in made if shown_first(table)),
             notes=notes,
             experiment=options.experiment,
         )
     pages = [report] if "html" in formats else []
-    outputs = [*(options.out / name for name in texts), *drawn, *pages]
-    recorded = provenance.record(study, options.where, runs, everything, outputs, gathered.digests)
+    outputs = [*(options.out / name for name in texts), *drawn.paths, *pages]
+    shown_numbers = [*everything, *drawn.numbers]
+    recorded = provenance.record(study, options.where, runs, shown_numbers, outputs, gathered.digests)
     notes += provenance.write(options.out, recorded)
     show(console, main_tables[0])
     for note in notes:
@@ -341,11 +342,13 @@ def explain(options: argparse.Namespace, console: Console) -> int:
             say(console, f"  note: {note}")
         if entry.get("published"):
             say(console, "  published in the paper (analysis/published.csv)")
+        elif not entry["runs"]:
+            say(console, "  computed from the configuration: no run of the study has it")
         for run in entry.get("runs", ()):
             changes = ", with uncommitted changes" * run.get("uncommitted_changes", False)
-            say(
-                console, f"  run {run['run_id']}  seed {run['seed']}  commit {run['commit']}{changes}  {run['cell_id']}"
-            )
+            known = {"seed": "unknown", "commit": "unknown", "cell_id": ""} | run
+            about = f"seed {known['seed']}  commit {known['commit']}{changes}  {known['cell_id']}"
+            say(console, f"  run {run['run_id']}  {about}")
     return 0
 
 

@@ -5,9 +5,9 @@ rows             by run id a digest of what the outputs use of it, over all runs
 outputs          by file name, the digest of its content
 earlier          by file name, its digest and that of the data it was made of, for outputs that an earlier call wrote
                  and the last one did not (another --format, a figure that could not be drawn again)
-numbers          one for each number of ours: id (TABLE:ROW:COLUMN), text as printed, values unrounded, and its
-                 runs, each with run_id, cell_id, seed, commit; footnotes that it carries; published numbers, with
-                 no runs, say so
+runs             by run id, cell_id, seed and commit
+numbers          one for each number of every table and figure: id (TABLE:ROW:COLUMN), text as printed, values
+                 unrounded, and the ids of its runs; footnotes that it carries; published numbers, with no runs, say so
 seal             a digest of all of this, so that the sidecar itself cannot be edited unseen
 """
 
@@ -51,7 +51,8 @@ def record(
 ) -> dict[str, Any]:
     """What the sidecar of a study holds.
 
-    runs: all of the study that fit `where`. histories: by run id, a digest that changes with the run's metrics.
+    runs: all of the study that fit `where`. tables: also what figures show, as tables. histories: by run id, a digest
+    that changes with the run's metrics.
     """
     runs = conform(runs)
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
@@ -62,7 +63,8 @@ def record(
         "rows": {run: row_digest(row, (histories or {}).get(run, "")) for run, row in by_id.items()},
         "outputs": {path.name: file_digest(path) for path in outputs},
         "earlier": {},
-        "numbers": [entry for table in tables for entry in _numbers(table, by_id)],
+        "runs": {run: _run(row) for run, row in by_id.items()},
+        "numbers": [entry for table in tables for entry in _numbers(table)],
     }
 
 
@@ -128,11 +130,11 @@ def recorded(folder: Path, study: str | None = None) -> list[Path]:
     return found
 
 
-def _numbers(table: Table, runs: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+def _numbers(table: Table) -> Iterable[dict[str, Any]]:
     notes = dict(table.notes)
     for row in table.rows:
         for column, entry in zip(table.columns, row.entries):
-            if not entry.runs and not (entry.published and entry.numbers):
+            if not (entry.runs or entry.numbers or entry.published):
                 continue
             yield {
                 "id": f"{table.name}:{row.key}:{column.key}",
@@ -140,7 +142,7 @@ def _numbers(table: Table, runs: Mapping[str, Mapping[str, Any]]) -> Iterable[di
                 **({"below": entry.below} if entry.below else {}),
                 **({"values": _plain(entry.numbers)} if entry.numbers else {}),
                 **({"footnotes": [notes[mark] for mark in entry.marks]} if entry.marks else {}),
-                **({"published": True} if entry.published else {"runs": [_run(runs, run) for run in entry.runs]}),
+                **({"published": True} if entry.published else {"runs": list(entry.runs)}),
             }
 
 
@@ -148,11 +150,9 @@ def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(float(value)) else float(value) for name, value in numbers.items()}
 
 
-def _run(runs: Mapping[str, Mapping[str, Any]], run: str) -> dict[str, Any]:
-    row = runs.get(run, {})
+def _run(row: Mapping[str, Any]) -> dict[str, Any]:
     seed = row.get("seed")
     return {
-        "run_id": run,
         "cell_id": None if pd.isna(row.get("cell_id")) else row["cell_id"],
         "seed": None if seed is None or pd.isna(seed) else int(seed),
         "commit": "unknown" if pd.isna(row.get("git_commit")) else str(row["git_commit"]),
@@ -245,16 +245,21 @@ def outdated(content: Mapping[str, Any], runs: pd.DataFrame, histories: Mapping[
 
 
 def _resting_on(content: Mapping[str, Any], run: str) -> str:
-    ids = [entry["id"] for entry in content["numbers"] if any(each["run_id"] == run for each in entry.get("runs", ()))]
+    ids = [entry["id"] for entry in content["numbers"] if run in entry.get("runs", ())]
     return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") or "no number"
 
 
 def explain(folder: Path, question: str) -> list[dict[str, Any]]:
-    """The numbers that "table4", "table4:sprel+abspos" or "table4:sprel+abspos:accuracy" asks for.
+    """The numbers that "table4", "table4:sprel+abspos" or "table4:sprel+abspos:accuracy" asks for, their runs in full.
 
     Raises ProvenanceError for a name that no sidecar in the folder has, with the valid ones and the nearest.
     """
-    numbers = [entry for path in recorded(folder) for entry in read(path)["numbers"]]
+    numbers = []
+    for content in map(read, recorded(folder)):
+        runs = {run: {"run_id": run, **about} for run, about in content["runs"].items()}
+        for entry in content["numbers"]:
+            rests_on = {"runs": [runs.get(run, {"run_id": run}) for run in entry["runs"]]} if "runs" in entry else {}
+            numbers.append({**entry, **rests_on})
     found = _asked_for(numbers, question)
     if not found and "+" in question:
         # Tasks in another order: "table4:abspos+sprel".

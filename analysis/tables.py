@@ -680,7 +680,8 @@ def layout_listing(runs: pd.DataFrame, study: str, name: str) -> Table:
             continue
         entries = [Entry(keys.loc[place, field]) for field in varying]
         entries.append(replace(number(accuracy.loc[key], interval=True), underline=False))
-        entries.append(Entry(f"{int(accuracy.loc[key, 'n'])}/{len(seeds)}"))
+        runs_of_cell = accuracy.loc[key, "runs"]
+        entries.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(entries)))
     caption = f"Test accuracy in % of the cells of {study}. {recipe(runs)} {_how_to_read(len(seeds), 'below it the')}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)

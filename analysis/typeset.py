@@ -26,13 +26,15 @@ class Entry:
 
     text: what is printed; below: a smaller second line (an interval, how many seeds). numbers: the value and what goes
     with it (std, n, low, high), unrounded. runs: the ids of the runs that it rests on. published: it is the paper's.
-    marks: letters of the table's footnotes.
+    marks: letters of the table's footnotes. noted: whether those on its runs stand at it, and not only at the number
+    beside it that rests on the same.
     """
 
     text: str = ""
     below: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
+    noted: bool = True
     published: bool = False
     bold: bool = False
     underline: bool = False
@@ -100,7 +102,7 @@ class Table:
         letters: dict[str, str] = {}
 
         def mark(entry: Entry) -> Entry:
-            note = _note(entry.runs, reasons, seeds)
+            note = _note(entry.runs, reasons, seeds) if entry.noted else ""
             if not note:
                 return entry
             letters.setdefault(note, _letter(len(letters)))

@@ -228,6 +228,12 @@ def test_the_mean_gain_of_single_tasks_over_seeds(gains, verdict):
     assert judged("single-tasks-gain", frame(rows))["verdict"] == verdict
 
 
+def test_a_stated_gain_rests_on_its_own_cells_alone():
+    runs = table4(none=80.0, sprel=83.0, dist=83.0, ang=83.0, abspos=83.0, sprel_dist=84.0, dist_ang=85.0)
+    runs = runs.assign(run_id=runs["tasks"])
+    assert judged("single-tasks-gain", runs)["runs"] == ("abspos", "ang", "dist", "none", "sprel")
+
+
 def test_a_mean_of_single_tasks_that_lacks_one_is_not_taken():
     runs = table4(none=80.0, sprel=83.0, dist=83.0, ang=83.0)
     row = judged("single-tasks-gain", runs)

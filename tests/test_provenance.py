@@ -1,14 +1,18 @@
 """From every number to its runs, and whether outputs are still what the data give."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_runs import made_runs
+from made_runs import planned as planned_runs
 from test_tables import planned, row
 
-from analysis import provenance, tables
+from analysis import figures, provenance, tables
+from analysis.appendix import appendix
 from analysis.comparability import conform
 from analysis.provenance import ProvenanceError
 from analysis.typeset import to_markdown
@@ -39,15 +43,53 @@ def test_a_number_leads_to_its_runs_seeds_and_commit(tmp_path, runs):
     }
 
 
-def test_every_printed_number_of_ours_has_runs(tmp_path, runs):
-    ids = {number["id"] for number in made(tmp_path, runs)["numbers"]}
-    ((table, _),) = tables.study_tables("table4", runs)
-    for each in table.rows:
-        for column, entry in zip(table.columns, each.entries):
-            if any(symbol.isdigit() for symbol in entry.text) and not entry.text.startswith("0/"):
-                assert f"table4:{each.key}:{column.key}" in ids
-    paper = [number for number in provenance.explain(tmp_path, "table4") if number.get("published")]
-    assert {number["id"] for number in paper} >= {"table4:none:paper_accuracy"}
+@pytest.mark.parametrize("study", ["table1", "table2", "table3", "table4", "figure2", "mega"])
+def test_every_printed_number_of_every_table_and_figure_has_runs_or_is_the_papers(study, tmp_path):
+    one_phase = {"settings": ("epochs=4", "warmup_epochs=1")} if study == "table3" else {}
+    recipe = {"recipe": "cpu", **one_phase} if study in ("table2", "table3") else {}
+    runs, metrics = made_runs(planned_runs(tmp_path, "table4" if study == "table1" else study, (0, 1), **recipe), study)
+    runs = conform(runs)
+    made = tables.study_tables(study, runs)
+    drawn = figures.draw(study, made[0][1], metrics, tmp_path).numbers
+    assert [table.name for table in drawn if table.name.endswith("-cost")]
+    everything = [table for table, _ in made] + appendix(study, made[0][1]) + drawn
+    provenance.write(tmp_path, provenance.record(study, [], runs, everything, []))
+    numbers = {number["id"]: number for table in everything for number in provenance.explain(tmp_path, table.name)}
+    for table in everything:
+        for each in table.rows:
+            for column, entry in zip(table.columns, each.entries):
+                is_number = column.align == "c" and re.match(r"[\[<+-]?\d", entry.text)
+                if not is_number or entry.text == "0" or entry.text.startswith("0/"):
+                    continue
+                number = numbers[f"{table.name}:{each.key}:{column.key}"]
+                if column.key.startswith("paper") or column.key == "published":
+                    assert number["published"]
+                elif table.title == "Table 1: configurations" and each.key not in used(runs):
+                    assert number["runs"] == []  # of the paper's models that have no run
+                else:
+                    assert number["runs"], number["id"]
+                    assert all(run["commit"] == "0123456789abcdef" and run["seed"] in (0, 1) for run in number["runs"])
+
+
+def used(runs: pd.DataFrame) -> set[str]:
+    return set(runs["backbone"] + "-" + runs["image_size"].astype(str))
+
+
+def test_a_figures_numbers_are_explained_as_a_tables(tmp_path):
+    runs, metrics = made_runs(planned_runs(tmp_path, "table4"), "table4")
+    drawn = figures.draw("table4", runs, metrics, tmp_path)
+    provenance.write(tmp_path, provenance.record("table4", [], runs, drawn.numbers, drawn.paths))
+    own = runs[runs["tasks"] == "sprel"]
+    (point,) = provenance.explain(tmp_path, "table4-accuracy:sprel:ours")
+    assert point["values"]["value"] == pytest.approx(own["test_accuracy"].mean())
+    assert [run["run_id"] for run in point["runs"]] == list(own["run_id"])
+    (curve,) = provenance.explain(tmp_path, "table4-curves:sprel:accuracy")
+    points = metrics[metrics["run_id"].isin(own["run_id"]) & (metrics["metric"] == "finetune_val_accuracy")]
+    means = points.groupby("step")["value"].mean()
+    assert [curve["values"][f"epoch {epoch}"] for epoch in (1, 2, 3, 4)] == pytest.approx(list(means))
+    assert len(provenance.explain(tmp_path, "table4-effects:main-dist:ours")[0]["runs"]) == 48
+    assert len(provenance.explain(tmp_path, "table4-effects:added-dist:ours")[0]["runs"]) == 6
+    assert len(provenance.explain(tmp_path, "table4-cost:SpRel + Dist")) == 2
 
 
 def test_tasks_may_be_named_in_any_order(tmp_path, runs):

@@ -71,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
         runs,
         folder / "table4.html",
         tables=[TableHtml("A table wider than a phone", wide)],
-        figures=figures.draw("table4", runs, metrics, folder),
+        figures=figures.draw("table4", runs, metrics, folder).paths,
         verdicts=judged[judged["table"] == "table4"],
         notes=["a-note-without-a-single-space-" * 8],
     )
