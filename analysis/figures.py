@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -524,8 +525,8 @@ def _draw_points(axes: Axes, table: pd.DataFrame, rows: np.ndarray, look: Look, 
     mean, low, high = (table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
     errors = np.nan_to_num(np.stack([mean - low, high - mean]))
     axes.errorbar(
-        mean, rows, xerr=errors, fmt=look.marker, color=look.color, markersize=3.6, elinewidth=1.1, capsize=1.6,
-        capthick=0.8, label=label, zorder=4,
+        mean, rows, xerr=errors, fmt=look.marker, color=look.color, markersize=3.6, elinewidth=1.1, capthick=0.8,
+        capsize=2.8 if errors.any() else 0, label=label, zorder=4,  # taller than the dot, which hides a short bar
     )  # fmt: skip
 
 
@@ -544,7 +545,10 @@ def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dra
     axes = figure.subplots()
     top, ticks, labels, numbers = 0.0, [], [], {}
     for number, (kind, heading, mine, paper) in enumerate(groups):
-        axes.text(0.0, top, heading, transform=axes.get_yaxis_transform(), va="center", ha="left", style="italic")
+        axes.text(
+            0.0, top, heading, transform=axes.get_yaxis_transform(), va="center", ha="left", style="italic", zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the line at zero stops there
+        )  # fmt: skip
         rows = top + 1 + np.arange(len(mine))
         _draw_points(axes, mine, rows - 0.14, LOOKS[0], "" if number else "ours")
         axes.plot(
@@ -681,7 +685,12 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     groups = list(table.groupby(level=["dataset", "backbone"], sort=False))
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 0.5 + (2.2 if columns == 1 else 1.9) * rows))
+    fronts = {place: _numbered_front(part) for place, part in groups}
+    # Of one panel the front is named below it, of several in the caption, where there is room.
+    key = fronts[groups[0][0]] if len(groups) == 1 else []
+    key_columns = 1 if max(map(len, key), default=0) > 34 else 2
+    height = 0.5 + (2.2 if columns == 1 else 1.9) * rows + 0.13 * -(-len(key) // key_columns)
+    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, height))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(groups) :]:
         axes.set_visible(False)
@@ -690,15 +699,25 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         _draw_cost(axes, part.droplevel(["dataset", "backbone"]), length)
         if len(groups) > 1:
             axes.set_title(f"{dataset}, {backbone}")
-    figure.supylabel("Test accuracy (%)", fontsize=8)
-    figure.supxlabel(f"Training time ({unit})", fontsize=8)
+    if key:
+        grid[0, 0].set(xlabel=f"Training time ({unit})", ylabel="Test accuracy (%)")
+        handles = [Line2D([], [], linestyle="none") for _ in key]
+        figure.legend(
+            handles, key, loc="outside lower center", ncols=key_columns, fontsize=7, handlelength=0, handletextpad=0,
+            labelspacing=0.25, columnspacing=1.5,
+        )  # fmt: skip
+    else:
+        figure.supylabel("Test accuracy (%)", fontsize=8)
+        figure.supxlabel(f"Training time ({unit})", fontsize=8)
     _shared_legend(figure, grid)
+    named = "; ".join(f"{', '.join(place)}: {', '.join(front)}" for place, front in fronts.items() if not key)
     finished = _finished(runs)
     devices = sorted(finished.reindex(columns=["device"])["device"].dropna().unique())
     machine = f" Measured on {', '.join(map(str, devices))}." if devices else ""
     interval = " Bars are 95 % t intervals over seeds." if table["low"].notna().any() else ""
     caption = (
-        "Test accuracy against training time, means over seeds; the line joins the cells that no other beats in both. "
+        "Test accuracy against training time, means over seeds; the line joins the cells that no other beats in both, "
+        f"numbered from left to right{f' ({named})' * bool(named)}. "
         "The time includes the whole pre-training, also where cells share it, and depends on what else the machine did."
         f"{machine}{interval} {_source(finished)}"
     )
@@ -767,19 +786,34 @@ def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
             times[chosen], part["mean"], yerr=errors, fmt=look.marker, color=look.color, markersize=3.6,
             elinewidth=0.5, label=label, zorder=3,
         )  # fmt: skip
-    middle = (times.min() + times.max()) / 2
-    for kind, row in front.iterrows():
-        time = row["minutes"] / length
-        left = time <= middle
-        name = axes.annotate(
-            kind, (time, row["mean"]), textcoords="offset points", xytext=(4 if left else -4, 4), fontsize=7,
-            ha="left" if left else "right", zorder=5,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )  # fmt: skip
-        name.set_in_layout(False)  # a long name must not squeeze the axes
+    _number_front(axes, table, length)
     axes.margins(x=0.1)
     axes.grid()
     axes.set_axisbelow(True)
+
+
+def _numbered_front(table: pd.DataFrame) -> list[str]:
+    """The cells on the front by time, each as "2 SpRel + Dist"."""
+    kinds = table[table["front"]].sort_values("minutes").index.get_level_values("kind")
+    return [f"{number} {kind}" for number, kind in enumerate(kinds, start=1)]
+
+
+def _number_front(axes: Axes, table: pd.DataFrame, length: float) -> None:
+    """Write the numbers of the front above the bars there. Neighbours too close for a number each share one: "2-4"."""
+    front = table[table["front"]].sort_values("minutes")
+    times = (front["minutes"] / length).to_numpy()
+    near = 0.08 * np.ptp(table["minutes"]) / length  # of the axis' width: about two digits and a gap
+    clusters = np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > near) + 1)
+    tops = table["high"].fillna(table["mean"])
+    for cluster in clusters:
+        first, last = times[cluster[0]], times[cluster[-1]]
+        middle = (first + last) / 2
+        below = (table["minutes"] / length).between(min(first, middle - near / 2), max(last, middle + near / 2))
+        numbers = dict.fromkeys((cluster[0] + 1, cluster[-1] + 1))
+        axes.annotate(
+            "–".join(map(str, numbers)), (middle, tops[below].max()), textcoords="offset points", xytext=(0, 2),
+            fontsize=7, ha="center", va="bottom", zorder=5, path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
 
 
 def curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_runs import made_runs, planned
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import stats
@@ -193,6 +194,51 @@ def test_the_front_of_cost_and_accuracy_by_hand(tmp_path):
     table = figures.cost_table(runs.reset_index(drop=True)).droplevel(["dataset", "backbone"])
     assert dict(table["minutes"]) == {"Supervised": 1.0, "SpRel": 2.0, "Dist": 3.0, "Ang": 4.0}
     assert dict(table["front"]) == {"Supervised": True, "SpRel": True, "Dist": False, "Ang": True}
+
+
+def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
+    runs, metrics = table4
+    tasks_of = runs["tasks"].str.split("+").map(len)
+    # Clusters, as where time depends on the number of tasks: half a second apart, each a little better than the last.
+    runs = runs.assign(training_seconds=60.0 * tasks_of + np.arange(len(runs)) / 100)
+    runs = runs.assign(test_accuracy=80 + runs["training_seconds"] / 100 + 0.3 * (runs["seed"] - 1))
+    figure, caption, _ = figures.cost("table4", runs, metrics)
+    canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+    assert len(boxes) > 1
+    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+    ends = [int(end) for text in axes.texts for end in (text.get_text().split("–")[0], text.get_text().split("–")[-1])]
+    front = figures.cost_table(runs).query("front").sort_values("minutes").index.get_level_values("kind")
+    assert ends == sorted(ends)
+    assert (ends[0], ends[-1]) == (1, len(front))
+    key = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert [f"{number} {kind}" for number, kind in enumerate(front, start=1)] == key[: len(front)]
+
+
+def test_of_several_panels_the_caption_names_the_fronts(tmp_path):
+    runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
+    _, caption, _ = figures.cost("table2", runs, metrics)
+    front = (
+        figures.cost_table(runs)
+        .query("front and dataset == 'svhn'")
+        .sort_values("minutes")
+        .index.get_level_values("kind")
+    )
+    assert f"svhn, vit_xs8: 1 {front[0]}" in caption
+
+
+def test_a_short_interval_is_not_hidden_by_its_dot_nor_a_heading_crossed_by_the_zero_line(table4):
+    figure, *_ = figures.table4_effects("table4", *table4)
+    (axes,) = figure.axes
+    (bars,) = [each for each in axes.containers if each.get_label() == "ours"]
+    dot, caps, _ = bars.lines
+    assert all(cap.get_markersize() > dot.get_markersize() for cap in caps)
+    (zero,) = [line for line in axes.get_lines() if list(line.get_xdata()) == [0, 0]]
+    for heading in axes.texts:
+        assert heading.get_zorder() > zero.get_zorder()
+        assert to_rgb(heading.get_bbox_patch().get_facecolor()) == (1, 1, 1)
 
 
 def test_kinds_are_named_by_what_tells_them_apart(tmp_path, figure2):
