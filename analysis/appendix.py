@@ -14,7 +14,7 @@ from analysis import claims, effects, statistics, tables
 from analysis.comparability import conform
 from analysis.statistics import by_seed
 from analysis.typeset import DASH, Column, Entry, Row, Table
-from relvit.cell import NONE, TASKS, task_combinations
+from relvit.cell import NONE, task_combinations
 
 _TASK_NAMES = {"sprel": "SpRel", "dist": "Dist", "ang": "Ang", "abspos": "AbsPos", "drloc": "L_drloc"}
 _METRIC_NAMES = {
@@ -75,6 +75,8 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         return None
     needed = statistics.seeds_to_find(compared)
     ids = run_ids(labelled, "label")
+    # Of what is corrected for their number: all comparisons.
+    family = tuple(sorted({run for pair in compared.index for run in _common(wide, ids, pair)}))
     several = bool(compared["low"].notna().any())
     columns = [Column("cell", "Cell", align="l"), Column("difference", "Difference", "(points)")]
     if several:
@@ -82,8 +84,7 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     columns += [Column("n", "Common", "seeds"), Column("seeds", "Seeds", "needed")]
     rows = []
     for (cell, baseline), row in compared.iterrows():
-        common = wide.reindex(columns=[cell, baseline]).dropna().index
-        rests_on = tuple(sorted(ids.get((label, seed), "") for label in (cell, baseline) for seed in common))
+        rests_on = _common(wide, ids, (cell, baseline))
         text = DASH if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
         keep = {key: row[key] for key in ("std", "n", "low", "high", "p", "p_holm")}
         numbers = {"value": row["difference"], **keep} if rests_on else {}
@@ -93,8 +94,9 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         ]
         if several:
             interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-            entries += [Entry(interval), Entry(p_value(row["p"])), Entry(p_value(row["p_holm"]))]
-        entries += [Entry(str(int(row["n"]))), Entry(needed[cell, baseline])]
+            entries.append(beside(interval, rests_on))
+            entries += [beside(p_value(row[key]), of, row[key]) for key, of in (("p", rests_on), ("p_holm", family))]
+        entries += [beside(str(int(row["n"])), rests_on), beside(needed[cell, baseline], family)]
         rows.append(Row(cell, tuple(entries)))
     baseline = "a random start" if study == "figure2" else "the supervised cell"
     tested = (
@@ -108,6 +110,18 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     )
     made = Table(name, f"Differences to {baseline}", tuple(columns), tuple(rows), caption)
     return tables.footnoted(made, labelled, tables.VARYING.get(study, ()))
+
+
+def _common(wide: pd.DataFrame, ids: Mapping[tuple[str, int], str], pair: tuple[str, str]) -> tuple[str, ...]:
+    """The runs of two cells with the seeds that both have."""
+    common = wide.reindex(columns=list(pair)).dropna().index
+    return tuple(sorted(ids[label, seed] for label in pair for seed in common))
+
+
+def beside(text: str, runs: tuple[str, ...], value: float = np.nan) -> Entry:
+    """What stands beside a number that has the footnotes."""
+    numbers = {} if pd.isna(value) else {"value": value}
+    return Entry(text, numbers=numbers, runs=() if text == DASH else runs, noted=False)
 
 
 def p_value(p: float) -> str:
@@ -135,15 +149,13 @@ def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
     if not any(part["n"].any() for *_, part in parts):
         return None
     several = any(part["low"].notna().any() for *_, part in parts)
-    ids = run_ids(runs, "tasks")
-    complete = by_seed(runs).reindex(columns=task_combinations()).dropna().index
-    everything = tuple(sorted(ids[tasks, seed] for tasks in task_combinations() for seed in complete))
+    everything = effects.complete(runs, task_combinations())
     columns = [Column("kind", "Effect", align="l"), Column("task", "Task", align="l"), Column("effect", "Points")]
     columns += [Column("interval", "95 % interval")] * several + [Column("n", "Seeds"), Column("share", "Share")]
     rows = []
     for kind, heading, part in parts:
         for number, (effect, row) in enumerate(part.iterrows()):
-            rests_on = everything if kind != "added" else _added_ids(runs, ids, effect)
+            rests_on = everything if kind != "added" else effects.complete(runs, effects.with_and_without(effect))
             text = DASH if np.isnan(row["mean"]) else f"{row['mean']:+.2f}"
             if not np.isnan(row["std"]):
                 text += f" ± {row['std']:.2f}"
@@ -157,8 +169,9 @@ def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
             ]
             if several:
                 interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-                entries.append(Entry(interval))
-            entries += [Entry(str(int(row["n"]))), Entry("" if kind != "shapley" else _share(share))]
+                entries.append(beside(interval, rests_on))
+            entries.append(beside(str(int(row["n"])), rests_on))
+            entries.append(beside(_share(share), rests_on, share) if kind == "shapley" else Entry())
             rows.append(Row(f"{kind}-{effect}", tuple(entries), rule=number == 0))
     lacking = f" {len(missing)} cells of the design are not finished: their seeds are left out." * (len(missing) > 0)
     caption = (
@@ -174,12 +187,6 @@ def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
     )
     made = Table(name, "Effects of the tasks", tuple(columns), tuple(rows), caption)
     return tables.footnoted(made, runs)
-
-
-def _added_ids(runs: pd.DataFrame, ids: Mapping[tuple[str, int], str], task: str) -> tuple[str, ...]:
-    pair = [effects.ALL, "+".join(name for name in TASKS if name != task)]
-    seeds = by_seed(runs).reindex(columns=pair).dropna().index
-    return tuple(sorted(ids[tasks, seed] for tasks in pair for seed in seeds))
 
 
 def _share(share: float) -> str:
@@ -214,6 +221,8 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
             verdict = f"not comparable ({row['seen']})"
         if not row["n"]:
             verdict = "no finished run"
+        rests_on = tuple(sorted(row["runs"]))
+        interval = DASH if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"
         entries = (
             Entry(_cell_name(study, row["cell"])),
             Entry(_METRIC_NAMES[row["metric"]]),
@@ -221,12 +230,12 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
             Entry(
                 tables.spread(row["mean"], row["std"]),
                 numbers={"value": row["mean"], **keep} if row["n"] else {},
-                runs=tuple(sorted(row["runs"])),
+                runs=rests_on,
             ),
-            Entry(DASH if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"),
-            Entry(str(int(row["n"]))),
-            Entry(p_value(row["p_equivalence"])),
-            Entry(verdict),
+            beside(interval, rests_on),
+            beside(str(int(row["n"])), rests_on),
+            beside(p_value(row["p_equivalence"]), rests_on, row["p_equivalence"]),
+            beside(verdict, rests_on),
         )
         rows.append(Row(f"{row['cell']} {row['metric']}", entries))
     reasons = list(dict.fromkeys(reason for why in judged["why"] for reason in why.split("; ") if reason))
@@ -272,13 +281,12 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
         text = f"{shortened(row['numbers'])}. " * bool(row["numbers"]) + f"{row['note'][:1].upper()}{row['note'][1:]}."
         own = paper_against_itself(study).loc[claim]
         against = f"{own['verdict']}: {own['numbers']}" if own["verdict"] == claims.CONTRADICTED else own["verdict"]
-        if own["note"] == "no finished runs to compare":
-            against = "none printed"
+        printed = own["note"] != "no finished runs to compare"
         entries = (
             Entry(f"“{row['sentence']}” ({row['where']})"),
             Entry(verdict, runs=row["runs"], bold=not row["not_comparable"]),
             Entry(f"{text} {needs}".strip(), runs=row["runs"]),
-            Entry(against),
+            Entry(against if printed else "none printed", published=printed),
         )
         rows.append(Row(claim, entries, rule=bool(rows)))
     reasons = list(dict.fromkeys(why for each in judged["not_comparable"] for why in each.split("; ") if why))

@@ -68,8 +68,8 @@ class Judgement:
     verdict: holds, contradicted or undecided. numbers: those that decide it, for a reader. note: on what footing.
     comparisons: every comparison that was made, as `analysis.statistics` gives it (`compare`, `equivalent` or, for a
     level, `describe`). needs: for an undecided one how many seeds, in all, each comparison that is open takes to be
-    decided with a power of 80 %, by the test that decides it, if what was seen is what there is. labels: the entries of
-    the table that it rests on, where the index of comparisons does not name them.
+    decided with a power of 80 %, by the test that decides it, if what was seen is what there is. entries: the labels of
+    those that it rests on, where the index of comparisons does not name them.
     """
 
     verdict: str
@@ -77,7 +77,7 @@ class Judgement:
     note: str
     comparisons: pd.DataFrame
     needs: str = ""
-    labels: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def verdicts(runs: pd.DataFrame, margin: float = MARGIN, table: str | None = Non
             if claim.table == study:
                 rows[claim.id] = _judged(claim, chosen, margin, mixed) | {"not_comparable": reasons}
                 used = entries[entries["label"].isin(rows[claim.id].pop("labels"))]
-                rows[claim.id]["runs"] = tuple(sorted(used["run_id"]))
+                # What could not be compared, as runs of several settings, rests on all entries.
+                rows[claim.id]["runs"] = tuple(sorted((used if len(used) else entries)["run_id"]))
     ordered = {claim.id: rows[claim.id] for claim in CLAIMS if claim.id in rows}
     return pd.DataFrame.from_dict(ordered, orient="index").rename_axis("claim")
 
@@ -126,7 +127,7 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
     needs = judged.needs if judged.verdict == UNDECIDED else ""
     if mixed and not judged.comparisons.empty:
         note, needs = f"runs of mixed settings: {'; '.join(mixed)}", ""
-        judged = Judgement(UNDECIDED, judged.numbers, note, judged.comparisons)
+        judged = replace(judged, verdict=UNDECIDED, note=note)
     return {
         "sentence": claim.sentence,
         "where": claim.where,
@@ -135,7 +136,7 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
         "numbers": judged.numbers,
         "note": judged.note,
         "needs": needs,
-        "labels": {*judged.labels}
+        "labels": set(judged.entries)
         or {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
     }
 
@@ -458,7 +459,7 @@ def _gains(
         }
         expected = pd.Series({name: gain for name, (*_, gain) in stated.items()})
         judged = _judge_equality(pd.DataFrame(gains), expected, margin, "stated ")
-        return replace(judged, labels=tuple(dict.fromkeys(needed)))
+        return replace(judged, entries=tuple(dict.fromkeys(needed)))
 
     return judge
 
@@ -475,7 +476,7 @@ def _all_similar(table: str, cells: tuple[str, ...], within: float | None = None
             pd.DataFrame(differences), expected, margin if within is None else within, "the same as "
         )
         # By the cells, which lead to their runs.
-        return replace(judged, labels=cells)
+        return replace(judged, entries=cells)
 
     return judge
 

@@ -7,6 +7,7 @@ A seed that lacks one gives nothing, because a contrast of what is left would be
 """
 
 import itertools
+from collections.abc import Sequence
 from math import factorial
 
 import pandas as pd
@@ -30,6 +31,21 @@ def missing(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["seed", "tasks"]).astype({"seed": "Int64", "tasks": "string"})
 
 
+def complete(runs: pd.DataFrame, cells: Sequence[str]) -> tuple[str, ...]:
+    """The ids of the finished runs of these cells with the seeds that have them all: what their contrast rests on.
+
+    Raises analysis.statistics.SeveralRuns.
+    """
+    seeds = by_seed(runs).reindex(columns=list(cells)).dropna().index
+    used = runs[(runs["status"] == "FINISHED") & runs["tasks"].isin(cells) & runs["seed"].isin(seeds)]
+    return tuple(sorted(used["run_id"]))
+
+
+def with_and_without(task: str) -> list[str]:
+    """The cell of all four tasks, and that without one."""
+    return [ALL, "+".join(name for name in TASKS if name != task)]
+
+
 def main_effects_and_interactions(runs: pd.DataFrame) -> pd.DataFrame:
     """Main effect of each task ("sprel") and interaction of each pair ("sprel:dist").
 
@@ -47,7 +63,7 @@ def leave_one_out(runs: pd.DataFrame) -> pd.DataFrame:
 
     It needs only two cells a row, so n may differ between rows. Raises analysis.statistics.SeveralRuns.
     """
-    contrasts = {task: {ALL: 1.0, "+".join(name for name in TASKS if name != task): -1.0} for task in TASKS}
+    contrasts = {task: dict(zip(with_and_without(task), (1.0, -1.0))) for task in TASKS}
     rows = [_over_seeds(runs, pd.DataFrame({task: contrast})) for task, contrast in contrasts.items()]
     return pd.concat(rows)
 

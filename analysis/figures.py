@@ -21,11 +21,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from analysis import claims, effects, typeset
+from analysis import claims, effects, tables, typeset
 from analysis.statistics import SeveralRuns, by_seed, describe
+from analysis.typeset import Column, Entry, Row, Table
 from relvit.cell import DRLOC, FIELDS, NONE, TASKS, neutral_fields, parse_tasks, task_combinations
 
 logger = logging.getLogger(__name__)
@@ -101,10 +103,19 @@ class NothingToDraw(ValueError):
 
 
 class Drawing(NamedTuple):
-    """A figure and the caption that a reader needs with it."""
+    """A figure, the caption that a reader needs with it, and the numbers that it shows, by row and column."""
 
     figure: Figure
     caption: str
+    numbers: Mapping[str, Mapping[str, Entry]]
+
+
+class Drawn(NamedTuple):
+    """paths: a PDF and a PNG for each figure, in the order to be read. numbers: what each shows, as a table of the
+    figure's name, for provenance."""
+
+    paths: list[Path]
+    numbers: list[Table]
 
 
 def draw(
@@ -114,8 +125,8 @@ def draw(
     out: Path,
     note: Callable[[str], None] = logger.warning,
     kind: str | None = None,
-) -> list[Path]:
-    """Draw the figures of a study into the folder `out`. Returns a PDF and a PNG for each, in the order to be read.
+) -> Drawn:
+    """Draw the figures of a study into the folder `out`.
 
     study: its name as runs are tagged, with which the files' names begin. kind: the table or figure of the paper that
     these runs feed, where that is not the study itself. A figure for which runs or metrics are missing is left out,
@@ -123,7 +134,7 @@ def draw(
     """
     out.mkdir(parents=True, exist_ok=True)
     metrics = metrics[(metrics["metric"].isin(METRICS) & metrics["run_id"].isin(set(runs["run_id"]))).to_numpy()]
-    paths: list[Path] = []
+    drawn = Drawn([], [])
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # what the user's matplotlibrc says does not change a paper's figures
         matplotlib.rcParams.update(_STYLE)
@@ -134,12 +145,19 @@ def draw(
             except (NothingToDraw, SeveralRuns) as reason:
                 note(f"{name} is not drawn: {reason}")
                 continue
-            paths += _save(drawing, out / name)
-    return paths
+            drawn.paths.extend(_save(drawing, out / name))
+            drawn.numbers.append(_as_table(name, drawing))
+    return drawn
+
+
+def _as_table(name: str, drawing: Drawing) -> Table:
+    columns = list(dict.fromkeys(column for row in drawing.numbers.values() for column in row))
+    rows = [Row(key, tuple(row.get(each, Entry()) for each in columns)) for key, row in drawing.numbers.items()]
+    return Table(name, name, tuple(Column(each, each) for each in columns), tuple(rows), drawing.caption)
 
 
 def _save(drawing: Drawing, stem: Path) -> list[Path]:
-    figure, caption = drawing
+    figure, caption, _ = drawing
     FigureCanvasAgg(figure)
     # The layout is worked out once for both files.
     figure.draw_without_rendering()
@@ -217,12 +235,33 @@ def curve(metrics: pd.DataFrame, runs: pd.DataFrame, metric: str, first_step: in
     """A metric over the epochs of runs that differ in the seed alone.
 
     first_step: steps before the phase. Index: epoch of the phase, from 1. Columns: mean, std (of the sample; null for
-    a single run), n, in the metric's unit.
+    a single run), n, in the metric's unit. Its attribute "runs": the ids of those that have logged it.
     """
     points = metrics[(metrics["metric"] == metric).to_numpy() & metrics["run_id"].isin(set(runs["run_id"])).to_numpy()]
     points = points.drop_duplicates(["run_id", "step"], keep="last").astype({"value": float, "step": int})
     table = points.groupby("step")["value"].agg(mean="mean", std="std", n="size").sort_index()
-    return table.set_axis((table.index - first_step).rename("epoch"))
+    table = table.set_axis((table.index - first_step).rename("epoch"))
+    table.attrs["runs"] = tuple(sorted(points["run_id"].astype(str).unique()))
+    return table
+
+
+def _curve_entry(table: pd.DataFrame) -> Entry:
+    """A line as a number: where it ends, and its mean at every epoch."""
+    last = table.iloc[-1]
+    means = {f"epoch {epoch}": mean for epoch, mean in table["mean"].items()}
+    return Entry(
+        tables.spread(last["mean"], last["std"]),
+        numbers={"value": last["mean"], "std": last["std"], "n": last["n"], **means},
+        runs=table.attrs["runs"],
+    )
+
+
+def _points(runs: pd.DataFrame, by: str = "tasks") -> pd.DataFrame:
+    """`describe` of the test accuracy of finished runs, with the ids of those that each mean rests on."""
+    table = describe(by_seed(runs, by))
+    tested = runs[runs["test_accuracy"].notna().to_numpy(dtype=bool)]
+    ids = tested.groupby(by)["run_id"].agg(lambda names: tuple(sorted(names)))
+    return table.assign(runs=[ids.get(cell, ()) for cell in table.index])
 
 
 def _draw_curve(axes: Axes, table: pd.DataFrame, look: Look, label: str | None, *, width: float = 1.2) -> None:
@@ -310,12 +349,13 @@ def figure2a(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     pretrained = _sprel_pretrained(runs)
     figure = Figure(figsize=(COLUMN, 2.3))
     axes = figure.subplots()
-    sizes = []
+    sizes, numbers = [], {}
     for label, look, chosen in _figure2_settings(pretrained):
         table = curve(metrics, chosen, "pretrain_val_sprel_accuracy")
         if len(table):
             _draw_curve(axes, table, look, label)
             sizes += list(table["n"])
+            numbers[label] = {"sprel_accuracy": _curve_entry(table)}
     if not sizes:
         raise NothingToDraw("no run has logged pretrain_val_sprel_accuracy")
     axes.set_ylabel("SpRel accuracy (%)")
@@ -327,7 +367,7 @@ def figure2a(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         "Figure 2a: validation accuracy of SpRel while it alone is pre-trained, with and without position embeddings "
         f"(PE) and random permutations of the patches (Perm). {_bands(sizes)} {_source(pretrained)}"
     )
-    return Drawing(figure, caption)
+    return Drawing(figure, caption, numbers)
 
 
 def figure2b(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
@@ -335,12 +375,13 @@ def figure2b(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     pretrained = _sprel_pretrained(runs)
     figure = Figure(figsize=(COLUMN, 2.3))
     axes = figure.subplots()
-    sizes, shown = [], [pretrained]
+    sizes, shown, numbers = [], [pretrained], {}
     for label, look, chosen in _figure2_settings(pretrained):
         table = _result_curve(metrics, chosen)
         if len(table):
             _draw_curve(axes, table, look, label)
             sizes += list(table["n"])
+            numbers[label] = {"accuracy": _curve_entry(table)}
     if not sizes:
         raise NothingToDraw("no run has logged finetune_val_accuracy")
     finished = _finished(runs)
@@ -348,8 +389,11 @@ def figure2b(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     without = ""
     if len(random):
         by_seed(random)  # one run a seed
-        _draw_curve(axes, _result_curve(metrics, random), _BASELINE, "random initialisation")
+        table = _result_curve(metrics, random)
+        _draw_curve(axes, table, _BASELINE, "random initialisation")
         shown.append(random)
+        if len(table):
+            numbers["random initialisation"] = {"accuracy": _curve_entry(table)}
     else:
         without = " The line of random initialisation is missing: no such run is finished."
     axes.set_ylabel("Accuracy (%)")
@@ -361,7 +405,7 @@ def figure2b(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         "embeddings (PE) and random permutations of the patches (Perm), and training from a random initialisation "
         f"(dashed).{without} {_bands(sizes)} {_source(pd.concat(shown))}"
     )
-    return Drawing(figure, caption)
+    return Drawing(figure, caption, numbers)
 
 
 def _sprel_pretrained(runs: pd.DataFrame) -> pd.DataFrame:
@@ -397,7 +441,7 @@ def table4_accuracy(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dr
     Where runs cannot be held against the paper's (`analysis.claims.departures`) the paper's have an axis of their own.
     """
     finished = _finished(runs)
-    table = describe(by_seed(finished).reindex(columns=task_combinations()))
+    table = _points(finished).reindex(task_combinations())
     published = _published_table4().iloc[0]
     departures = claims.departures(finished, "table4")
     rows = np.arange(len(table))
@@ -443,7 +487,11 @@ def table4_accuracy(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dr
         f"test split, hollow the published value, the vertical lines the supervised cells. {interval}{apart} "
         f"{_source(finished)}"
     )
-    return Drawing(figure, caption)
+    numbers = {
+        tasks: {"ours": tables.number(row), "paper": tables.paper_number(published[tasks])}
+        for tasks, row in zip(table.index, table.to_dict("records"))
+    }
+    return Drawing(figure, caption, numbers)
 
 
 def _published_table4() -> pd.DataFrame:
@@ -477,8 +525,8 @@ def _draw_points(axes: Axes, table: pd.DataFrame, rows: np.ndarray, look: Look, 
     mean, low, high = (table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
     errors = np.nan_to_num(np.stack([mean - low, high - mean]))
     axes.errorbar(
-        mean, rows, xerr=errors, fmt=look.marker, color=look.color, markersize=3.6, elinewidth=1.1, capsize=1.6,
-        capthick=0.8, label=label, zorder=4,
+        mean, rows, xerr=errors, fmt=look.marker, color=look.color, markersize=3.6, elinewidth=1.1, capthick=0.8,
+        capsize=2.8 if errors.any() else 0, label=label, zorder=4,  # taller than the dot, which hides a short bar
     )  # fmt: skip
 
 
@@ -488,22 +536,29 @@ def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dra
     The paper's are worked out from its Table 4 in the same way; it has one number a cell, hence no intervals.
     """
     finished = _finished(runs)
-    groups = [(heading, *(of(each) for each in (finished, _published_runs()))) for heading, of in _EFFECTS]
-    groups = [(heading, mine, paper) for heading, mine, paper in groups if mine["n"].any()]
+    groups = [(*names, *(of(each) for each in (finished, _published_runs()))) for *names, of in _EFFECTS]
+    groups = [(kind, heading, mine, paper) for kind, heading, mine, paper in groups if mine["n"].any()]
     if not groups:
         lacking = effects.missing(finished)
         raise NothingToDraw(f"no seed has all cells that an effect needs; {len(lacking)} are not finished")
-    figure = Figure(figsize=(COLUMN, 0.75 + 0.145 * sum(len(mine) + 1.3 for _, mine, _ in groups)))
+    figure = Figure(figsize=(COLUMN, 0.75 + 0.145 * sum(len(mine) + 1.3 for *_, mine, _ in groups)))
     axes = figure.subplots()
-    top, ticks, labels = 0.0, [], []
-    for number, (heading, mine, paper) in enumerate(groups):
-        axes.text(0.0, top, heading, transform=axes.get_yaxis_transform(), va="center", ha="left", style="italic")
+    top, ticks, labels, numbers = 0.0, [], [], {}
+    for number, (kind, heading, mine, paper) in enumerate(groups):
+        axes.text(
+            0.0, top, heading, transform=axes.get_yaxis_transform(), va="center", ha="left", style="italic", zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the line at zero stops there
+        )  # fmt: skip
         rows = top + 1 + np.arange(len(mine))
         _draw_points(axes, mine, rows - 0.14, LOOKS[0], "" if number else "ours")
         axes.plot(
             paper["mean"].reindex(mine.index).to_numpy(dtype=float), rows + 0.14, "D", color=VERMILLION,
             markerfacecolor="white", markersize=3.6, markeredgewidth=0.9, label="" if number else "paper", zorder=3,
         )  # fmt: skip
+        for effect, row in mine.iterrows():
+            cells = effects.with_and_without(effect) if kind == "added" else task_combinations()
+            ours = tables.number({**row, "runs": effects.complete(finished, cells) if row["n"] else ()})
+            numbers[f"{kind}-{effect}"] = {"ours": ours, "paper": tables.paper_number(paper.loc[effect, "mean"])}
         ticks += list(rows)
         labels += [" × ".join(TASK_NAMES[task] for task in effect.split(":")) for effect in mine.index]
         top = rows[-1] + 1.4
@@ -517,14 +572,14 @@ def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dra
     axes.set_xlabel("Effect on fine-tuning accuracy (percentage points)")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside upper right", ncols=2)  # ours first
-    seeds = sorted({int(mine["n"].max()) for _, mine, _ in groups})
+    seeds = sorted({int(mine["n"].max()) for *_, mine, _ in groups})
     interval = "Bars are 95 % t intervals over seeds." if seeds[-1] > 1 else "A single seed: there are no intervals."
     caption = (
         "Effects of the four tasks on fine-tuning accuracy from the full factorial of Table 4, each within seeds that "
         f"have all its cells ({' or '.join(map(str, seeds))}); hollow: the same from the paper's numbers. "
         f"{interval} {_source(finished)}"
     )
-    return Drawing(figure, caption)
+    return Drawing(figure, caption, numbers)
 
 
 def _published_runs() -> pd.DataFrame:
@@ -539,11 +594,11 @@ def _interactions(runs: pd.DataFrame) -> pd.DataFrame:
     return effects.main_effects_and_interactions(runs).drop(index=list(TASKS))
 
 
-_EFFECTS = (
-    ("Main effect", _main_effects),
-    ("Interaction", _interactions),
-    ("Added to the three others", effects.leave_one_out),
-    ("Shapley value", effects.shapley),
+_EFFECTS = (  # kind as in the table of effects, heading, and what gives them
+    ("main", "Main effect", _main_effects),
+    ("main", "Interaction", _interactions),
+    ("added", "Added to the three others", effects.leave_one_out),
+    ("shapley", "Shapley value", effects.shapley),
 )
 
 
@@ -552,8 +607,8 @@ def table4_curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Draw
     finished = _finished(runs)
     finished = _those(finished, finished["protocol"].isin(list(_LAST_PHASE)))
     by_seed(finished)  # one run a cell and seed
-    tables = {tasks: _result_curve(metrics, _those(finished, finished["tasks"] == tasks)) for tasks in _COMBINED}
-    present = [tasks for tasks in _COMBINED if tasks != NONE and len(tables[tasks])]
+    lines = {tasks: _result_curve(metrics, _those(finished, finished["tasks"] == tasks)) for tasks in _COMBINED}
+    present = [tasks for tasks in _COMBINED if tasks != NONE and len(lines[tasks])]
     if not present:
         raise NothingToDraw("no finished run of a combination of tasks has logged its validation accuracy")
     figure = Figure(figsize=(PAGE, 0.5 + 1.05 * -(-len(present) // 5)))
@@ -561,9 +616,9 @@ def table4_curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Draw
     for axes in grid.flat[len(present) :]:
         axes.set_visible(False)
     for number, (axes, tasks) in enumerate(zip(grid.flat, present)):
-        if len(tables[NONE]):
-            _draw_curve(axes, tables[NONE], _BASELINE, "" if number else "Supervised", width=0.9)
-        _draw_curve(axes, tables[tasks], LOOKS[0], "" if number else "RelViT with the tasks named")
+        if len(lines[NONE]):
+            _draw_curve(axes, lines[NONE], _BASELINE, "" if number else "Supervised", width=0.9)
+        _draw_curve(axes, lines[tasks], LOOKS[0], "" if number else "RelViT with the tasks named")
         axes.set_title(task_label(tasks) if len(parse_tasks(tasks)) < 4 else "All four", fontsize=7.5, pad=2)
         _epochs_axis(axes, None)
         axes.tick_params(labelbottom=number + grid.shape[1] >= len(present))
@@ -571,12 +626,13 @@ def table4_curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Draw
     figure.supxlabel(f"{phase.capitalize()} epoch", fontsize=8)
     figure.supylabel("Validation accuracy (%)", fontsize=8)
     figure.legend(loc="outside upper right", ncols=2)
-    sizes = [n for tasks in present for n in tables[tasks]["n"]]
+    sizes = [n for tasks in present for n in lines[tasks]["n"]]
     caption = (
         f"Validation accuracy over {phase} with the tasks named, and of the supervised cell "
         f"(dashed, the same in all panels). {_bands(sizes)} {_source(finished)}"
     )
-    return Drawing(figure, caption)
+    numbers = {tasks: {"accuracy": _curve_entry(table)} for tasks, table in lines.items() if len(table)}
+    return Drawing(figure, caption, numbers)
 
 
 _COMBINED = task_combinations()
@@ -589,6 +645,7 @@ def table4_pretraining(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) ->
     figure = Figure(figsize=(PAGE, 1.75))
     panels = figure.subplots(1, len(TASKS))
     sizes, everything = [], "+".join(TASKS)
+    numbers: dict[str, dict[str, Entry]] = {}
     for axes, task in zip(panels, TASKS):
         metric, heading = _TASK_METRICS[task]
         for tasks in sorted(_COMBINED, key=lambda tasks: 2 * (tasks == task) + (tasks == everything)):
@@ -598,6 +655,7 @@ def table4_pretraining(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) ->
             if table.empty:
                 continue
             sizes += list(table["n"])
+            numbers.setdefault(tasks, {})[metric] = _curve_entry(table)
             if tasks == task:
                 _draw_curve(axes, table, LOOKS[0], "the task alone")
             elif tasks == everything:
@@ -615,7 +673,7 @@ def table4_pretraining(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) ->
         "Each task's metric on the validation split over pre-training: the task alone, all four together, and in grey "
         f"the means of the combinations between. {_bands(sizes)} {_source(finished)}"
     )
-    return Drawing(figure, caption)
+    return Drawing(figure, caption, numbers)
 
 
 # Any study
@@ -627,7 +685,12 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     groups = list(table.groupby(level=["dataset", "backbone"], sort=False))
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 0.5 + (2.2 if columns == 1 else 1.9) * rows))
+    fronts = {place: _numbered_front(part) for place, part in groups}
+    # Of one panel the front is named below it, of several in the caption, where there is room.
+    key = fronts[groups[0][0]] if len(groups) == 1 else []
+    key_columns = 1 if max(map(len, key), default=0) > 34 else 2
+    height = 0.5 + (2.2 if columns == 1 else 1.9) * rows + 0.13 * -(-len(key) // key_columns)
+    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, height))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(groups) :]:
         axes.set_visible(False)
@@ -636,19 +699,36 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         _draw_cost(axes, part.droplevel(["dataset", "backbone"]), length)
         if len(groups) > 1:
             axes.set_title(f"{dataset}, {backbone}")
-    figure.supylabel("Test accuracy (%)", fontsize=8)
-    figure.supxlabel(f"Training time ({unit})", fontsize=8)
+    if key:
+        grid[0, 0].set(xlabel=f"Training time ({unit})", ylabel="Test accuracy (%)")
+        handles = [Line2D([], [], linestyle="none") for _ in key]
+        figure.legend(
+            handles, key, loc="outside lower center", ncols=key_columns, fontsize=7, handlelength=0, handletextpad=0,
+            labelspacing=0.25, columnspacing=1.5,
+        )  # fmt: skip
+    else:
+        figure.supylabel("Test accuracy (%)", fontsize=8)
+        figure.supxlabel(f"Training time ({unit})", fontsize=8)
     _shared_legend(figure, grid)
+    named = "; ".join(f"{', '.join(place)}: {', '.join(front)}" for place, front in fronts.items() if not key)
     finished = _finished(runs)
     devices = sorted(finished.reindex(columns=["device"])["device"].dropna().unique())
     machine = f" Measured on {', '.join(map(str, devices))}." if devices else ""
     interval = " Bars are 95 % t intervals over seeds." if table["low"].notna().any() else ""
     caption = (
-        "Test accuracy against training time, means over seeds; the line joins the cells that no other beats in both. "
+        "Test accuracy against training time, means over seeds; the line joins the cells that no other beats in both, "
+        f"numbered from left to right{f' ({named})' * bool(named)}. "
         "The time includes the whole pre-training, also where cells share it, and depends on what else the machine did."
         f"{machine}{interval} {_source(finished)}"
     )
-    return Drawing(figure, caption)
+    numbers = {
+        ", ".join(place if len(groups) > 1 else place[-1:]): {
+            "accuracy": tables.number(row),
+            "minutes": Entry(f"{row['minutes']:.2f}", numbers={"value": row["minutes"]}, runs=row["runs"]),
+        }
+        for place, row in zip(table.index, table.to_dict("records"))
+    }
+    return Drawing(figure, caption, numbers)
 
 
 def _time_unit(minutes: float) -> tuple[str, float]:
@@ -663,16 +743,16 @@ def _shared_legend(figure: Figure, grid: np.ndarray, ncols: int = 3) -> None:
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Index: dataset, backbone, kind. Columns: minutes (mean of training_seconds / 60), and of test accuracy in %
-    mean, std, n, low and high (95 % interval); front, whether no other of its data set and backbone is at least as
-    good in both and better in one."""
+    mean, std, n, low and high (95 % interval); runs, their ids; front, whether no other of its data set and backbone is
+    at least as good in both and better in one."""
     finished = _finished(runs).reindex(columns=[*runs.columns.difference(["training_seconds"]), "training_seconds"])
-    finished = _those(finished, finished[["training_seconds", "test_accuracy"]].notna().all(axis=1))
+    finished = _those(finished, finished.reindex(columns=["training_seconds", "test_accuracy"]).notna().all(axis=1))
     if finished.empty:
         raise NothingToDraw("no finished run has both training_seconds and test_accuracy")
     parts = []
     for (dataset, backbone), group in finished.groupby(["dataset", "backbone"], sort=False):
         group = group.assign(kind=kinds(group))
-        part = describe(by_seed(group, "kind"))
+        part = _points(group, "kind")
         part["minutes"] = group.groupby("kind")["training_seconds"].mean().astype(float) / 60
         part["front"] = [
             not (
@@ -706,19 +786,34 @@ def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
             times[chosen], part["mean"], yerr=errors, fmt=look.marker, color=look.color, markersize=3.6,
             elinewidth=0.5, label=label, zorder=3,
         )  # fmt: skip
-    middle = (times.min() + times.max()) / 2
-    for kind, row in front.iterrows():
-        time = row["minutes"] / length
-        left = time <= middle
-        name = axes.annotate(
-            kind, (time, row["mean"]), textcoords="offset points", xytext=(4 if left else -4, 4), fontsize=7,
-            ha="left" if left else "right", zorder=5,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )  # fmt: skip
-        name.set_in_layout(False)  # a long name must not squeeze the axes
+    _number_front(axes, table, length)
     axes.margins(x=0.1)
     axes.grid()
     axes.set_axisbelow(True)
+
+
+def _numbered_front(table: pd.DataFrame) -> list[str]:
+    """The cells on the front by time, each as "2 SpRel + Dist"."""
+    kinds = table[table["front"]].sort_values("minutes").index.get_level_values("kind")
+    return [f"{number} {kind}" for number, kind in enumerate(kinds, start=1)]
+
+
+def _number_front(axes: Axes, table: pd.DataFrame, length: float) -> None:
+    """Write the numbers of the front above the bars there. Neighbours too close for a number each share one: "2-4"."""
+    front = table[table["front"]].sort_values("minutes")
+    times = (front["minutes"] / length).to_numpy()
+    near = 0.08 * np.ptp(table["minutes"]) / length  # of the axis' width: about two digits and a gap
+    clusters = np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > near) + 1)
+    tops = table["high"].fillna(table["mean"])
+    for cluster in clusters:
+        first, last = times[cluster[0]], times[cluster[-1]]
+        middle = (first + last) / 2
+        below = (table["minutes"] / length).between(min(first, middle - near / 2), max(last, middle + near / 2))
+        numbers = dict.fromkeys((cluster[0] + 1, cluster[-1] + 1))
+        axes.annotate(
+            "–".join(map(str, numbers)), (middle, tops[below].max()), textcoords="offset points", xytext=(0, 2),
+            fontsize=7, ha="center", va="bottom", zorder=5, path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
 
 
 def curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
@@ -750,11 +845,12 @@ def curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         axes.set_visible(False)
     order = list(dict.fromkeys(kind for _, lines, _ in panels for kind in lines))
     looks = dict(zip(order, LOOKS)) if len(order) <= len(LOOKS) else {}
-    sizes = []
+    sizes, numbers = [], {}
     for axes, (title, lines, _) in zip(grid.flat, panels):
         for number, (kind, table) in enumerate(lines.items()):
             _draw_curve(axes, table, looks.get(kind, LOOKS[number]), kind)
             sizes += list(table["n"])
+            numbers[f"{title}, {kind}" if len(panels) > 1 else kind] = {"accuracy": _curve_entry(table)}
         if len(panels) > 1:
             axes.set_title(title)
         if not looks:
@@ -766,7 +862,7 @@ def curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     figure.supylabel("Validation accuracy (%)", fontsize=8)
     if looks:
         _shared_legend(figure, grid, ncols=2 if len(panels) == 1 else 3)
-    return Drawing(figure, f"Validation accuracy over {phases}. {_bands(sizes)} {_source(finished)}")
+    return Drawing(figure, f"Validation accuracy over {phases}. {_bands(sizes)} {_source(finished)}", numbers)
 
 
 def _by_tasks_alone(runs: pd.DataFrame) -> bool:

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -62,12 +62,13 @@ _SILENCE = 15  # seconds between two lines of progress where there is no termina
 @dataclass(frozen=True)
 class Gathered:
     """The runs, and where the metrics are. read: how many runs' histories were new or changed and so were read;
-    notes: what was not as it should be, one sentence each."""
+    notes: what was not as it should be, one sentence each; digests: by run id, one that changes with its history."""
 
     runs: pd.DataFrame
     folder: Path
     read: int
     notes: list[str]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -113,7 +114,7 @@ def gather(tracking_uri: str, experiment: str, folder: Path, console: Console | 
     notes += histories.notes()
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    return Gathered(frame, folder, histories.read, notes)
+    return Gathered(frame, folder, histories.read, notes, histories.digests())
 
 
 def _runs_of_cells(listed: list[Run], notes: list[str]) -> list[Run]:
@@ -398,6 +399,12 @@ class _Histories:
             for run_id, digest in self._digests.items()
         }
         (version / "index.json").write_text(json.dumps({"version": _VERSION, "runs": entries}))
+
+    def digests(self) -> dict[str, str]:
+        """By run id, a digest of the history that is in the tables: of last time, where nothing new could be read."""
+        known = self._before.runs
+        kept = {run_id: known[run_id].digest if run_id in known else "" for run_id in self._unread}
+        return {**self._digests, **kept}
 
     def notes(self) -> Iterator[str]:
         """What was not as it should be."""

@@ -10,7 +10,7 @@ effects of the tasks, verdicts on the published numbers and sentences), each as 
 one document of all that; STUDY-report.html, the same as one page with the figures and how to reproduce them; and
 STUDY.provenance.json, which leads from every number to its runs. All are attached to one MLflow run that stands for
 the study. Where Table 4's runs have several settings (data sets, backbones, recipes), each gets its table; table4 is
-that of the newest run, or the newest that fits --where.
+that of the newest run, or the newest that fits --where; of study "full", that of the paper's data set and backbone.
 
 Exit status: 0; 1 where --check found that an output is no longer what the data give, or --strict refused; 2 where the
 request is wrong or there is nothing to gather. In the last two cases no output was touched.
@@ -36,6 +36,7 @@ from relvit.cell import parse_value, unknown
 
 DIFFERENT, BAD_REQUEST = 1, 2
 TABLE1 = "table1"  # the study of all runs: what the backbones are
+REPORT = "report"  # the document, beside which a table of a study of that name has another one
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -128,10 +129,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         require_comparable(made)
     main_tables = [table for table, _ in made]
     behind = [
-        table
-        for table, used in made
-        if "-older-" not in table.name
-        for table in appendix(kind(table, study), used, table.name)
+        table for table, used in made if shown_first(table) for table in appendix(kind(table, study), used, table.name)
     ]
     # Tuned beside untuned, where there are both.
     both = tuned.beside(fitting, study)
@@ -143,7 +141,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     history = gathered.history(figures.METRICS, set(shown["run_id"]))
     drawn = figures.draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
     if "latex" in formats:
-        texts["report.tex"] = document.report(study, runs, everything, document.captions(drawn), notes)
+        texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)
     for name, text in texts.items():
         write(options.out / name, text)
     report = options.out / f"{label(study)}-report.html"
@@ -155,21 +153,24 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
             tables=[page.TableHtml(table.title, to_html(table)) for table in main_tables],
             # The sentences have a section of their own.
             behind=[page.TableHtml(table.title, to_html(table)) for table in behind if "-verdicts" not in table.name],
-            figures=drawn,
-            verdicts=page.sentences(study, shown),
+            figures=drawn.paths,
+            verdicts=page.sentences_of((kind(table, study), used) for table, used in made if shown_first(table)),
             notes=notes,
             experiment=options.experiment,
         )
     pages = [report] if "html" in formats else []
-    outputs = [*(options.out / name for name in texts), *drawn, *pages]
-    provenance.write(options.out, provenance.record(study, options.where, runs, everything, outputs))
+    outputs = [*(options.out / name for name in texts), *drawn.paths, *pages]
+    shown_numbers = [*everything, *drawn.numbers]
+    recorded = provenance.record(study, options.where, runs, shown_numbers, outputs, gathered.digests)
+    notes += provenance.write(options.out, recorded)
     show(console, main_tables[0])
     for note in notes:
         say(console, f"note: {note}")
     names = [path.name for path in (*outputs, provenance.sidecar(options.out, study))]
     say(console, f"written to {options.out}: {', '.join(names)}")
-    if any("-older-" in table.name for table in main_tables):
-        say(console, "shown is the newest setting; --where FIELD=VALUE picks another")
+    if not all(map(shown_first, main_tables)):
+        which = "that of the paper's data set and backbone, or the newest" if study == "full" else "the newest setting"
+        say(console, f"shown is {which}; --where FIELD=VALUE picks another")
     if options.attach:
         attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages)
     return 0
@@ -206,15 +207,21 @@ def kind(table: Table, study: str) -> str:
     return name.partition("-")[0] if study == "full" else study
 
 
+def shown_first(table: Table) -> bool:
+    """Whether it is not one of Table 4's further settings."""
+    return "-older-" not in table.name
+
+
 def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFrame]]:
     """The tables of a study, the one to show first, each with its runs. Study "full" has those of Tables 2-4."""
     if study != "full":
-        return list(tables.study_tables(study, runs))
+        name = f"study-{REPORT}" if label(study) == REPORT else study
+        return list(tables.study_tables(study, runs, name))
     return [
         pair
         for table in ("table4", "table2", "table3")
         if len(part := claims.of_study(runs, table)) and (part["status"] == "FINISHED").any()
-        for pair in tables.study_tables(table, part, f"full-{table}")
+        for pair in tables.study_tables(table, part, f"full-{table}", papers_first=True)
     ] or list(tables.study_tables(study, runs))
 
 
@@ -306,11 +313,13 @@ def check(options: argparse.Namespace, console: Console) -> int:
         problems += provenance.edited(content, options.out)
     status = DIFFERENT if problems else 0
     try:
-        runs = conform(read_runs(options).runs)
+        gathered = read_runs(options)
+        runs = conform(gathered.runs)
         for content in contents:
             fitting = select(runs, content["where"])
             chosen = fitting if content["study"] == TABLE1 else claims.of_study(fitting, content["study"])
-            problems += [f"{content['study']}: {each}" for each in provenance.outdated(content, chosen)]
+            found = provenance.outdated(content, chosen, gathered.digests)
+            problems += [f"{content['study']}: {each}" for each in found]
         status = DIFFERENT if problems else 0
     except GatherError as error:
         problems.append(f"whether the outputs match the data cannot be said: {error}")
@@ -318,7 +327,8 @@ def check(options: argparse.Namespace, console: Console) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        say(console, f"{sum(len(content['outputs']) for content in contents)} outputs match {len(runs)} runs")
+        outputs = sum(len(content["outputs"]) + len(content["earlier"]) for content in contents)
+        say(console, f"{outputs} outputs match {len(runs)} runs")
     return status
 
 
@@ -332,11 +342,13 @@ def explain(options: argparse.Namespace, console: Console) -> int:
             say(console, f"  note: {note}")
         if entry.get("published"):
             say(console, "  published in the paper (analysis/published.csv)")
+        elif not entry["runs"]:
+            say(console, "  computed from the configuration: no run of the study has it")
         for run in entry.get("runs", ()):
             changes = ", with uncommitted changes" * run.get("uncommitted_changes", False)
-            say(
-                console, f"  run {run['run_id']}  seed {run['seed']}  commit {run['commit']}{changes}  {run['cell_id']}"
-            )
+            known = {"seed": "unknown", "commit": "unknown", "cell_id": ""} | run
+            about = f"seed {known['seed']}  commit {known['commit']}{changes}  {known['cell_id']}"
+            say(console, f"  run {run['run_id']}  {about}")
     return 0
 
 

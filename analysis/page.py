@@ -61,7 +61,7 @@ def write_page(
 
     runs: those of the study that the tables and figures show, as gathered, finished or not.
     tables come before the figures, those of `behind` after them.
-    figures: what `analysis.figures.draw` returned; the PNGs among them are shown with the captions they hold.
+    figures: the paths that `analysis.figures.draw` returned; the PNGs among them are shown with the captions they hold.
     verdicts: the rows to be shown, as from `sentences`. notes: sentences on what is missing or doubtful.
     """
     shown = [_picture(path) for path in figures if path.suffix == ".png"]
@@ -106,6 +106,12 @@ def sentences(study: str, runs: pd.DataFrame) -> pd.DataFrame | None:
     own = paper_against_itself(study)
     printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
     return claims.verdicts(runs, table=study).assign(paper=printed)
+
+
+def sentences_of(shown: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame | None:
+    """`sentences` of several tables, each with its runs, one after another."""
+    found = [judged for study, runs in shown if (judged := sentences(study, runs)) is not None]
+    return pd.concat(found) if found else None
 
 
 def _picture(path: Path) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Database:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> GatherError:
-        return GatherError(f"the tracking database {self._name} cannot be read: {_reason(error, self._uri)}")
+        return GatherError(f"the tracking database {self._name} cannot be read: {reason(error, self._uri)}")
 
     def runs(self, experiment: str) -> list[Run]:
         experiments, runs = models.SqlExperiment.__table__.c, models.SqlRun.__table__.c
@@ -221,7 +221,7 @@ class Client:
         try:
             yield
         except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            raise GatherError(f"MLflow at {self._name} cannot be read: {_reason(error, self._uri)}") from error
+            raise GatherError(f"MLflow at {self._name} cannot be read: {reason(error, self._uri)}") from error
 
     def runs(self, experiment: str) -> list[Run]:
         with self._asking():
@@ -283,7 +283,7 @@ def _artifact(run: Run, name: str, tracking_uri: str) -> bytes:
             repository = get_artifact_repository(run.artifact_uri, tracking_uri=tracking_uri)
             return Path(repository.download_artifacts(name, folder)).read_bytes()
     except (MlflowException, OSError, ImportError) as error:
-        raise GatherError(_reason(error, tracking_uri)) from error
+        raise GatherError(reason(error, tracking_uri)) from error
 
 
 def _require(experiment: str, stages: dict[str, str], name: str) -> None:
@@ -308,7 +308,7 @@ def _few_retries() -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _reason(error: Exception, uri: str) -> str:
+def reason(error: Exception, uri: str) -> str:
     """The first line of an error, which may quote the URI, without the password in it."""
     lines = filter(None, (line.strip() for line in str(error).splitlines()))
     text, password = next(lines, type(error).__name__), urlsplit(uri).password

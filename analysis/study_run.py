@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from analysis import stores
+
 KIND, STUDY = "kind", "study"
 FOLDER = "analysis"
 _NOTE = "mlflow.note.content"  # what MLflow's pages show as the run's description, as Markdown
@@ -39,11 +41,12 @@ def attach(
     programs made it at once, the older is used from then on. description: Markdown for the run's page.
     Raises AttachError where the store cannot be reached or written, or the experiment does not exist.
     """
+    name = stores.without_password(tracking_uri)
     try:
         client = MlflowClient(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            raise AttachError(f"there is no experiment {experiment!r} in {tracking_uri}")
+            raise AttachError(f"there is no experiment {experiment!r} in {name}")
         run = find(client, found.experiment_id, study)
         if run is None:
             marks = {KIND: "study", STUDY: study}
@@ -55,7 +58,8 @@ def attach(
         client.log_batch(run_id, tags=[RunTag(name, text[:_MOST]) for name, text in texts.items()])
         client.set_terminated(run_id)
     except (MlflowException, OSError) as error:
-        raise AttachError(f"MLflow at {tracking_uri} did not take the outputs of {study}: {error}") from error
+        why = stores.reason(error, tracking_uri)
+        raise AttachError(f"MLflow at {name} did not take the outputs of {study}: {why}") from error
     return run_id
 
 

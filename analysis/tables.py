@@ -621,34 +621,39 @@ def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
     used = runs[["backbone", "image_size"]].dropna().drop_duplicates().to_numpy()
     nominal = [(backbone, int(BACKBONES[backbone].image_size)) for backbone in ("vit_s4", "vit_s8", "vit_s32")]
     pairs = dict.fromkeys([*nominal, *sorted((str(backbone), int(size)) for backbone, size in used)])
-    columns = (
-        Column("model", "Model", align="l"),
-        Column("image_size", "Img Res."),
-        Column("blocks", "Blocks"),
-        Column("heads", "Heads"),
-        Column("dim", "Dim"),
-        Column("tokens", "#Tokens"),
-        Column("params_millions", "#Params"),
-        Column("paper_tokens", "#Tokens", group=PAPER),
-        Column("paper_params_millions", "#Params", group=PAPER),
-    )
+    parts = {  # metric of published.csv: heading and form
+        "image_size": ("Img Res.", "({0:.0f}, {0:.0f})"),
+        "blocks": ("Blocks", "{:.0f}"),
+        "heads": ("Heads", "{:.0f}"),
+        "dim": ("Dim", "{:.0f}"),
+        "tokens": ("#Tokens", "{:.0f}"),
+        "params_millions": ("#Params", "{:.1f}M"),
+    }
+    columns = [Column("model", "Model", align="l")]
+    columns += [Column(metric, heading, group=OURS) for metric, (heading, _) in parts.items()]
+    columns += [Column(f"paper_{metric}", heading, group=PAPER) for metric, (heading, _) in parts.items()]
     rows = []
     for backbone, size in pairs:
         spec = BACKBONES.get(backbone)
         if not isinstance(spec, ViTSpec):
             continue
         values = {
+            "image_size": size,
             "blocks": spec.depth,
             "heads": spec.heads,
             "dim": spec.dim,
             "tokens": (size // spec.patch_size) ** 2 + 1,
+            "params_millions": vit_parameters(spec, size) / 1e6,
         }
-        params = vit_parameters(spec, size) / 1e6
-        entries = [Entry(BACKBONE_NAMES.get(backbone, backbone)), Entry(f"({size}, {size})", numbers={"value": size})]
-        entries += [Entry(str(value), numbers={"value": value}) for value in values.values()]
-        entries.append(Entry(f"{params:.1f}M", numbers={"value": params}))
+        having = runs[((runs["backbone"] == backbone) & (runs["image_size"] == size)).fillna(False).astype(bool)]
+        ids = tuple(sorted(having["run_id"]))
+        entries = [Entry(BACKBONE_NAMES.get(backbone, backbone))]
+        entries += [
+            Entry(form.format(values[metric]), numbers={"value": values[metric]}, runs=ids)
+            for metric, (_, form) in parts.items()
+        ]
         known = paper.loc[backbone] if (backbone, size) in nominal else pd.Series(dtype=float)
-        for metric, form in (("tokens", "{:.0f}"), ("params_millions", "{:.1f}M")):
+        for metric, (_, form) in parts.items():
             value = known.get(metric, np.nan)
             text = DASH if pd.isna(value) else form.format(value)
             entries.append(Entry(text, numbers={} if text == DASH else {"value": value}, published=text != DASH))
@@ -657,7 +662,7 @@ def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
         "Configurations of the ViTs: the three of the paper's Table 1 and those of the runs. #Tokens with the class "
         "token; #Params without a classification head, computed from the configuration."
     )
-    return Table(name, "Table 1: configurations", columns, tuple(rows), caption)
+    return Table(name, "Table 1: configurations", tuple(columns), tuple(rows), caption)
 
 
 # Any other study
@@ -682,7 +687,8 @@ def layout_listing(runs: pd.DataFrame, study: str, name: str) -> Table:
             continue
         entries = [Entry(keys.loc[place, field]) for field in varying]
         entries.append(replace(number(accuracy.loc[key], interval=True), underline=False))
-        entries.append(Entry(f"{int(accuracy.loc[key, 'n'])}/{len(seeds)}"))
+        runs_of_cell = accuracy.loc[key, "runs"]
+        entries.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(entries)))
     caption = f"Test accuracy in % of the cells of {study}. {recipe(runs)} {_how_to_read(newest, 'below it the')}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
@@ -696,16 +702,22 @@ def _plain(value: Any) -> str:
 # All tables of a study
 
 
-def study_tables(study: str, runs: pd.DataFrame, name: str | None = None) -> Sequence[tuple[Table, pd.DataFrame]]:
+def study_tables(
+    study: str, runs: pd.DataFrame, name: str | None = None, papers_first: bool = False
+) -> Sequence[tuple[Table, pd.DataFrame]]:
     """The tables of a study, the one to show first, each with the runs that it is made of.
 
-    Where Table 4's runs have several settings, each has its table; that of the newest comes first.
+    Where Table 4's runs have several settings, each has its table; that of the newest comes first, with papers_first
+    one on the paper's data set and backbone.
     """
     name = name or study
     if study == "table1":
         return [(layout_table1(runs, name), runs)]
     if study == "table4":
         found = list(reversed(settings(runs)))
+        if papers_first:
+            (place,) = published("table4")[["dataset", "backbone"]].drop_duplicates().itertuples(index=False, name=None)
+            found.sort(key=lambda one: (one.fields.get("dataset"), one.fields.get("backbone")) != place)
         return [
             (layout_table4(setting, f"{name}-older-{number}" if number else name), setting.runs)
             for number, setting in enumerate(found)

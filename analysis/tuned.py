@@ -70,7 +70,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[Table]:
         used = (*both["run_id"], *both["untuned_run_id"])
         text = DASH if both.empty else f"{gains.mean():+.2f}"
         entries.append(Entry(text, numbers={} if both.empty else {"value": gains.mean()}, runs=used))
-        entries.append(Entry(f"{len(both)}/{len(group)}"))
+        entries.append(Entry(f"{len(both)}/{len(group)}", runs=used))
         rows.append(Row("/".join(map(str, key)), tuple(entries)))
     columns = [
         *(Column(name, _HEADINGS[name], align="l") for name in told),

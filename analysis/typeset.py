@@ -26,13 +26,15 @@ class Entry:
 
     text: what is printed; below: a smaller second line (an interval, how many seeds). numbers: the value and what goes
     with it (std, n, low, high), unrounded. runs: the ids of the runs that it rests on. published: it is the paper's.
-    marks: letters of the table's footnotes.
+    marks: letters of the table's footnotes. noted: whether those on its runs stand at it, and not only at the number
+    beside it that rests on the same.
     """
 
     text: str = ""
     below: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
+    noted: bool = True
     published: bool = False
     bold: bool = False
     underline: bool = False
@@ -100,7 +102,7 @@ class Table:
         letters: dict[str, str] = {}
 
         def mark(entry: Entry) -> Entry:
-            note = _note(entry.runs, reasons, seeds)
+            note = _note(entry.runs, reasons, seeds) if entry.noted else ""
             if not note:
                 return entry
             letters.setdefault(note, _letter(len(letters)))
@@ -248,14 +250,15 @@ def _latex_frame(table: Table) -> tuple[pd.DataFrame, int]:
 def _headings(table: Table, escape: Callable[[str], str], nothing: str) -> pd.Index:
     """Group, heading and unit of each column, levels that are empty throughout left out.
 
-    Styler merges neighbours that are alike. Two columns of one heading must stay two: `nothing`, which the format does
-    not show, makes them differ.
+    Styler merges neighbours that are alike, as groups should be. Two columns of one heading must stay two: `nothing`,
+    which the format does not show, makes them differ.
     """
     names = [(escape(column.group), escape(column.heading), escape(column.unit)) for column in table.columns]
     kept = [level for level in range(3) if level == 1 or any(name[level] for name in names)]
     unique: list[tuple[str, str, str]] = []
     for group, heading, unit in names:
-        while (group, heading, unit) in unique:
+        # Also with another unit: "p" and "p (Holm)" share nothing but a letter.
+        while (group, heading) in [place[:2] for place in unique]:
             heading += nothing
         unique.append((group, heading, unit))
     if len(kept) == 1:

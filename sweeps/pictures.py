@@ -5,8 +5,9 @@
 For each finished run: the similarity of its learned position embeddings, the principal components of its patch
 filters, and the attention of the class token on a few test images, the same for all runs of a data set. Drawn after
 the sweep from the weights in its storage, about a second a run, so that no training waits for a picture; a run that
-has its pictures is left alone, because finished weights do not change. A Swin Transformer has none of them, T2T-ViT
-only attention. Exit status: 0, 1 where the weights of a run are missing, 2 where there is nothing to draw.
+has all its pictures (tag "pictures") is left alone, because finished weights do not change. A Swin Transformer has none
+of them, T2T-ViT only attention. Exit status: 0, 1 where a run did not get its pictures, for instance because its
+weights are missing, 2 where there is nothing to draw.
 """
 
 import argparse
@@ -34,13 +35,14 @@ from torch import Tensor
 from relvit import data
 from relvit.augment import Augmentation
 from relvit.backbones import Backbone
-from relvit.cell import FIELDS, NONE, Cell, parse_value, unknown
+from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
 from relvit.files import location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
 from sweeps.account import Account
 from sweeps.tracking import CELL_ID, STUDY
 
 ARTIFACTS = "pictures"
+DRAWN = "pictures"  # a run's tag, set once all its pictures are logged: their names, or "none"
 NOTHING, MISSING = 2, 1
 _PAGE = 1000
 _STYLE = {"font.size": 8, "axes.titlesize": 8, "figure.constrained_layout.use": True, "image.interpolation": "nearest"}
@@ -89,13 +91,17 @@ def main() -> int:
     missing = 0
     for number, run in enumerate(runs, start=1):
         name = f"[{number}/{len(runs)}] {run.data.tags[CELL_ID]}"
-        if not options.again and client.list_artifacts(run.info.run_id, ARTIFACTS):
+        if not options.again and DRAWN in run.data.tags:
             print(f"{name}: has its pictures")
             continue
         try:
             outcome = picture(client, run, account, options.data_root, options.images)
         except (OSError, ValueError) as error:
             print(f"{name}: not drawn: {error}", file=sys.stderr)
+            missing += 1
+            continue
+        except MlflowException as error:
+            print(f"{name}: MLflow did not take its pictures: {error}", file=sys.stderr)
             missing += 1
             continue
         print(f"{name}: {outcome}")
@@ -132,13 +138,18 @@ def finished_runs(client: MlflowClient, experiment: str, study: str | None) -> l
 
 
 def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, images: int) -> str:
-    """Draw a run's pictures and log them. Returns what was logged and what there is none of, as a sentence.
+    """Draw a run's pictures, and log them once all are drawn. Returns what was logged and what there is none of, as a
+    sentence.
 
-    Raises FileNotFoundError where its weights are not in the account; relvit.data.DataError for its data set.
+    Raises FileNotFoundError where its weights are not in the account; relvit.data.DataError for its data set;
+    ValueError where the run lacks what makes a cell; MlflowException where they cannot be logged.
     """
+    lacking = [name for name in FIELDS if name not in run.data.params and name not in LATER_FIELDS]
+    if lacking:
+        raise ValueError(f"its run lacks parameters, without which its weights cannot be found: {', '.join(lacking)}")
     params = {name: parse_value(name, run.data.params[name]) for name in FIELDS if name in run.data.params}
     cell, backbone = trained_backbone(account.folder(Cell(**params)))
-    drawn, absent = [], []
+    drawn, absent = {}, []
     for name, draw in (
         ("position_similarity", lambda: draw_position_similarity(position_similarity(backbone))),
         ("patch_filters", lambda: draw_patch_filters(*patch_filters(backbone))),
@@ -146,19 +157,16 @@ def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, i
     ):
         try:
             with matplotlib.rc_context(_STYLE):
-                content = _png(draw())
+                drawn[name] = _png(draw())
         except NoPicture as reason:
             absent.append(f"no {name}: {reason}")
-            continue
-        _log(client, run, f"{name}.png", content)
-        drawn.append(name)
-    return "; ".join([f"logged {', '.join(drawn)}" if drawn else "nothing logged", *absent])
-
-
-def _log(client: MlflowClient, run: Run, name: str, content: bytes) -> None:
     with TemporaryDirectory() as folder:
-        (Path(folder) / name).write_bytes(content)
-        client.log_artifact(run.info.run_id, str(Path(folder) / name), ARTIFACTS)
+        for name, content in drawn.items():
+            path = Path(folder, f"{name}.png")
+            path.write_bytes(content)
+            client.log_artifact(run.info.run_id, str(path), ARTIFACTS)
+    client.set_tag(run.info.run_id, DRAWN, ", ".join(drawn) or NONE)
+    return "; ".join([f"logged {', '.join(drawn)}" if drawn else "nothing logged", *absent])
 
 
 def _attention(cell: Cell, backbone: Backbone, data_root: Path, count: int) -> Figure:

@@ -52,7 +52,7 @@ def table4(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(table4, tmp_path_factory):
-    return figures.draw("table4", *table4, tmp_path_factory.mktemp("figures"))
+    return figures.draw("table4", *table4, tmp_path_factory.mktemp("figures")).paths
 
 
 def verdicts(**changes: str) -> pd.DataFrame:

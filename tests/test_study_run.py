@@ -79,3 +79,11 @@ def test_what_mlflow_does_not_take_is_said_with_the_name_of_the_study(store, tmp
         attach(uri, "other", "table4", [])
     with pytest.raises(AttachError, match="did not take the outputs of table4"):
         attach(uri, "relvit", "table4", [tmp_path / "missing.pdf"])
+
+
+def test_a_password_in_the_uri_is_not_printed(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(AttachError) as error:
+        attach("http://user:s3cret@127.0.0.1:9", "relvit", "table4", [])
+    assert "http://user:***@127.0.0.1:9 did not take the outputs of table4" in str(error.value)
+    assert "s3cret" not in str(error.value)

@@ -183,11 +183,13 @@ def test_what_the_papers_text_shows_of_underlines(table3):
 
 def test_table_1_is_the_papers_computed_beside_published():
     table = tables.layout_table1(pd.DataFrame())
-    assert {row.key: line(table, row.key) for row in table.rows} == {
-        "vit_s4-32": ["ViT-S/4", "(32, 32)", "12", "6", "384", "65", "21.3M", "65", "21.3M"],
-        "vit_s8-64": ["ViT-S/8", "(64, 64)", "12", "6", "384", "65", "21.4M", "65", "21.4M"],
-        "vit_s32-224": ["ViT-S/32", "(224, 224)", "12", "6", "384", "50", "22.5M", "50", "22.5M"],
+    expected = {
+        "vit_s4-32": ("ViT-S/4", ["(32, 32)", "12", "6", "384", "65", "21.3M"]),
+        "vit_s8-64": ("ViT-S/8", ["(64, 64)", "12", "6", "384", "65", "21.4M"]),
+        "vit_s32-224": ("ViT-S/32", ["(224, 224)", "12", "6", "384", "50", "22.5M"]),
     }
+    lines = {key: [model, *values, *values] for key, (model, values) in expected.items()}  # ours, the paper's
+    assert {row.key: line(table, row.key) for row in table.rows} == lines
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("vit_xs4", 16), ("vit_xs8", 32), ("vit_s4", 32)])

@@ -54,6 +54,16 @@ def test_latex_is_booktabs_with_groups_of_columns_marks_and_a_line_below():
     assert r"\label{tab:t_1}" in lines
 
 
+def test_two_columns_of_one_heading_stay_two_whatever_their_units():
+    columns = (Column("cell", "Cell", align="l"), Column("p", "p"), Column("p_holm", "p", "(Holm)"))
+    made = table((Entry("SpRel"), Entry("0.01"), Entry("0.02")), columns=columns)
+    latex = to_latex(made)
+    assert r"Cell & p & p{} \\" in latex
+    assert r" &  & (Holm) \\" in latex
+    assert "multicolumn" not in latex
+    assert "colspan" not in to_html(made)
+
+
 def test_rules_stand_between_groups_of_rows():
     grouped = replace(MADE, rows=(*MADE.rows[:2], replace(MADE.rows[2], rule=True)))
     lines = to_latex(grouped).splitlines()

@@ -8,18 +8,22 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from test_tables import published_as_runs
+from test_tables import row as made_row
 
+from analysis import page
 from relvit.cell import FIELDS, Cell
+from sweeps.plan import Request, plan_cells
 from sweeps.tracking import Tracker
 
 pytestmark = pytest.mark.end_to_end
 
 # An entry puts its checkout first on the path, in the place of a script's folder.
 _PATH = list(sys.path)
-from analysis.make_tables import main  # noqa: E402
+from analysis.make_tables import kind, main, shown_first, study_tables  # noqa: E402
 
 sys.path[:] = _PATH
 
@@ -127,6 +131,11 @@ def test_outputs_are_checked_against_files_and_runs(paper, tmp_path):
     assert f"run {run.info.run_id}" in result.stderr
     assert "table2:tiny_imagenet:supervised" in result.stderr
     assert "no longer match the data: table2.tex" in result.stderr
+    (run,) = client.search_runs([experiment], "params.backbone = 'swin_t' and params.tasks = 'none'", max_results=1)
+    client.log_metric(run.info.run_id, "joint_val_accuracy", 43.0, step=100)  # which figures alone show
+    result = make(tmp_path, "--check", "--study", "table3")
+    assert result.returncode == 1
+    assert f"run {run.info.run_id}" in result.stderr
 
 
 def test_a_number_is_explained(paper):
@@ -152,6 +161,34 @@ def test_a_deviation_is_a_footnote_in_every_format_or_refused(paper, tmp_path):
         assert text.count(mark) == 1
         assert "micro" in text
     assert make(tmp_path, "--study", "table4", "--strict").returncode == 0
+
+
+def test_a_study_named_as_the_document_is_keeps_its_table_beside_it(paper, tmp_path):
+    shutil.copy(paper / "mlflow.db", tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("relvit").experiment_id
+    for run in client.search_runs([experiment], "params.dataset = 'svhn' and params.protocol = 'joint'"):
+        client.set_tag(run.info.run_id, "study", "report")
+    assert make(tmp_path, "--study", "report", "--no-attach").returncode == 0
+    assert r"\documentclass" in (tmp_path / "out" / "report.tex").read_text()
+    assert r"\documentclass" not in (tmp_path / "out" / "study-report.tex").read_text()
+    assert make(tmp_path, "--check").returncode == 0
+
+
+def test_full_shows_the_papers_own_table_4_however_old_and_judges_the_sentences_of_all_three_tables(tmp_path):
+    cells = plan_cells(Request(study="full", recipe="paper", data_root=tmp_path))
+    rows = [
+        made_row(cell, accuracy=80.0 + number % 7, started=number + 1000 * (cell.dataset != "cifar10"))
+        for number, cell in enumerate(cells)
+    ]
+    made = study_tables("full", pd.DataFrame(rows).assign(study="full"))
+    assert made[0][0].title == "Table 4: tasks on CIFAR-10 with ViT-S/4"
+    first = [(kind(table, "full"), used) for table, used in made if shown_first(table)]
+    assert [name for name, _ in first] == ["table4", "table2", "table3"]
+    assert len(made) == 3 + 4  # and the other four data sets'
+    judged = page.sentences_of(first)
+    assert set(judged["table"]) == {"table2", "table3", "table4"}
+    assert not judged[judged["table"] == "table4"]["not_comparable"].any()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +221,15 @@ def test_only_the_formats_asked_for_are_written(paper, tmp_path):
     endings = {path.suffix for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert ".md" in endings
     assert not endings & {".tex", ".html"}
+    # What another call left out is still checked, and what it made of other runs is not passed off as of these.
+    result = make(tmp_path, "--format", "latex", "--where", "dataset=cifar10")
+    assert "of an earlier call" not in result.stdout
+    assert make(tmp_path, "--check").returncode == 0
+    result = make(tmp_path, "--format", "latex")
+    assert "table4.md is of an earlier call, with other runs or another --where" in result.stdout
+    result = make(tmp_path, "--check")
+    assert result.returncode == 1
+    assert "table4.md is of an earlier call" in result.stderr
 
 
 def test_runs_without_a_study_are_said_to_need_one(paper, tmp_path):

@@ -2,20 +2,29 @@
 
 import functools
 import http.server
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import made_runs, planned
+from made_runs import gathered, made_runs, planned
 from PIL import Image
+from rich.console import Console
 
 from analysis import claims, figures
 from analysis.page import TableHtml, write_page
+
+# An entry puts its checkout first on the path, in the place of a script's folder.
+_PATH = list(sys.path)
+from analysis.make_tables import make, parse_arguments  # noqa: E402
+
+sys.path[:] = _PATH
 
 pytestmark = pytest.mark.end_to_end
 
@@ -41,6 +50,8 @@ function look(frame, width) {
   found[width] = {
     scrollWidth: root.scrollWidth, out: out.map(element => element.outerHTML.slice(0, 80)),
     images: images.length, broken: images.filter(image => image.naturalWidth === 0).length,
+    scrolled: [...page.querySelectorAll("#section-tables .scroll")].filter(
+      element => element.scrollWidth > element.clientWidth).length,
     smallest: Math.min(...[...page.querySelectorAll("p, td, figcaption, code")]
       .filter(element => element.offsetParent).map(element => parseFloat(getComputedStyle(element).fontSize))),
   };
@@ -61,7 +72,8 @@ for (const width of widths) {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with the page of made-up runs of Table 4 that has all that a page can have, and its harness."""
+    """A folder with pages of made-up runs of Table 4, each with its harness: one that has all that a page can have, and
+    the one that make_tables writes."""
     folder = tmp_path_factory.mktemp("page")
     runs, metrics = made_runs(planned(folder, "table4"), "table4")
     wide = "<table><tbody><tr>" + "<td>90.13&nbsp;±&nbsp;0.42</td>" * 12 + "</tr></tbody></table>"
@@ -71,15 +83,19 @@ def folder(tmp_path_factory) -> Path:
         runs,
         folder / "table4.html",
         tables=[TableHtml("A table wider than a phone", wide)],
-        figures=figures.draw("table4", runs, metrics, folder),
+        figures=figures.draw("table4", runs, metrics, folder).paths,
         verdicts=judged[judged["table"] == "table4"],
         notes=["a-note-without-a-single-space-" * 8],
     )
+    # The page that the command itself writes, with all of its tables.
+    options = parse_arguments(["--study", "table4", "--out", str(folder / "out"), "--no-attach"])
+    assert make(options, Console(file=io.StringIO()), gathered(folder / "out", runs, metrics), ["html"]) == 0
+    shutil.copy(folder / "out" / "table4-report.html", folder / "made.html")
     (folder / "broken.html").write_text(
         '<!doctype html><link rel="icon" href="data:,"><div style="width: 900px; height: 9px">wide</div>'
         '<img src="missing.png"><script>console.error("made up")</script>'
     )
-    for page in ("table4", "broken"):
+    for page in ("table4", "made", "broken"):
         text = HARNESS.replace("PAGE", f"{page}.html").replace("WIDTHS", json.dumps([PHONE, DESKTOP]))
         (folder / f"harness-{page}.html").write_text(text)
     return folder
@@ -134,6 +150,21 @@ def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(served, tmp_path)
         assert found["out"] == []
         assert (found["images"], found["broken"]) == (5, 0)
         assert found["smallest"] >= 12  # pixels
+
+
+def test_the_page_of_make_tables_fits_too_and_a_desk_shows_table_4_whole(served, tmp_path):
+    address, asked = served
+    asked.clear()
+    result = chromium(tmp_path, "--dump-dom", f"{address}/harness-made.html")
+    assert console(result) == []
+    assert set(asked) == {"/harness-made.html", "/made.html"}
+    found = measured(result)
+    for width, each in found.items():
+        assert each["scrollWidth"] <= int(width)
+        assert each["out"] == []
+        assert (each["images"], each["broken"]) == (5, 0)
+    assert found[str(DESKTOP)]["scrolled"] == 0
+    assert found[str(PHONE)]["scrolled"] > 0
 
 
 def test_the_checks_above_see_a_page_that_is_broken(served, tmp_path):

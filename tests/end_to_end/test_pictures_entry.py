@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from made_runs import planned
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from relvit.cell import Cell
+from relvit.data import DataError
 from relvit.train import train
 from sweeps import pictures as entry
 from sweeps.account import Account
@@ -66,6 +68,53 @@ def test_each_finished_run_gets_its_pictures_once(finished):
                 assert np.asarray(image.convert("L")).std() > 5  # not a blank sheet
     again = pictures(folder, "--study", "table4")
     assert again.stdout.count("has its pictures") == 2
+
+
+def test_what_keeps_one_run_from_its_pictures_is_said_and_tried_again_and_holds_up_no_other(
+    tmp_path, digits, monkeypatch, capsys
+):
+    cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel"), settings=TINY)
+    account = Account(tmp_path / "results")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "relvit", account.storage, {cell.cell_id: "table4" for cell in cells})
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("relvit").experiment_id
+    # The first in MLflow's order, of another program or an older version: no cell can be made of it.
+    old = client.create_run(experiment, tags={"cell_id": "old", "study": "table4"}).info.run_id
+    client.log_param(old, "dataset", "digits")
+    client.set_terminated(old)
+    for cell in cells:
+        tracker.rebuild(cell, list(train(cell, digits, account.folder(cell))))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "--images", "2", "--tracking-uri", uri])
+
+    def broken(*arguments):
+        raise DataError("the data set is not here yet")
+
+    def refused(self, run_id, path, folder=None):
+        if path.endswith("patch_filters.png"):
+            raise MlflowException("the disk is full")
+
+    def drawn() -> list[int]:
+        runs = client.search_runs([experiment], "params.tasks != ''")
+        return [len(client.list_artifacts(run.info.run_id, "pictures")) for run in runs]
+
+    entry._test_images.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(entry.data, "load", broken)
+        assert entry.main() == 1
+        assert drawn() == [0, 0]  # a run gets all that it can have, or is tried again
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_artifact", refused)
+        assert entry.main() == 1
+    said = capsys.readouterr()
+    assert said.err.count("not drawn: the data set is not here yet") == 2
+    assert said.err.count("MLflow did not take its pictures: the disk is full") == 2
+    assert said.err.count("old: not drawn: its run lacks parameters") == 2
+    assert entry.main() == 1
+    assert drawn() == [3, 3]
+    assert entry.main() == 1
+    assert capsys.readouterr().out.count("has its pictures") == 2
 
 
 def test_nothing_to_draw_is_said_and_nothing_is_made(finished, tmp_path, monkeypatch, capsys):
