@@ -130,7 +130,8 @@ def prepare(name: str, data_root: Path, image_size: int) -> Dataset:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"the data folder {folder.parent} cannot be made: {error.strerror}") from error
-    with FileLock(folder.with_suffix(".lock")):
+    # For all sizes, since they share one source, which may have to be downloaded.
+    with FileLock(folder.parent / f"{name}.lock"):
         source = read_source(name, data_root)
         if _cached_fingerprint(folder) != source.fingerprint:
             _write_cache(source, folder, image_size)

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +99,32 @@ def has_class_folders(name: str, root: Path) -> bool:
 
 def _download(name: str, row: DatasetRow, root: Path) -> None:
     """Fetch and unpack what is missing. What is there and whole is kept; nothing half-done is ever taken for whole."""
-    from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+    from torchvision.datasets.utils import calculate_md5, check_integrity, download_url, extract_archive
 
     for archive in row.archives:
         path = root / archive.filename
+        # The final name says that a file is whole: `read_source` asks for no more than that it is there.
+        partial = root / f"{archive.filename}.part"
         try:
             if not check_integrity(path, archive.md5):
-                download_url(archive.url, root, archive.filename, archive.md5)
+                partial.unlink(missing_ok=True)  # a kill's; torchvision would take it for what it is to fetch
+                download_url(archive.url, root, partial.name)
+                if (found := calculate_md5(partial)) != archive.md5:
+                    raise RuntimeError(f"it is corrupted: its MD5 is {found}, not {archive.md5}")
+                partial.rename(path)
             if archive.folder:
                 # Unpacked beside its place and moved there as a whole, so that a kill leaves nothing half-unpacked.
                 with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as scratch:
                     extract_archive(str(path), scratch)
                     shutil.rmtree(root / archive.folder, ignore_errors=True)
                     (Path(scratch) / archive.folder).rename(root / archive.folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise DataError(
                 f"{name}: looked for {_layouts(row, root)}, found none, and {archive.url} could not be downloaded "
                 f"({error}); put one of them there"
             ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _layouts(row: DatasetRow, root: Path) -> str:

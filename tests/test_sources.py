@@ -9,6 +9,8 @@ import multiprocessing
 import pickle
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
 
@@ -572,6 +574,86 @@ def test_what_a_killed_process_left_of_its_unpacking_is_not_taken_for_the_data_s
     half.mkdir(parents=True)
     shutil.copy(tmp_path / "web" / "cifar-10-batches-py" / "data_batch_1", half)
     assert np.array_equal(everything(data.prepare("cifar10", root, 32).train)[0], images[:20])
+
+
+@pytest.fixture
+def published_svhn(tmp_path, monkeypatch):
+    """A small SVHN, whose two files are the data set as they are, ready for download. Returns their folder, the images
+    of both splits, and what was fetched, by name."""
+    web, fetched = tmp_path / "web", []
+    images, _ = write_svhn(web)
+    archives = tuple(
+        Archive(f"https://example.org/{path.name}", hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest())
+        for path in (web / "train_32x32.mat", web / "test_32x32.mat")
+    )
+
+    def copy(url, filename, *arguments):
+        fetched.append(url.rpartition("/")[2])
+        shutil.copy(web / fetched[-1], filename)
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, *arguments, **options: url)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", copy)
+    monkeypatch.setitem(DATASETS, "svhn", dataclasses.replace(DATASETS["svhn"], archives=archives))
+    return web, images, fetched
+
+
+def test_a_single_file_with_a_wrong_checksum_is_refused_every_time_until_it_is_right(tmp_path, published_svhn):
+    web, images, _ = published_svhn
+    root, whole = tmp_path / "data", (web / "test_32x32.mat").read_bytes()
+    # A file that could be read, with other pixels than those that were published.
+    savemat(web / "test_32x32.mat", {"X": np.zeros((32, 32, 3, 3), np.uint8), "y": np.ones((3, 1), np.uint8)})
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"test_32x32.mat could not be downloaded \(it is corrupted: its MD5 is"):
+            data.prepare("svhn", root, 32)
+        assert [child.name for child in (root / "svhn").iterdir()] == ["train_32x32.mat"]
+    (web / "test_32x32.mat").write_bytes(whole)
+    assert np.array_equal(everything(data.prepare("svhn", root, 32).test)[0], images[5:])
+
+
+@pytest.mark.parametrize(
+    "end",
+    [KeyboardInterrupt("stop"), OSError("no space left on device"), IncompleteRead(b"half")],
+    ids=["killed", "disk full", "cut off"],
+)
+@pytest.mark.parametrize("name", ["train_32x32.mat", "test_32x32.mat"])
+def test_a_single_file_whose_download_was_cut_short_is_fetched_again(tmp_path, published_svhn, monkeypatch, name, end):
+    web, images, fetched = published_svhn
+    root = tmp_path / "data"
+
+    def cut_short(url, filename, *arguments):
+        content = (web / url.rpartition("/")[2]).read_bytes()
+        Path(filename).write_bytes(content if not url.endswith(name) else content[: len(content) // 2])
+        if url.endswith(name):
+            raise end
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchvision.datasets.utils._urlretrieve", cut_short)
+        with pytest.raises(KeyboardInterrupt if isinstance(end, KeyboardInterrupt) else DataError):
+            data.prepare("svhn", root, 32)
+    dataset = data.prepare("svhn", root, 32)
+    assert np.array_equal(everything(dataset.train)[0], images[:5])
+    assert np.array_equal(everything(dataset.test)[0], images[5:])
+    # What came before it was whole and is not fetched again.
+    names = ["train_32x32.mat", "test_32x32.mat"]
+    assert fetched == names[names.index(name) :]
+
+
+def test_what_a_killed_process_left_of_a_download_is_not_taken_for_the_file(tmp_path, published_svhn):
+    web, images, _ = published_svhn
+    root = tmp_path / "data"
+    (root / "svhn").mkdir(parents=True)
+    for path in web.iterdir():
+        (root / "svhn" / f"{path.name}.part").write_bytes(path.read_bytes()[:-100])
+    assert np.array_equal(everything(data.prepare("svhn", root, 32).test)[0], images[5:])
+    assert sorted(child.name for child in (root / "svhn").iterdir()) == ["test_32x32.mat", "train_32x32.mat"]
+
+
+def test_two_sizes_that_are_prepared_at_once_are_downloaded_once(tmp_path, published_svhn):
+    *_, fetched = published_svhn
+    with ThreadPoolExecutor(2) as pool:
+        datasets = list(pool.map(lambda size: data.prepare("svhn", tmp_path / "data", size), (32, 16)))
+    assert [dataset.image_size for dataset in datasets] == [32, 16]
+    assert fetched == ["train_32x32.mat", "test_32x32.mat"]
 
 
 # Two processes
