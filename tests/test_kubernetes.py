@@ -60,6 +60,29 @@ def test_kuberay_would_not_accept_just_anything():
         jsonschema.validate(manifest, schema("RayJob"))
 
 
+def refusals(spec: dict[str, Any]) -> list[str]:
+    """What KubeRay's operator refuses in a RayJob that the schema admits (ValidateRayJobSpec, KubeRay 1.6)."""
+    shuts_down, selects = spec.get("shutdownAfterJobFinishes", False), bool(spec.get("clusterSelector"))
+    rules = {
+        "ttlSecondsAfterFinished without shutdownAfterJobFinishes": spec.get("ttlSecondsAfterFinished", 0)
+        and not shuts_down,
+        "suspend without shutdownAfterJobFinishes": spec.get("suspend") and not shuts_down,
+        "suspend with clusterSelector": spec.get("suspend") and selects,
+        "neither rayClusterSpec nor clusterSelector": not spec.get("rayClusterSpec") and not selects,
+        "backoffLimit with clusterSelector": spec.get("backoffLimit", 0) > 0 and selects,
+        "SidecarMode with clusterSelector": spec.get("submissionMode") == "SidecarMode" and selects,
+        "deletionStrategy needs a feature gate": "deletionStrategy" in spec,
+    }
+    return [rule for rule, broken in rules.items() if broken]
+
+
+def test_kuberays_operator_would_not_refuse_the_job():
+    (job,) = of_kind("RayJob")
+    assert refusals(job["spec"]) == []
+    # With clusterSelector the operator deletes nothing, so that a time to live would be a promise not kept.
+    assert not {"ttlSecondsAfterFinished", "shutdownAfterJobFinishes"} & set(job["spec"])
+
+
 def test_the_job_runs_on_the_cluster_beside_it():
     (cluster,), (job,) = of_kind("RayCluster"), of_kind("RayJob")
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}

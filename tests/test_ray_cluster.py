@@ -1,7 +1,10 @@
 """ray_cluster.yaml: valid by Ray, from zero GPUs, shut to whoever has no token, and without a secret."""
 
 import copy
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +31,11 @@ def commands(config: dict) -> list[str]:
 
 def starts(config: dict) -> list[str]:
     return [line for line in commands(config) if "ray start" in line]
+
+
+def as_ray_runs_it(command: str) -> str:
+    """The text that a shell on the node is given."""
+    return shlex.split(" ".join(_with_interactive(command)))[-1]
 
 
 def test_ray_accepts_it(config):
@@ -68,6 +77,43 @@ def test_every_node_starts_with_the_token_and_listens_on_no_public_address(confi
     assert "0.0.0.0" not in text
     assert "::" not in text
     assert config["provider"]["use_internal_ips"] is True
+
+
+def test_every_command_is_one_that_a_shell_can_read_as_ray_gives_it(config):
+    for command in commands(config):
+        read = subprocess.run(["bash", "-n", "-c", as_ray_runs_it(command)], capture_output=True, text=True)
+        assert (read.returncode, read.stderr) == (0, ""), command
+
+
+def test_mlflow_starts_with_the_head_and_not_again_when_the_head_is_started_again(config, tmp_path):
+    (line,) = [line for line in config["head_start_ray_commands"] if "serve_mlflow.py" in line]
+    line = line.replace("/tmp/mlflow.log", f"{tmp_path}/mlflow.log")
+    stubs, pids = tmp_path / "stubs", tmp_path / "pids"
+    stubs.mkdir()
+    # As serve_mlflow.py does: it becomes a process whose command line has "mlflow server".
+    python = f'#!/bin/bash\necho $$ >> {pids}\nexec -a "python mlflow server" sleep 60\n'
+    # Of the processes in this session, so that another server on this machine is not taken for the head's.
+    pgrep = '#!/bin/bash\nexec /usr/bin/pgrep --session 0 "$@"\n'
+    for name, text in (("python", python), ("pgrep", pgrep)):
+        (stubs / name).write_text(text)
+        (stubs / name).chmod(0o755)
+    (tmp_path / ".bashrc").write_text(f"PATH={stubs}:$PATH\n")
+    start = shlex.join(["bash", "--login", "-c", "-i", as_ray_runs_it(line)])
+    runs = f"grep --quiet 'mlflow[ ]server' /proc/$(tail -n 1 {pids})/cmdline"
+    once_more = f"{start}; for i in {{1..100}}; do {runs} && break; sleep 0.05; done; {start}; sleep 0.5"
+    try:
+        subprocess.run(
+            ["bash", "-c", once_more],
+            env={**os.environ, "HOME": str(tmp_path)},
+            start_new_session=True,
+            capture_output=True,
+            timeout=60,
+        )
+        started = pids.read_text().split() if pids.exists() else []
+        assert len(started) == 1
+    finally:
+        for pid in pids.read_text().split() if pids.exists() else []:
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def test_no_value_looks_like_a_secret(config):
