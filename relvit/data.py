@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from relvit.sources import DATASETS, DataError, Source, interleaved_classes, read_source, shorten
+from relvit.sources import DATASETS, DataError, NotHere, Source, interleaved_classes, read_source, shorten
 
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 CACHE_VERSION = 2
@@ -104,11 +104,11 @@ def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
     meta = _cache_folder(name, data_root, image_size) / "meta.json"
     if meta.exists():
         return json.loads(meta.read_text())["splits"]
-    row = DATASETS.get(name)
-    places = (data_root / each for each in (name, *(row.aliases if row else ())))
-    if row is not None and not any(place.is_dir() for place in places):
-        return dict(row.counts)
-    return {split: len(labels) for split, (_, labels) in read_source(name, data_root).splits.items()}
+    try:
+        source = read_source(name, data_root, download=False)
+    except NotHere:
+        return dict(DATASETS[name].counts)
+    return {split: len(labels) for split, (_, labels) in source.splits.items()}
 
 
 def load(name: str, data_root: Path, image_size: int) -> Dataset:
@@ -119,11 +119,11 @@ def load(name: str, data_root: Path, image_size: int) -> Dataset:
     return _open_cache(name, folder)
 
 
-def prepare(name: str, data_root: Path, image_size: int) -> Dataset:
+def prepare(name: str, data_root: Path, image_size: int, download: bool = True) -> Dataset:
     """The decoded data set, after a look at the source: downloaded, decoded or decoded anew where needed.
 
     Safe to call from several processes at once: one works, the others wait.
-    Raises DataError, naming the files, where the source is missing, incomplete or unreadable.
+    Raises DataError, naming the files, where the source is missing, incomplete or unreadable; NotHere as `read_source`.
     """
     folder = _cache_folder(name, data_root, image_size)
     try:
@@ -132,7 +132,7 @@ def prepare(name: str, data_root: Path, image_size: int) -> Dataset:
         raise DataError(f"the data folder {folder.parent} cannot be made: {error.strerror}") from error
     # For all sizes, since they share one source, which may have to be downloaded.
     with FileLock(folder.parent / f"{name}.lock"):
-        source = read_source(name, data_root)
+        source = read_source(name, data_root, download)
         if _cached_fingerprint(folder) != source.fingerprint:
             _write_cache(source, folder, image_size)
     return _open_cache(name, folder)

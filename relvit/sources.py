@@ -71,8 +71,21 @@ class DatasetRow:
     aliases: tuple[str, ...] = ()
 
 
-def read_source(name: str, data_root: Path) -> Source:
-    """The source of a data set, downloaded if need be. Raises DataError where it is missing, incomplete or corrupt."""
+class NotHere(DataError):
+    """A data set would have to be downloaded first."""
+
+
+def read_source(name: str, data_root: Path, download: bool = True) -> Source:
+    """The source of a data set, downloaded if need be. Raises DataError where it is missing, incomplete or corrupt, and
+    NotHere where it would have to be downloaded and must not be."""
+    source = _read_source(name, data_root, download)
+    empty = [split for split, (_, labels) in source.splits.items() if not labels]
+    if empty:
+        raise DataError(f"{data_root / name}: no images of {' and '.join(empty)}; the copy is not complete")
+    return source
+
+
+def _read_source(name: str, data_root: Path, download: bool) -> Source:
     root = data_root / name
     row = DATASETS.get(name)
     found = row is not None and any(all((root / path).exists() for path in layout) for layout in row.layouts)
@@ -84,6 +97,8 @@ def read_source(name: str, data_root: Path) -> Source:
     if not found:
         if root.is_dir() and (root / "train").is_dir() != (root / "test").is_dir():
             return _read_class_folders(name, root)  # which says what is missing
+        if not download:
+            raise NotHere(f"{name}: looked for {_layouts(row, root)}, found none")
         _download(name, row, root)
     return row.read(root)
 
@@ -216,6 +231,8 @@ def _read_svhn(root: Path) -> Source:
         if content["X"].ndim != 4 or content["X"].shape[3] != content["y"].size:
             shapes = f"X {list(content['X'].shape)} and y {list(content['y'].shape)}"
             raise DataError(f"{path} is not a file of SVHN: {shapes} do not belong together")
+        if content["X"].dtype != np.uint8:
+            raise DataError(f"{path} is not a file of SVHN: its pixels are {content['X'].dtype} and not uint8")
         images = np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2))
         splits[split] = (list(images), (content["y"].ravel().astype(int) % 10).tolist())
     return Source([str(digit) for digit in range(10)], splits, fingerprint(root, files))
@@ -229,6 +246,11 @@ def _read_flowers102(root: Path) -> Source:
     splits = {}
     for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
         index = numbers[key].ravel().astype(int)
+        if not ((index >= 1) & (index <= len(labels))).all():
+            raise DataError(
+                f"{base / 'setid.mat'}: {key} goes to image {index.max()}, but {base / 'imagelabels.mat'} has "
+                f"{len(labels)} labels: one of the two is not of Flower-102, or not whole"
+            )
         splits[split] = ([base / "jpg" / f"image_{number:05d}.jpg" for number in index], labels[index - 1].tolist())
     files = [path for paths, _ in splits.values() for path in paths]
     _require_files(files)

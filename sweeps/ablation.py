@@ -23,7 +23,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkou
 from rich.console import Console
 
 from relvit.cell import BACKBONES, TASKS, Cell
-from relvit.data import DATASETS
+from relvit.data import DATASETS, DataError
 from sweeps.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
 from sweeps.command_line import BAD_REQUEST, INTERRUPTED, refuse, say, stop_for_another, storage_place
 from sweeps.failures import CRASH, GROUPS, RETRIES, Setting, parse_classes
@@ -183,15 +183,19 @@ def main() -> int:
         )
         problems = []
     except PlanError as error:
-        studies, problems = {}, error.problems
+        studies, problems = dict.fromkeys(error.cells, ""), error.problems
     cells = list(studies)
     if options.plan and not problems:
-        print_plan(console, account, cells)
-        print_estimate(console, account, cells, options)
-        return 0
+        return show_plan(options, console, account, cells)
+    wrong = bool(problems)
     problems += lost_paths(options)
     problems += account.check()
-    problems += prepare_data(cells, options.data_root)
+    # A wrong request starts no download.
+    problems += prepare_data(cells, options.data_root, download=not wrong)
+    if problems:
+        from sweeps.preflight import tracking_problems
+
+        problems += tracking_problems(options.tracking_uri)
     try:
         url = webhook()
     except WebhookError as error:
@@ -399,6 +403,21 @@ def summary(statuses: dict[Cell, Status]) -> str:
     resumable = sum(status.state != FINISHED and status.epoch > 0 for status in statuses.values())
     fresh = len(statuses) - counts[FINISHED] - resumable
     return f"{len(statuses)} cells: {counts[FINISHED]} finished, {resumable} to continue, {fresh} to start"
+
+
+def show_plan(options: argparse.Namespace, console: Console, account: Account, cells: list[Cell]) -> int:
+    """List the cells and what they will cost; nothing is written, started or downloaded."""
+    try:
+        problems = account.foreign()
+        if problems:
+            return refuse(problems)
+        print_plan(console, account, cells)
+        print_estimate(console, account, cells, options)
+    except DataError as error:
+        return refuse([str(error)])
+    except OSError as error:
+        return refuse([f"the storage path {account.storage} cannot be read: {error}"])
+    return 0
 
 
 def print_plan(console: Console, account: Account, cells: list[Cell]) -> None:

@@ -64,7 +64,7 @@ class Account:
     def check(self) -> list[str]:
         """What is wrong with the storage path, one sentence each; makes the folder if it is not there."""
         try:
-            problems = self._foreign()
+            problems = self.foreign()
             if problems:
                 return problems
             self.storage.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Account:
             return [f"the storage path {self.storage} cannot be written: {_cause(error)}; choose another: --storage"]
         return []
 
-    def _foreign(self) -> list[str]:
+    def foreign(self) -> list[str]:
         """Why the folder must be left alone: it is something else, or another version's. Nothing is written."""
         marker = self.storage / "account.json"
         if marker.exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import BACKBONES, FIELDS, NONE, Cell, canonical_tasks, make_cell, parse_value, unknown
-from relvit.data import DataError, native_image_size, prepare
+from relvit.data import DataError, NotHere, native_image_size, prepare
 from sweeps.recipes import Recipe, recipe
 from sweeps.studies import Spec, Study, study
 
@@ -23,10 +23,11 @@ _DECIDED = {
 
 
 class PlanError(ValueError):
-    """All that is wrong with a request, as a list of sentences in `problems`."""
+    """All that is wrong with a request, as a list of sentences in `problems`; cells: those that are right nonetheless,
+    whose data can be checked as well."""
 
-    def __init__(self, problems: Iterable[str]):
-        self.problems = list(dict.fromkeys(problems))
+    def __init__(self, problems: Iterable[str], cells: Iterable[Cell] = ()):
+        self.problems, self.cells = list(dict.fromkeys(problems)), list(cells)
         super().__init__("\n".join(self.problems))
 
 
@@ -95,12 +96,11 @@ def plan(request: Request) -> dict[Cell, str]:
     sources: dict[tuple[str, Cell], Spec] = {}
     for spec, name in specs:
         resolved = _resolved(spec, request, base)
-        size = attempt(_image_size, resolved, base, request, own_size)
-        if size is None:
-            size = 224  # divisible by every patch, so that only what else is wrong is found
+        asked = attempt(_image_size, resolved, base, request, own_size)
+        size = asked or 224  # divisible by every patch, so that only what else is wrong is found
         for seed in request.seeds:
             cell = attempt(_make, base, resolved, size, settings, seed)
-            if cell:
+            if cell and asked:
                 problems += _idle(spec, {**resolved, **settings}, cell, name)
                 problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
                 members.setdefault(cell, []).append(study_name(name))
@@ -111,7 +111,7 @@ def plan(request: Request) -> dict[Cell, str]:
             if all(getattr(cell, name) != value for cell in cells):
                 problems.append(f"--set {name}={value} has no effect in any cell of this plan")
     if problems:
-        raise PlanError(problems)
+        raise PlanError(problems, cells if wanted else ())
     ordered = sorted(cells, key=lambda cell: request.seeds.index(cell.seed))
     return {cell: ",".join(dict.fromkeys(members[cell])) for cell in ordered}
 
@@ -282,12 +282,15 @@ def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int]]:
     return [each for each in dict.fromkeys(wanted) if each[0] != NONE]
 
 
-def prepare_data(cells: list[Cell], data_root: Path) -> list[str]:
-    """Decode every data set of the plan on this machine. Returns what is wrong, one sentence each."""
+def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> list[str]:
+    """Decode every data set of the plan on this machine. Returns what is wrong, one sentence each.
+
+    download: False leaves out what would have to be downloaded.
+    """
     problems = []
     for name, size in datasets_of(cells):
         try:
-            dataset = prepare(name, data_root, size)
+            dataset = prepare(name, data_root, size, download)
             splits = {
                 (cell.seed, cell.train_images)
                 for cell in cells
@@ -295,6 +298,8 @@ def prepare_data(cells: list[Cell], data_root: Path) -> list[str]:
             }
             for seed, count in splits:
                 dataset.train_val(seed, count)
+        except NotHere as error:
+            problems += [str(error)] if download else []
         except DataError as error:
             problems.append(str(error))
     return list(dict.fromkeys(problems))

@@ -124,6 +124,30 @@ def test_more_training_images_than_there_are_is_refused_before_anything_starts(t
     assert problem.startswith("train_images=5000, but digits has 1294 training images")
 
 
+# What is wrong with the data, beside what is wrong with the request
+
+
+def test_the_data_of_cells_that_are_right_are_checked_beside_a_wrong_name(tmp_path):
+    (tmp_path / "pets" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "test" / "cat").mkdir(parents=True)
+    for split in ("train", "test"):
+        Image.new("RGB", (32, 32)).save(tmp_path / "pets" / split / "cat" / "0.png")
+    broken = tmp_path / "pets" / "train" / "cat" / "1.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(PlanError, match="unknown task 'sprl'") as error:
+        plan_cells(request(tmp_path, dataset="pets", combinations=("sprl",)))
+    (problem,) = prepare_data(error.value.cells, tmp_path, download=False)
+    assert str(broken) in problem
+
+
+def test_beside_a_wrong_request_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", None)
+    with pytest.raises(PlanError) as error:
+        plan_cells(request(tmp_path, recipe="paper", combinations=("sprl",)))
+    assert {cell.dataset for cell in error.value.cells} == {"cifar10"}
+    assert prepare_data(error.value.cells, tmp_path, download=False) == []
+
+
 # A study's own cells
 
 JOINT = '"dataset": "cifar10", "backbone": "vit_s4", "protocol": "joint"'

@@ -220,6 +220,22 @@ def test_a_corrupt_matlab_file_is_named(tmp_path, damage, compressed):
     assert not list(tmp_path.rglob("images.npy"))
 
 
+def test_svhn_pixels_of_another_type_are_named(tmp_path):
+    write_svhn(tmp_path / "svhn")
+    path = tmp_path / "svhn" / "test_32x32.mat"
+    savemat(path, {"X": np.zeros((32, 32, 3, 2)), "y": np.ones((2, 1))})
+    with pytest.raises(DataError, match=f"{path} is not a file of SVHN: its pixels are float64 and not uint8"):
+        data.prepare("svhn", tmp_path, 32)
+
+
+def test_a_split_without_images_is_no_whole_copy(tmp_path):
+    write_svhn(tmp_path / "svhn")
+    empty = {"X": np.zeros((32, 32, 3, 0), dtype=np.uint8), "y": np.zeros((0, 1), dtype=np.uint8)}
+    savemat(tmp_path / "svhn" / "test_32x32.mat", empty)
+    with pytest.raises(DataError, match="no images of test; the copy is not complete"):
+        data.prepare("svhn", tmp_path, 32)
+
+
 # Flower-102
 
 
@@ -271,6 +287,13 @@ def test_a_corrupt_list_of_flowers_is_named(tmp_path, name):
     write_flowers(tmp_path / "flowers102")
     (tmp_path / "flowers102" / name).write_bytes(b"<html>404 Not Found</html>" * 20)
     with pytest.raises(DataError, match=f"{name} is not a Matlab file"):
+        data.prepare("flowers102", tmp_path, 16)
+
+
+def test_flowers_beyond_the_list_of_labels_are_named(tmp_path):
+    write_flowers(tmp_path / "flowers102")
+    savemat(tmp_path / "flowers102" / "imagelabels.mat", {"labels": np.array([[2, 3, 1]], dtype=np.uint8)})
+    with pytest.raises(DataError, match="setid.mat: trnid goes to image 6, but .*imagelabels.mat has 3 labels"):
         data.prepare("flowers102", tmp_path, 16)
 
 
@@ -363,6 +386,26 @@ def test_annotations_that_are_cut_off_are_named(tmp_path):
     path.write_text(path.read_text()[: -len(".JPEG\tn03\t0\t32\t44\t62\n")])
     with pytest.raises(DataError, match="val_annotations.txt"):
         data.prepare("tiny_imagenet", tmp_path, 64)
+
+
+@pytest.mark.parametrize("name", ["val/val_annotations.txt", "wnids.txt"])
+def test_an_empty_list_of_tiny_imagenet_is_no_whole_copy(tmp_path, name):
+    root = tmp_path / "tiny-imagenet-200"
+    write_tiny_imagenet(root)
+    (root / name).write_text("")
+    with pytest.raises(DataError):
+        data.prepare("tiny_imagenet", tmp_path, 64)
+
+
+# Planning
+
+
+def test_planning_a_data_set_that_is_not_here_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", None)
+    published = {"train": 50_000, "test": 10_000}
+    assert data.split_sizes("cifar10", tmp_path, 32) == published
+    (tmp_path / "cifar10").mkdir()
+    assert data.split_sizes("cifar10", tmp_path, 32) == published
 
 
 # Real images
