@@ -82,7 +82,7 @@ class Account:
         marker = self.storage / "account.json"
         if marker.exists():
             try:
-                form = json.loads(marker.read_text())["form"]
+                form = int(json.loads(marker.read_text())["form"])
             except (ValueError, KeyError, TypeError):
                 return [f"{marker} is not an account of cells; choose another place: --storage"]
             if form != FORM:
@@ -103,9 +103,12 @@ class Account:
 
     def _other_fields(self) -> list[str]:
         sample = next(iter(self.storage.glob("cells/*/cell.json")), None)
-        if sample is None:
-            return []
-        fields = set(json.loads(sample.read_text()))
+        if sample is not None:
+            fields = set(json.loads(sample.read_text()))
+        else:  # planned, and not begun
+            plan = next(iter(self.storage.glob("studies/*.json")), None)
+            cells = list(json.loads(plan.read_text()).values()) if plan is not None else []
+            fields = set(cells[0]) if cells else set(FIELDS)
         if fields | set(LATER_FIELDS) == set(FIELDS):
             return []
         differing = ", ".join(sorted(fields ^ set(FIELDS)))

@@ -120,7 +120,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     where.add_argument(
         "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
-        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     where.add_argument(
         "--experiment", default="relvit", metavar="NAME", help="MLflow's experiment (default: %(default)s)"

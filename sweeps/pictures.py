@@ -39,6 +39,7 @@ from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
 from relvit.files import location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
 from sweeps.account import Account
+from sweeps.preflight import tracking_problems
 from sweeps.tracking import CELL_ID, STUDY
 
 ARTIFACTS = "pictures"
@@ -60,7 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument(
         "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
-        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--images", type=int, default=6, metavar="N", help="test images (default: %(default)s)")
@@ -77,6 +78,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
+    problems = tracking_problems(options.tracking_uri)
+    if problems:
+        print(f"nothing was drawn: {problems[0]}", file=sys.stderr)
+        return NOTHING
     try:
         client = MlflowClient(_existing(options.tracking_uri))
         runs = finished_runs(client, options.experiment, options.study)

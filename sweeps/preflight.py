@@ -69,7 +69,12 @@ def tracking_problems(uri: str) -> list[str]:
         return _sqlite_problems(uri)
     if scheme in _DATABASE_PORTS:
         return _database_problems(uri, _DATABASE_PORTS[scheme])
-    return []
+    if uri.startswith("databricks"):
+        return []
+    return [
+        f"the tracking URI {redacted(uri)} is none of a server (http://, https://), of a SQLite file "
+        f"(sqlite:///mlflow.db) or of a database ({', '.join(f'{name}://' for name in _DATABASE_PORTS)})"
+    ]
 
 
 def _server_problems(uri: str) -> list[str]:

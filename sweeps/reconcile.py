@@ -15,18 +15,24 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
-from relvit.files import location
 from sweeps.account import Account
+from sweeps.command_line import storage_place
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="reconcile.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--storage", default="results", metavar="DIR", help="the sweep's (default: %(default)s)")
+    parser.add_argument(
+        "--storage",
+        type=storage_place,
+        default=Path("results"),
+        metavar="DIR",
+        help="the sweep's (default: %(default)s)",
+    )
     parser.add_argument(
         "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
-        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
     return parser.parse_args(arguments)
@@ -34,15 +40,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    account = Account(location(options.storage))
+    account = Account(options.storage)
+    problems = account.foreign()
+    if problems:
+        print(f"nothing was changed: {problems[0]}", file=sys.stderr)
+        return 2
     planned = account.planned()
     if not planned:
         print(f"nothing was changed: there is no account of cells under {options.storage}", file=sys.stderr)
         return 2
 
+    from sweeps.preflight import tracking_problems
     from sweeps.reconciliation import reconcile
     from sweeps.tracking import Tracker, TrackingError
 
+    problems = tracking_problems(options.tracking_uri)
+    if problems:
+        print(f"nothing was changed: {problems[0]}", file=sys.stderr)
+        return 2
     members = {cell.cell_id: names for cell, names in planned.items()}
     try:
         tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)

@@ -22,14 +22,15 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from relvit.cell import Cell
 from relvit.files import Location
 from sweeps.history import attach_history, create_experiment
 from sweeps.origin import git_state
+from sweeps.redaction import redacted
 
 # MLflow announces every table that it makes in a new database.
 for _name in ("mlflow.store.db.utils", "alembic.runtime.migration"):
@@ -68,10 +69,18 @@ class Tracker:
             with _one_at_a_time(uri):  # two drivers that make the tables of one new database spoil it
                 self._client = MlflowClient(uri)
                 found = self._client.get_experiment_by_name(experiment)
+                if found and found.lifecycle_stage == LifecycleStage.DELETED:
+                    raise TrackingError(
+                        f"the MLflow experiment {experiment!r} at {redacted(uri)} was deleted and takes no runs: "
+                        f"restore it (mlflow experiments restore --experiment-id {found.experiment_id}), or name "
+                        "another with --experiment"
+                    )
                 self._experiment = found.experiment_id if found else create_experiment(self._client, experiment)
             runs = self._search(f"tags.{CELL_ID} != ''")
-        except (MlflowException, OSError) as error:
-            raise TrackingError(f"MLflow at {uri} cannot be used: {error}") from error
+        except (MlflowException, OSError, SQLAlchemyError, ImportError) as error:
+            # A driver that is missing for a database is an ImportError, a file that is none is SQLAlchemy's.
+            said = str(error).replace(uri, redacted(uri)).strip().splitlines()[0]
+            raise TrackingError(f"MLflow at {redacted(uri)} cannot be used: {said}") from error
         self._runs: dict[str, Run] = {}
         self._duplicates: list[tuple[Run, Run]] = []
         # A finished run before the others, the oldest first.

@@ -146,6 +146,22 @@ def test_cells_with_other_fields_are_refused_by_name(tmp_path, cells):
     assert "differ in label_smoothing" in problem
 
 
+def test_planned_cells_with_other_fields_are_refused_before_anything_is_written(tmp_path, cells):
+    Account(tmp_path).plan(dict.fromkeys(cells, "table4"))
+    path = tmp_path / "studies" / "table4.json"
+    changed = {name: fields | {"label_smoothing": 0.1} for name, fields in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(changed))
+    (problem,) = Account(tmp_path).check()
+    assert "differ in label_smoothing" in problem
+    assert not (tmp_path / "account.json").exists()
+
+
+def test_a_marker_that_is_none_is_refused(tmp_path):
+    (tmp_path / "account.json").write_text('{"form": "one"}')
+    (problem,) = Account(tmp_path).check()
+    assert "is not an account of cells" in problem
+
+
 def test_cells_of_before_a_field_came_are_taken(tmp_path, cells):
     account = Account(tmp_path)
     account.mark(cells[0], RUNNING)

@@ -85,6 +85,21 @@ def test_a_password_in_the_command_is_refused_and_not_repeated(entrypoint):
     assert jobs.secret_problems(["python", "sweeps/ablation.py", "--tracking-uri", "http://host:5000"]) == []
 
 
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("MLFLOW_TRACKING_PASSWORD=hunter2", "MLFLOW_TRACKING_PASSWORD=***"),
+        ("AWS_SECRET_ACCESS_KEY=hunter2", "AWS_SECRET_ACCESS_KEY=***"),
+        ("--storage=s3://b/x?access_key=hunter2&region=eu", "s3://b/x?access_key=***&region=eu"),
+        ("postgresql://host/db?user=me&password=hunter2", "postgresql://host/db?user=me&password=***"),
+    ],
+)
+def test_a_secret_by_its_name_is_refused_and_not_repeated(word, shown):
+    (problem,) = jobs.secret_problems(["env", word, "python", "sweeps/ablation.py"])
+    assert shown in problem and "hunter2" not in problem
+    assert jobs.secret_problems(["python", "sweeps/ablation.py", "--set", "epochs=5", "RAY_AUTH_MODE=token"]) == []
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:x"])
 def test_an_address_that_is_no_url_of_a_dashboard_is_said(address):
     (problem,) = jobs.address_problems(address)

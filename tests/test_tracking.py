@@ -217,3 +217,23 @@ def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp
 def test_a_tracking_uri_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(TrackingError, match="sqlite:////proc/nowhere/mlflow.db cannot be used"):
         tracker("sqlite:////proc/nowhere/mlflow.db", tmp_path)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "bad.db").write_text("no database " * 100)
+    with pytest.raises(TrackingError, match="bad.db cannot be used: .*file is not a database"):
+        Tracker(f"sqlite:///{tmp_path}/bad.db", "relvit", tmp_path, {})
+
+
+def test_a_database_whose_driver_is_not_installed_is_named_without_its_password(tmp_path):
+    with pytest.raises(TrackingError, match=r"postgresql\+nodriver://me:\*\*\*@host/runs cannot be used") as error:
+        Tracker("postgresql+nodriver://me:hunter2@host/runs", "relvit", tmp_path, {})
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_deleted_experiment_is_refused_with_how_it_comes_back(uri, tmp_path):
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=f"was deleted .* restore it .*--experiment-id {experiment}"):
+        Tracker(uri, "gone", tmp_path, {})
