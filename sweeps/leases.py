@@ -101,7 +101,7 @@ def hold(folder: Location, cells: Iterable[str], lost: Callable[[], None]) -> It
     """
     name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
     who = f"process {os.getpid()} on {platform.node()}"
-    holding = Hold(folder, Lease(name, who, _process(), time.time(), _CHOOSING, tuple(cells)), lost)
+    holding = Hold(folder, Lease(name, who, this_process(), time.time(), _CHOOSING, tuple(cells)), lost)
     try:
         holding.acquire()
         yield holding
@@ -166,7 +166,7 @@ class _Seen:
         return time.monotonic() - self._at
 
 
-def _process() -> str:
+def this_process() -> str:
     """This process among all on this machine: its boot, its namespace, its number, when it began."""
     return _process_of(os.getpid())
 
@@ -179,7 +179,7 @@ def _process_of(pid: int) -> str:
 
 
 def _same_machine(lease: Lease) -> bool:
-    return lease.process.rsplit("/", 2)[0] == _process().rsplit("/", 2)[0]
+    return lease.process.rsplit("/", 2)[0] == this_process().rsplit("/", 2)[0]
 
 
 def _runs_here(lease: Lease) -> bool:

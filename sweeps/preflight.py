@@ -2,9 +2,11 @@
 
 Each node of the cluster writes a file under the storage path and reads those of the others, so that storage which is
 not shared is found now and not at the first checkpoint; it tells what room it has, which versions it runs and whether
-it sees the data. On one machine this is done in the driver and takes milliseconds.
+it sees the data. On one machine this is done in the driver and takes milliseconds. Nodes that an autoscaler adds later
+are examined by the first trial that they are given.
 """
 
+import errno
 import os
 import platform
 import shutil
@@ -14,6 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from urllib.parse import urlsplit
 
 from relvit.data import DATASETS
 from relvit.files import Location, location, write_atomic
+from sweeps import leases
 from sweeps.origin import source_digest
 from sweeps.redaction import holds_password, redacted
 
@@ -29,6 +33,9 @@ MINIMUM_FREE_BYTES = 50_000_000
 
 _NODE_SECONDS = 60  # for a node to answer: a worker process has to start, on a node that may be busy
 _VISIBLE_SECONDS = 10  # a network file system may show another's file with a delay
+# A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
+# late, and because a node on which trials failed at once would be given all that are left.
+_LATE_SECONDS = 60
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 24  # together below half a minute
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -308,6 +315,54 @@ def _remove(storage: str, proof: str) -> None:
         else:
             for file in place.iterdir():
                 file.unlink(missing_ok=True)
+
+
+# A node that joined later
+
+
+class NodeError(RuntimeError):
+    """What is wrong with the node that a trial was given: the trial may be sound on another."""
+
+
+@cache
+def this_driver() -> dict[str, Any]:
+    """What a trial has to know of its driver in order to examine its own node: plain values."""
+    return {"process": leases.this_process(), "versions": versions()}
+
+
+_verified: set[str] = set()  # drivers for which this process has examined its node
+
+
+def verify_node(storage: str, driver: Mapping[str, Any], node: str) -> None:
+    """In a trial's process, before it trains: whether the node sees the driver's lease under the storage path, has room
+    there and the driver's versions. Looks once for each driver; driver: what `this_driver` said there.
+
+    Raises NodeError, or OSError for want of room, which is waited for.
+    """
+    if driver["process"] in _verified:
+        return
+    deadline = time.monotonic() + _LATE_SECONDS
+    while True:
+        report, unseen = _look(storage, driver["process"])
+        wrong = judge({node: report}, {node: unseen}, driver["versions"], storage, needed_bytes=0)
+        short = judge({node: report}, {}, driver["versions"], storage, MINIMUM_FREE_BYTES)
+        if not wrong and not short:
+            _verified.add(driver["process"])
+            return
+        if time.monotonic() > deadline:
+            raise NodeError("; ".join(wrong)) if wrong else OSError(errno.ENOSPC, "; ".join(short))
+        time.sleep(1)
+
+
+def _look(storage: str, process: str) -> tuple[Report, list[str]]:
+    """What this node has, and whom it does not see: the driver, whose lease is there from before its first trial on."""
+    place = location(storage)
+    try:
+        sees = any(lease.process == process for lease in leases.read(place / "drivers"))
+        free = shutil.disk_usage(place).free if sees and isinstance(place, Path) else None
+    except OSError as error:
+        return Report(versions(), None, [f"cannot read the storage path {storage} ({error}): mount it there"]), []
+    return Report(versions(), free), [] if sees else ["the driver"]
 
 
 def judge(

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.util import get_node_ip_address
 
 from relvit.cell import NONE, Cell
 from relvit.files import Location, location
 from sweeps.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
+from sweeps.preflight import this_driver, verify_node
 
 # What a report holds beside Ray's own entries.
 ROW, NOTES, WORKER, USAGE, FAILURE, FAILURE_CLASS = "row", "notes", "worker", "usage", "failure", "failure_class"
@@ -52,6 +54,8 @@ def trial_config(
     return {
         "cell": cell.as_dict(),
         "folder": str(folder),
+        "storage": str(folder.parent.parent),  # where the account has it
+        "driver": this_driver(),
         "pretrained": str(pretrained) if pretrained else None,
         "data_root": str(data_root),
         "cpus": setting.cpus,
@@ -100,7 +104,10 @@ class CellTrainable(tune.Trainable):
             self._last_epoch = Cell(**config["cell"]).total_epochs
 
     def _train(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        # Inside the generator, so that what is wrong with the data is a report like any other failure.
+        # Inside the generator, so that what is wrong with the data is a report like any other failure. What is wrong
+        # with the node ends its process instead: the cell may come to another node.
+        verify_node(config["storage"], config["driver"], get_node_ip_address())
+
         from relvit.data import load
         from relvit.train import train
 

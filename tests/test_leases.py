@@ -93,7 +93,7 @@ def test_clocks_do_not_matter(tmp_path):
 
 def test_a_dead_driver_of_this_machine_is_replaced_without_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "EXPIRY", 3600)
-    boot, namespace, _, _ = leases._process().rsplit("/", 3)
+    boot, namespace, _, _ = leases.this_process().rsplit("/", 3)
     # The number of this very process, begun at another time: a number that was given again.
     elsewhere(tmp_path, "gone", ["a"], process=f"{boot}/{namespace}/{leases.os.getpid()}/1")
     assert seem_held(tmp_path) == set()

@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 
 from relvit.files import location
-from sweeps.preflight import Report, examine, file_system_of, judge, not_visible, tracking_problems, versions
+from sweeps import leases, preflight
+from sweeps.failures import STORAGE, Setting, classify
+from sweeps.plan import Request, plan_cells
+from sweeps.preflight import (
+    NodeError,
+    Report,
+    examine,
+    file_system_of,
+    judge,
+    not_visible,
+    this_driver,
+    tracking_problems,
+    verify_node,
+    versions,
+)
+from sweeps.trainable import CellTrainable, Checkpoints, trial_config
 
 OWN = {"Python": "3.11", "torch": "2.15.0", "timm": "1.0.31", "the project": "aaaaaaaaaaaa"}
 
@@ -113,6 +128,78 @@ def test_the_proof_works_in_an_object_store_and_says_what_a_store_refuses(bucket
     assert (location(storage) / ".proof" / "10.0.0.7 (0123abcd)").exists()
     (problem,) = examine(f"s3://no-such-bucket/results?{options}", str(tmp_path), [], ".proof", "a").problems
     assert "cannot write to the storage path s3://no-such-bucket/results" in problem
+
+
+# A node that joined later
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """A process that has examined nothing yet, and has little patience."""
+    monkeypatch.setattr(preflight, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(preflight, "_verified", set())
+
+
+def looked_again(monkeypatch) -> list[str]:
+    """From now on: the places in which leases were looked for."""
+    places = []
+    monkeypatch.setattr(preflight.leases, "read", lambda folder: places.append(folder) or [])
+    return places
+
+
+def test_a_node_that_sees_the_drivers_lease_and_has_its_versions_is_fine_and_asked_once(tmp_path, late, monkeypatch):
+    with leases.hold(tmp_path / "drivers", ["a cell"], lost=lambda: None):
+        verify_node(str(tmp_path), this_driver(), "10.0.0.9")
+        places = looked_again(monkeypatch)
+        verify_node(str(tmp_path), this_driver(), "10.0.0.9")
+        assert places == []
+        with pytest.raises(NodeError):
+            verify_node(str(tmp_path), {**this_driver(), "process": "the next driver"}, "10.0.0.9")
+        assert set(places) == {tmp_path / "drivers"}
+
+
+@pytest.mark.parametrize("somebody_elses", [True, False])
+def test_a_node_with_a_folder_of_its_own_where_others_have_the_storage_is_named(tmp_path, late, somebody_elses):
+    if somebody_elses:
+        lease = leases.Lease("x", "process 7 on node-1", "another boot/ns/7/1", 0.0, "holding", ())
+        leases._write(tmp_path / "drivers", lease)
+    with pytest.raises(NodeError, match="^node 10.0.0.9: does not see what the driver wrote .* it is not shared; name"):
+        verify_node(str(tmp_path), this_driver(), "10.0.0.9")
+
+
+def test_a_node_with_other_versions_is_named_with_both(tmp_path, late):
+    theirs = {**this_driver(), "versions": {**versions(), "torch": "1.0.0", "the project": "aaaaaaaaaaaa"}}
+    with leases.hold(tmp_path / "drivers", ["a cell"], lost=lambda: None):
+        with pytest.raises(NodeError, match="node 10.0.0.9: has torch .* and the driver 1.0.0: install .*sources aaaa"):
+            verify_node(str(tmp_path), theirs, "10.0.0.9")
+
+
+def test_a_full_storage_is_told_as_one_which_is_waited_for(tmp_path, late, monkeypatch):
+    monkeypatch.setattr(preflight, "MINIMUM_FREE_BYTES", 10**18)
+    with leases.hold(tmp_path / "drivers", ["a cell"], lost=lambda: None):
+        with pytest.raises(OSError, match="node 10.0.0.9: has .* GB free") as raised:
+            verify_node(str(tmp_path), this_driver(), "10.0.0.9")
+    assert classify(raised.value) == STORAGE
+
+
+def test_what_mends_itself_soon_is_waited_for(tmp_path, late, monkeypatch):
+    monkeypatch.setattr(preflight, "_LATE_SECONDS", 30)
+    process = this_driver()["process"]
+    lease = leases.Lease("x", "the driver", process, 0.0, "holding", ())
+    writer = threading.Timer(0.3, leases._write, (tmp_path / "drivers", lease))
+    writer.start()
+    verify_node(str(tmp_path), this_driver(), "10.0.0.9")
+    writer.join()
+
+
+def test_a_trial_examines_its_node_before_it_trains(tmp_path, late):
+    (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",)))
+    folder = tmp_path / "results" / "cells" / cell.cell_id
+    config = trial_config(cell, folder, None, tmp_path / "no data", Setting(1, 0), Checkpoints())
+    trial = CellTrainable.__new__(CellTrainable)
+    trial._begin(config)
+    with pytest.raises(NodeError, match=f"under the storage path {tmp_path}/results"):
+        next(trial._rows)
 
 
 # The tracking server

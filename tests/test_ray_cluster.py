@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -157,3 +158,11 @@ def test_the_versions_of_ray_agree(config):
     images = {config["docker"][name].partition(":")[2].partition("-")[0] for name in ("head_image", "worker_image")}
     pinned = re.findall(r"ray\[default,tune\]==([\d.]+)", " ".join(config["setup_commands"]))
     assert images == set(pinned)
+
+
+def test_what_nodes_must_agree_in_is_pinned_at_what_the_project_takes(config):
+    pinned = dict(re.findall(r"\b(torch|torchvision|timm)==([\d.]+)", " ".join(config["setup_commands"])))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    taken = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
+    assert set(pinned) == {"torch", "torchvision", "timm"}
+    assert all(version in taken[name] for name, version in pinned.items())
