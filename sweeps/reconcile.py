@@ -15,15 +15,18 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
-from relvit.files import location
 from sweeps.account import Account
+from sweeps.command_line import BAD_REQUEST, storage_place
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="reconcile.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--storage", default="results", metavar="DIR", help="the sweep's (default: %(default)s)")
+    parser.add_argument(
+        "--storage", type=storage_place, default=Path("results"), metavar="DIR",
+        help="the sweep's (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
         help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
@@ -34,11 +37,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    account = Account(location(options.storage))
+    account = Account(options.storage)
+    problems = account.look()
+    if problems:
+        return refuse(problems)
     planned = account.planned()
     if not planned:
-        print(f"nothing was changed: there is no account of cells under {options.storage}", file=sys.stderr)
-        return 2
+        return refuse([f"there is no account of cells under {options.storage}"])
 
     from sweeps.reconciliation import reconcile
     from sweeps.tracking import Tracker, TrackingError
@@ -47,13 +52,18 @@ def main() -> int:
     try:
         tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)
     except TrackingError as error:
-        print(f"nothing was changed: {error}", file=sys.stderr)
-        return 2
+        return refuse([str(error)])
     changes = reconcile(planned, account, tracker, alive=account.seem_held(), thorough=True)
     for change in changes:
         print(change)
     print(f"{len(planned)} cells looked at, {len(changes)} changes")
     return 0
+
+
+def refuse(problems: list[str]) -> int:
+    """Say all that is wrong, and that nothing was done."""
+    print("\n".join(f"nothing was changed: {each}" for each in problems), file=sys.stderr)
+    return BAD_REQUEST
 
 
 if __name__ == "__main__":
