@@ -1,12 +1,16 @@
 """Files that are whole or not there, on a disk that this machine sees or in an object store."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from relvit.cell import unknown
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -123,17 +127,41 @@ def _fits(relative: str, pattern: str) -> bool:
 def _store(root: str, options: str) -> "FileSystem":
     from pyarrow.fs import FileSystem
 
-    return FileSystem.from_uri(f"{root}?{options}" if options else root)[0]
+    _reach(root.partition("://")[2], dict(parse_qsl(options)))
+    try:
+        return FileSystem.from_uri(f"{root}?{options}" if options else root)[0]
+    except ValueError as error:
+        raise OSError(f"{root} cannot be opened: {error}") from error
+
+
+def _reach(bucket: str, options: dict[str, str]) -> None:
+    """Raise OSError within 15 s if no store answers. What has answered once is later waited for much longer."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    try:
+        S3FileSystem(
+            connect_timeout=5,
+            request_timeout=6,  # of silence
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=2),
+            **options,
+        ).get_file_info(bucket)
+    except OSError as error:
+        if "NETWORK_CONNECTION" in str(error):
+            raise  # anything else is an answer, and whoever may not look at the bucket may still write to it
 
 
 Location = Path | RemotePath
+
+# What may follow "?" in a store's URL: how to reach a store that is not Amazon's own.
+STORE_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 
 
 def location(text: str) -> Location:
     """A folder as a user names it: a path, or the URL of a place in a store, "s3://bucket/folder[?options]".
 
     The store's credentials are what its own tools use: the environment, a profile, the machine's role.
-    Raises ValueError for a URL that names no place, or that holds a password, which every list of processes would show.
+    Raises ValueError for a URL that names no place, an option that there is not, or a password, which every list of
+    processes would show.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -142,13 +170,21 @@ def location(text: str) -> Location:
         return Path(rest)
     place, _, options = rest.partition("?")
     bucket = place.split("/")[0]
-    if "@" in bucket or "secret" in options.lower():
+    if scheme != "s3":
+        raise ValueError(f"{scheme}://... is no place that is known here: give a folder, or s3://BUCKET/FOLDER")
+    given = dict(parse_qsl(options, keep_blank_values=True))
+    if "@" in bucket or any(re.search("secret|key|token|password", name.lower()) for name in given):
         raise ValueError(
             f"{scheme}://... with credentials in it would be seen by everyone who lists processes: leave them out and "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
     if not bucket:
         raise ValueError(f"{text!r} names no bucket: {scheme}://BUCKET/FOLDER")
+    for name in given:
+        if name not in STORE_OPTIONS:
+            raise ValueError(unknown(f"option of {scheme}://{place}", name, STORE_OPTIONS))
+    if given.get("scheme", "https") not in ("http", "https"):
+        raise ValueError(f"{scheme}://{place}: scheme must be http or https, not {given['scheme']!r}")
     return RemotePath(f"{scheme}://{place.rstrip('/')}", options)
 
 

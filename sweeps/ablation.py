@@ -408,7 +408,7 @@ def summary(statuses: dict[Cell, Status]) -> str:
 def show_plan(options: argparse.Namespace, console: Console, account: Account, cells: list[Cell]) -> int:
     """List the cells and what they will cost; nothing is written, started or downloaded."""
     try:
-        problems = account.foreign()
+        problems = account.look()
         if problems:
             return refuse(problems)
         print_plan(console, account, cells)

@@ -63,10 +63,10 @@ class Account:
 
     def check(self) -> list[str]:
         """What is wrong with the storage path, one sentence each; makes the folder if it is not there."""
+        problems = self.look()
+        if problems:
+            return problems
         try:
-            problems = self.foreign()
-            if problems:
-                return problems
             self.storage.mkdir(parents=True, exist_ok=True)
             probe = self.storage / f".probe-{time.time_ns()}"
             write_atomic(probe, b"probe")
@@ -74,16 +74,25 @@ class Account:
             if not (self.storage / "account.json").exists():
                 _write_json(self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORM})
         except OSError as error:
-            return [f"the storage path {self.storage} cannot be written: {_cause(error)}; choose another: --storage"]
+            return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {mend(error)}"]
         return []
 
-    def foreign(self) -> list[str]:
+    def look(self) -> list[str]:
+        """As `check`, but only as far as it shows without writing: nothing is made."""
+        try:
+            return self._foreign()
+        except OSError as error:
+            return [f"the storage path {self.storage} cannot be read: {_cause(error)}; {mend(error)}"]
+
+    def _foreign(self) -> list[str]:
         """Why the folder must be left alone: it is something else, or another version's. Nothing is written."""
         marker = self.storage / "account.json"
         if marker.exists():
             try:
                 form = int(json.loads(marker.read_text())["form"])
             except (ValueError, KeyError, TypeError):
+                form = None
+            if not isinstance(form, int):
                 return [f"{marker} is not an account of cells; choose another place: --storage"]
             if form != FORM:
                 return [
@@ -99,23 +108,30 @@ class Account:
             if strangers:
                 some = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
                 return [f"{self.storage} holds other files ({some}) and no account of cells; give another: --storage"]
+        unreadable = leases.unreadable(self.storage / "drivers")
+        if unreadable:
+            return [
+                f"{unreadable[0]} is not the lease of a driver that this version knows: remove it when no driver is at "
+                "work there, or use another place: --storage"
+            ]
         return self._other_fields()
 
     def _other_fields(self) -> list[str]:
-        sample = next(iter(self.storage.glob("cells/*/cell.json")), None)
-        if sample is not None:
-            fields = set(json.loads(sample.read_text()))
-        else:  # planned, and not begun
-            plan = next(iter(self.storage.glob("studies/*.json")), None)
-            cells = list(json.loads(plan.read_text()).values()) if plan is not None else []
-            fields = set(cells[0]) if cells else set(FIELDS)
-        if fields | set(LATER_FIELDS) == set(FIELDS):
-            return []
-        differing = ", ".join(sorted(fields ^ set(FIELDS)))
-        return [
-            f"{self.storage} holds cells of another version of this project, which differ in {differing}; use that "
-            "version, or another place: --storage"
-        ]
+        """Cells that are not this version's: a sample of those that were begun, and all that were planned."""
+        begun = next(iter(self.storage.glob("cells/*/cell.json")), None)
+        for path in filter(None, (begun, *self.storage.glob("studies/*.json"))):
+            try:
+                content = json.loads(path.read_text())
+                cells = [content] if path == begun else list(content.values())
+                differing = set().union(*(_differing(set(cell)) for cell in cells))
+            except (ValueError, AttributeError, TypeError):
+                return [f"{path} does not hold cells of this project; use another place: --storage"]
+            if differing:
+                return [
+                    f"{self.storage} holds cells of another version of this project ({path.parent.name}/{path.name}), "
+                    f"which differ in {', '.join(sorted(differing))}; use that version, or another place: --storage"
+                ]
+        return []
 
     def hold(self, cells: Iterable[Cell], lost: Callable[[], None]) -> AbstractContextManager[leases.Hold]:
         """Hold the cells that no other living driver holds (sweeps/leases.py)."""
@@ -254,6 +270,28 @@ def count_states(statuses: Iterable[Status]) -> dict[str, int]:
     for status in statuses:
         counts[status.state] = counts.get(status.state, 0) + 1
     return counts
+
+
+def _differing(fields: set[str]) -> set[str]:
+    """Fields of a cell that this version has not, and those that it cannot do without."""
+    return (fields - set(FIELDS)) | (set(FIELDS) - set(LATER_FIELDS) - fields)
+
+
+# What an object store says, and what mends it.
+_MENDS = {
+    "NETWORK_CONNECTION": "check endpoint_override and scheme (http or https) in --storage, and that this machine may "
+    "reach the store",
+    "NO_SUCH_BUCKET": "make the bucket, or name another with --storage",
+    "INVALID_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID, or the key of the profile, is not one that the store knows",
+    "SIGNATURE_DOES_NOT_MATCH": "AWS_SECRET_ACCESS_KEY, or the profile's, does not go with the key's id",
+    "ACCESS_DENIED": "the store does not know the keys that it was given, or they may not do this: check "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile or the machine's role, and the bucket's policy",
+}
+
+
+def mend(error: Exception) -> str:
+    """What to do about a storage path that cannot be used."""
+    return next((what for said, what in _MENDS.items() if said in str(error)), "choose another: --storage")
 
 
 def _cause(error: OSError) -> str:

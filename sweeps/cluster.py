@@ -18,10 +18,20 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
+import grpc
 import ray
+
+# Ray has no public name for a question to its head alone; its own command line asks in this way.
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
-_CONNECT_SECONDS = 10
+_CONNECT_SECONDS = 5
+_MEND_TOKEN = (
+    "give the cluster's token in ~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names, with "
+    "RAY_AUTH_MODE=token"
+)
 
 
 class ClusterError(ValueError):
@@ -44,8 +54,7 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:  # also what a wrong token ends in: Ray does not tell the two apart
         raise ClusterError(
-            f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, give its token in "
-            "~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names, with RAY_AUTH_MODE=token"
+            f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, {_MEND_TOKEN}"
         ) from error
     except (AuthenticationError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address!r}: {error}") from error
@@ -56,7 +65,13 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise ClusterError if nobody answers at HOST:PORT, which Ray would try for minutes, and then end the process."""
+    """Raise ClusterError if no Ray cluster lets this driver in at HOST:PORT: Ray would try for minutes, and then end
+    the process."""
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"{address!r} is for Ray's client, through which a sweep cannot see what the cluster's nodes have: submit "
+            "the command as a job with sweeps/submit.py, or give the address that `ray start --head` printed"
+        )
     host, colon, port = address.rpartition(":")
     if "/" in address or not colon or not port.isdigit():
         return
@@ -67,6 +82,27 @@ def _reach(address: str) -> None:
             f"no Ray cluster answers at {address!r} ({error}): give the address that `ray start --head` printed, or "
             "submit the command as a job with sweeps/submit.py"
         ) from error
+    said = _answer(address)
+    if said:
+        raise ClusterError(
+            f"what answers at {address!r} is no Ray head ({said}): give the address that `ray start --head` printed, "
+            "not the dashboard's, or submit the command as a job with sweeps/submit.py"
+        )
+
+
+def _answer(address: str) -> str:
+    """What is odd about the answer to the question whether a head lives there; empty if nothing. Raises ClusterError
+    where it does not know the token."""
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=_CONNECT_SECONDS)
+        return ""
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+            return error.code().name.lower().replace("_", " ")
+        raise ClusterError(f"the Ray cluster at {address!r} refuses this driver's token: {_MEND_TOKEN}") from error
+    except AuthenticationError as error:
+        raise ClusterError(f"there is no token for the Ray cluster at {address!r}: {_MEND_TOKEN}") from error
 
 
 def gpus_per_trial(asked: float | None) -> float:

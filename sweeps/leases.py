@@ -111,13 +111,24 @@ def hold(folder: Location, cells: Iterable[str], lost: Callable[[], None]) -> It
 
 def read(folder: Location) -> list[Lease]:
     """All leases, living or not."""
-    leases = []
+    return [lease for lease in _leases(folder).values() if lease is not None]
+
+
+def unreadable(folder: Location) -> list[Location]:
+    """Files among the leases that are none."""
+    return [path for path, lease in _leases(folder).items() if lease is None]
+
+
+def _leases(folder: Location) -> dict[Location, Lease | None]:
+    leases: dict[Location, Lease | None] = {}
     for path in folder.glob("*.json"):
         try:
             fields = json.loads(path.read_text())
+            leases[path] = Lease(**{**fields, "cells": tuple(fields["cells"]), "replaced": tuple(fields["replaced"])})
         except FileNotFoundError:  # let go since it was listed
             continue
-        leases.append(Lease(**{**fields, "cells": tuple(fields["cells"]), "replaced": tuple(fields["replaced"])}))
+        except (ValueError, KeyError, TypeError):
+            leases[path] = None
     return leases
 
 

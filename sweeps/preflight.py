@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from relvit.data import DATASETS
 from relvit.files import Location, location, write_atomic
 from sweeps import leases
+from sweeps.account import mend
 from sweeps.origin import source_digest
 from sweeps.redaction import holds_password, redacted
 
@@ -273,7 +274,7 @@ def examine(storage: str, data_root: str, folders: Iterable[str], proof: str, no
         if isinstance(place, Path):
             free = shutil.disk_usage(place).free
     except (OSError, ValueError) as error:
-        wrong.append(f"cannot write to the storage path {storage} ({error}): choose another with --storage")
+        wrong.append(f"cannot write to the storage path {storage} ({error}): {mend(error)}")
     wrong += _data_problems(Path(data_root), folders)
     return Report(versions(), free, wrong)
 

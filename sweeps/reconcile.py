@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
 from sweeps.account import Account
-from sweeps.command_line import storage_place
+from sweeps.command_line import BAD_REQUEST, storage_place
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,12 +24,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="reconcile.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--storage",
-        type=storage_place,
-        default=Path("results"),
-        metavar="DIR",
+        "--storage", type=storage_place, default=Path("results"), metavar="DIR",
         help="the sweep's (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
         help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
@@ -41,14 +38,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     account = Account(options.storage)
-    problems = account.foreign()
+    problems = account.look()
     if problems:
-        print(f"nothing was changed: {problems[0]}", file=sys.stderr)
-        return 2
+        return refuse(problems)
     planned = account.planned()
     if not planned:
-        print(f"nothing was changed: there is no account of cells under {options.storage}", file=sys.stderr)
-        return 2
+        return refuse([f"there is no account of cells under {options.storage}"])
 
     from sweeps.preflight import tracking_problems
     from sweeps.reconciliation import reconcile
@@ -56,19 +51,23 @@ def main() -> int:
 
     problems = tracking_problems(options.tracking_uri)
     if problems:
-        print(f"nothing was changed: {problems[0]}", file=sys.stderr)
-        return 2
+        return refuse(problems)
     members = {cell.cell_id: names for cell, names in planned.items()}
     try:
         tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)
     except TrackingError as error:
-        print(f"nothing was changed: {error}", file=sys.stderr)
-        return 2
+        return refuse([str(error)])
     changes = reconcile(planned, account, tracker, alive=account.seem_held(), thorough=True)
     for change in changes:
         print(change)
     print(f"{len(planned)} cells looked at, {len(changes)} changes")
     return 0
+
+
+def refuse(problems: list[str]) -> int:
+    """Say all that is wrong, and that nothing was done."""
+    print("\n".join(f"nothing was changed: {each}" for each in problems), file=sys.stderr)
+    return BAD_REQUEST
 
 
 if __name__ == "__main__":

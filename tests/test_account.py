@@ -7,7 +7,7 @@ import pytest
 
 from relvit.cell import Cell
 from sweeps import leases
-from sweeps.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states
+from sweeps.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states, mend
 from sweeps.plan import Request, plan_cells
 
 
@@ -146,20 +146,49 @@ def test_cells_with_other_fields_are_refused_by_name(tmp_path, cells):
     assert "differ in label_smoothing" in problem
 
 
-def test_planned_cells_with_other_fields_are_refused_before_anything_is_written(tmp_path, cells):
-    Account(tmp_path).plan(dict.fromkeys(cells, "table4"))
-    path = tmp_path / "studies" / "table4.json"
-    changed = {name: fields | {"label_smoothing": 0.1} for name, fields in json.loads(path.read_text()).items()}
-    path.write_text(json.dumps(changed))
-    (problem,) = Account(tmp_path).check()
-    assert "differ in label_smoothing" in problem
-    assert not (tmp_path / "account.json").exists()
+def planned_fields(account, cell, change) -> None:
+    """An account that holds nothing but a study, whose cell is changed."""
+    account.plan({cell: "table4"})
+    path = account.storage / "studies/table4.json"
+    path.write_text(json.dumps({cell_id: change(fields) for cell_id, fields in json.loads(path.read_text()).items()}))
 
 
-def test_a_marker_that_is_none_is_refused(tmp_path):
-    (tmp_path / "account.json").write_text('{"form": "one"}')
+def test_a_plan_with_other_fields_is_refused_and_not_written_to(tmp_path, cells):
+    planned_fields(Account(tmp_path), cells[0], lambda fields: {**fields, "label_smoothing": 0.1})
     (problem,) = Account(tmp_path).check()
-    assert "is not an account of cells" in problem
+    assert "(studies/table4.json), which differ in label_smoothing" in problem
+    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+
+
+def test_a_plan_of_before_a_field_came_is_taken(tmp_path, cells):
+    planned_fields(Account(tmp_path), cells[0], lambda fields: {k: v for k, v in fields.items() if k != "schedule"})
+    assert Account(tmp_path).check() == []
+
+
+def test_a_plan_that_lacks_a_field_which_always_was_is_refused(tmp_path, cells):
+    planned_fields(Account(tmp_path), cells[0], lambda fields: {k: v for k, v in fields.items() if k != "dataset"})
+    assert "which differ in dataset" in Account(tmp_path).check()[0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a cell": 3}'])
+def test_a_plan_that_is_none_is_refused_by_name(tmp_path, content):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies/table4.json").write_text(content)
+    assert "studies/table4.json does not hold cells" in Account(tmp_path).check()[0]
+
+
+@pytest.mark.parametrize("content", ['{"form": "one"}', '{"form": null}', "{}", "[]", "no JSON"])
+def test_a_marker_that_is_none_is_refused_by_name(tmp_path, content):
+    (tmp_path / "account.json").write_text(content)
+    assert "account.json is not an account of cells" in Account(tmp_path).check()[0]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
+def test_what_is_no_lease_among_the_leases_is_refused_by_name(tmp_path, content):
+    (tmp_path / "drivers").mkdir()
+    (tmp_path / "drivers/x.json").write_text(content)
+    (tmp_path / "account.json").write_text('{"form": 1}')
+    assert "drivers/x.json is not the lease of a driver" in Account(tmp_path).check()[0]
 
 
 def test_cells_of_before_a_field_came_are_taken(tmp_path, cells):
@@ -187,6 +216,26 @@ def test_a_storage_path_below_a_file_cannot_be_written_and_says_so(tmp_path):
     (tmp_path / "file").touch()
     (problem,) = Account(tmp_path / "file" / "results").check()
     assert problem.startswith(f"the storage path {tmp_path}/file/results cannot be written")
+
+
+def test_a_look_makes_nothing(tmp_path):
+    assert Account(tmp_path / "results").look() == []
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "mends"),
+    [
+        ("AWS Error ACCESS_DENIED during PutObject operation: No response body.", "check AWS_ACCESS_KEY_ID"),
+        ("AWS Error INVALID_ACCESS_KEY_ID during PutObject operation: it does not exist", "AWS_ACCESS_KEY_ID"),
+        ("AWS Error UNKNOWN (HTTP status 403): SIGNATURE_DOES_NOT_MATCH", "AWS_SECRET_ACCESS_KEY"),
+        ("AWS Error NO_SUCH_BUCKET during PutObject operation", "make the bucket"),
+        ("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 28", "check endpoint_override"),
+        ("No space left on device", "choose another: --storage"),
+    ],
+)
+def test_what_a_store_says_is_told_with_what_mends_it(said, mends):
+    assert mend(OSError(said)).startswith(mends) or mends in mend(OSError(said))
 
 
 def test_looking_at_a_storage_path_that_does_not_exist_does_not_make_it(tmp_path, cells):

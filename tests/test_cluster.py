@@ -1,8 +1,12 @@
 """What a trial may ask of a cluster, also of one whose GPU nodes are yet to be launched; and who is not let in."""
 
 import socket
+import time
+from concurrent import futures
 
+import grpc
 import pytest
+from ray.core.generated import gcs_service_pb2 as gcs
 
 from sweeps import cluster
 from sweeps.ablation import connected_problems, parse_arguments
@@ -63,3 +67,56 @@ def test_an_address_where_nobody_listens_is_named_at_once():
     with pytest.raises(cluster.ClusterError, match=f"no Ray cluster answers at '{address}'.*refused"):
         with cluster.connected(address):
             pass
+
+
+def refused(address: str) -> str:
+    """What a driver is told that asks to be let in there, within seconds."""
+    started = time.monotonic()
+    with pytest.raises(cluster.ClusterError) as raised:
+        with cluster.connected(address):
+            pass
+    assert time.monotonic() - started < 10
+    return str(raised.value)
+
+
+def test_what_accepts_and_stays_silent_is_named_within_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "is no Ray head (deadline exceeded)" in refused(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.fixture
+def head():
+    """The address of what asks for a token as a head does, and knows nobody by it."""
+
+    def check(request, context):
+        sent = dict(context.invocation_metadata()).get("authorization", "")
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, f"InvalidAuthToken: {sent}")
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handler = grpc.unary_unary_rpc_method_handler(
+        check, gcs.CheckAliveRequest.FromString, gcs.CheckAliveReply.SerializeToString
+    )
+    service = "ray.rpc.NodeInfoGcsService"
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"CheckAlive": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+def test_a_driver_with_a_wrong_token_is_told_so_and_what_mends_it(head):
+    said = refused(head)
+    assert f"the Ray cluster at '{head}' refuses this driver's token" in said
+    assert "~/.ray/auth_token" in said
+
+
+def test_another_server_than_ray_is_named_with_what_it_says():
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert "is no Ray head (unimplemented)" in refused(f"127.0.0.1:{port}")
+    server.stop(None)
+
+
+def test_rays_client_is_refused_because_a_sweep_cannot_run_through_it():
+    assert "submit the command as a job" in refused("ray://127.0.0.1:1")

@@ -1,5 +1,10 @@
 """Files that are whole or not there, on a disk and in an object store (moto's, on loopback)."""
 
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,7 +33,9 @@ def test_what_a_user_types_is_a_path_or_a_place_in_a_store():
     assert location(str(place / "cells")) == place / "cells"
 
 
-@pytest.mark.parametrize("text", ["s3://key:secret@bucket/folder", "s3://bucket/folder?secret_key=x"])
+@pytest.mark.parametrize(
+    "text", ["s3://key:secret@bucket/folder", "s3://bucket/folder?secret_key=x", "s3://bucket/x?access_key=x"]
+)
 def test_credentials_in_a_place_are_refused(text):
     with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY"):
         location(text)
@@ -37,6 +44,20 @@ def test_credentials_in_a_place_are_refused(text):
 def test_a_place_without_a_bucket_is_refused():
     with pytest.raises(ValueError, match="names no bucket"):
         location("s3:///folder")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("foo://bucket/folder", "foo://... is no place that is known here: give a folder, or s3://BUCKET/FOLDER"),
+        ("s3://bucket/folder?bogus=1", "unknown option of s3://bucket/folder 'bogus': one of region, scheme"),
+        ("s3://bucket/folder?endpoint=h:1", "did you mean 'endpoint_override'?"),
+        ("s3://bucket/folder?scheme=ftp", "scheme must be http or https, not 'ftp'"),
+    ],
+)
+def test_a_place_that_nobody_could_open_is_refused_with_what_would_be_right(text, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        location(text)
 
 
 def test_a_file_is_written_read_listed_renamed_and_removed(folder):
@@ -106,7 +127,51 @@ def test_a_store_that_is_not_there_is_named_within_seconds(monkeypatch):
     assert problem.startswith("the storage path s3://sweeps/results?")
 
 
+def test_a_store_that_accepts_and_stays_silent_is_named_within_half_a_minute(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    started = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        place = location(f"s3://sweeps/results?region=us-east-1&scheme=http&endpoint_override={address}")
+        (problem,) = Account(place).check()
+    assert "check endpoint_override" in problem
+    assert time.monotonic() - started < 20
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A store that knows nobody by the key that it is given."""
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        text = b"<Error><Code>InvalidAccessKeyId</Code><Message>The key does not exist.</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+
+    do_HEAD = do_GET = do_PUT = do_POST = answer
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_store_that_refuses_the_keys_is_told_from_a_wrong_place(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = f"region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
+    (problem,) = Account(location(f"s3://sweeps/results?{options}")).check()
+    server.shutdown()
+    server.server_close()
+    assert "AWS_ACCESS_KEY_ID" in problem
+    assert "--storage" not in problem
+
+
 def test_a_bucket_that_is_not_there_is_named(bucket):
     place, _, options = bucket.partition("?")
     (problem,) = Account(location(f"{place}-of-nobody/results?{options}")).check()
     assert "cannot be written" in problem
+    assert "make the bucket" in problem

@@ -133,3 +133,12 @@ def test_many_drivers_that_start_together_share_the_cells_without_a_quarrel(tmp_
         thread.join(30)
     assert len(held) == 8
     assert sorted(cell for mine in held for cell in mine) == cells
+
+
+def test_what_is_no_lease_stops_neither_reading_nor_the_signs_of_life(tmp_path):
+    with hold(tmp_path, ["a"], nothing):
+        (tmp_path / "x.json").write_text("{}")
+        (lease,) = read(tmp_path)
+        time.sleep(0.3)
+        assert read(tmp_path)[0].beat > lease.beat + 1
+        assert leases.unreadable(tmp_path) == [tmp_path / "x.json"]
