@@ -98,10 +98,11 @@ def verdicts(runs: pd.DataFrame, margin: float = MARGIN, table: str | None = Non
     """Every claim, or those of one table, judged on the finished runs of its study.
 
     margin: in percentage points, above 0, within which numbers count as the same.
-    Index: claim. Columns: sentence, where, table, verdict, numbers, note; needs, for an undecided claim how many seeds
-    would decide it, if what was seen is what there is; not_comparable, the reasons of `departures` joined by "; "
-    (empty where the runs are comparable with the paper's); runs, the ids of those that it rests on. Runs of more than
-    one setting leave a claim undecided, with a note.
+    Index: claim. Columns: sentence, where, table, verdict, numbers, note; seeds, the most behind any of its comparisons
+    (1: the single numbers count and nothing is tested); needs, for an undecided claim how many seeds would decide it,
+    if what was seen is what there is; not_comparable, the reasons of `departures` joined by "; " (empty where the runs
+    are comparable with the paper's); runs, the ids of those that it rests on. Runs of more than one setting leave a
+    claim undecided, with a note.
     """
     rows = {}
     for study in dict.fromkeys(claim.table for claim in CLAIMS if table in (None, claim.table)):
@@ -135,6 +136,7 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
         "verdict": judged.verdict,
         "numbers": judged.numbers,
         "note": judged.note,
+        "seeds": int(judged.comparisons["n"].max()) if len(judged.comparisons) else 0,
         "needs": needs,
         "labels": set(judged.entries)
         or {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
