@@ -216,9 +216,9 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     rows = []
     for row in judged.to_dict("records"):
         keep = {key: row[key] for key in ("std", "n", "low", "high", "p_equivalence")}
-        verdict = row["verdict"]
-        if verdict == claims.NOT_COMPARABLE:
-            verdict = f"not comparable ({row['seen']})"
+        verdict = by_one_seed(row["seen"], row["n"])
+        if row["verdict"] == claims.NOT_COMPARABLE:
+            verdict = f"not comparable ({verdict})"
         if not row["n"]:
             verdict = "no finished run"
         rests_on = tuple(sorted(row["runs"]))
@@ -239,16 +239,24 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         )
         rows.append(Row(f"{row['cell']} {row['metric']}", entries))
     reasons = list(dict.fromkeys(reason for why in judged["why"] for reason in why.split("; ") if reason))
+    margins = judged.drop_duplicates("metric").set_index("metric")["margin"]
+    of_tasks = [f"{_METRIC_NAMES[name]} {margin:.3g}" for name, margin in margins.items() if name != "accuracy"]
     caption = (
-        f"The published numbers of Table {study[-1]} and ours. Verdict by two one-sided t "
-        f"tests at 5 % (p) with a margin of {claims.MARGIN:g} in the metric's unit: reproduced where ours is within "
-        "it; within noise where that is not shown but the 95 % interval holds the published number; else above or "
-        "below."
-        + " One seed: the single number counts, nothing is tested." * bool(judged["n"].max() <= 1)
+        f"The published numbers of Table {study[-1]} and ours. Verdict: reproduced where two one-sided t tests at 5 % "
+        "(p) show ours within a margin of the published number; above or below where the 95 % interval lies beyond the "
+        f"margin; within noise where neither is shown. Margin: {margins['accuracy']:g} points of accuracy"
+        + f"; of a task's metric half the spread of its published column ({', '.join(of_tasks)})" * bool(of_tasks)
+        + "."
+        + " One seed: the single number counts, nothing is tested." * bool((judged["n"] == 1).any())
         + _reasons(reasons)
     )
     made = Table(name, "The published numbers", columns, tuple(rows), caption)
     return tables.footnoted(made, claims.of_study(runs, study), tables.VARYING.get(study, ()))
+
+
+def by_one_seed(verdict: str, seeds: int) -> str:
+    """The verdict, with what one seed's is worth in front of it."""
+    return f"one seed: {verdict}" if seeds == 1 else verdict
 
 
 def _cell_name(study: str, cell: str) -> str:
@@ -276,7 +284,8 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
     )
     rows = []
     for claim, row in judged.iterrows():
-        verdict = f"not comparable (here: {row['verdict']})" if row["not_comparable"] else row["verdict"]
+        verdict = by_one_seed(row["verdict"], row["seeds"])
+        verdict = f"not comparable (here: {verdict})" if row["not_comparable"] else verdict
         needs = f"Seeds needed: {shortened(row['needs'])}." if row["needs"] else ""
         text = f"{shortened(row['numbers'])}. " * bool(row["numbers"]) + f"{row['note'][:1].upper()}{row['note'][1:]}."
         own = paper_against_itself(study).loc[claim]
@@ -284,16 +293,18 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
         printed = own["note"] != "no finished runs to compare"
         entries = (
             Entry(f"“{row['sentence']}” ({row['where']})"),
-            Entry(verdict, runs=row["runs"], bold=not row["not_comparable"]),
+            Entry(verdict, runs=row["runs"], bold=not row["not_comparable"] and row["seeds"] > 1),
             Entry(f"{text} {needs}".strip(), runs=row["runs"]),
             Entry(against if printed else "none printed", published=printed),
         )
         rows.append(Row(claim, entries, rule=bool(rows)))
     reasons = list(dict.fromkeys(why for each in judged["not_comparable"] for why in each.split("; ") if why))
     caption = (
-        "Sentences of the paper, as these runs judge them: over several seeds a difference counts where it is "
-        "significant at 5 % after Holm's correction; a stated gain holds where it is equivalent within "
-        f"{claims.MARGIN:g} points. Last: what the paper's own tables say of its sentence.{_reasons(reasons)}"
+        "Sentences of the paper, as these runs judge them. Over several seeds a difference counts where it is "
+        "significant at 5 % after Holm's correction; a stated gain, likeness or level holds where tests at 5 % show it "
+        f"(gains within {claims.MARGIN:g} points, single tasks within {claims.SIMILAR:g}) and is contradicted where "
+        "the interval, Bonferroni's for several, lies beyond. Of one seed the single numbers count, nothing is tested. "
+        f"Last: what the paper's own tables say of its sentence.{_reasons(reasons)}"
     )
     made = Table(name, "The paper's sentences", columns, tuple(rows), caption)
     return tables.footnoted(made, claims.of_study(runs, study), tables.VARYING.get(study, ()))

@@ -40,7 +40,7 @@ from analysis.statistics import (
     seeds_for_power,
 )
 from analysis.tables import BEST
-from relvit.cell import DRLOC, FIELDS, NONE, TASKS, task_combinations
+from relvit.cell import BACKBONES, DRLOC, FIELDS, NONE, TASKS, task_combinations
 
 HOLDS, CONTRADICTED, UNDECIDED, NOT_COMPARABLE = "holds", "contradicted", "undecided", "not comparable"
 
@@ -98,10 +98,11 @@ def verdicts(runs: pd.DataFrame, margin: float = MARGIN, table: str | None = Non
     """Every claim, or those of one table, judged on the finished runs of its study.
 
     margin: in percentage points, above 0, within which numbers count as the same.
-    Index: claim. Columns: sentence, where, table, verdict, numbers, note; needs, for an undecided claim how many seeds
-    would decide it, if what was seen is what there is; not_comparable, the reasons of `departures` joined by "; "
-    (empty where the runs are comparable with the paper's); runs, the ids of those that it rests on. Runs of more than
-    one setting leave a claim undecided, with a note.
+    Index: claim. Columns: sentence, where, table, verdict, numbers, note; seeds, the most behind any of its comparisons
+    (1: the single numbers count and nothing is tested); needs, for an undecided claim how many seeds would decide it,
+    if what was seen is what there is; not_comparable, the reasons of `departures` joined by "; " (empty where the runs
+    are comparable with the paper's); runs, the ids of those that it rests on. Runs of more than one setting leave a
+    claim undecided, with a note.
     """
     rows = {}
     for study in dict.fromkeys(claim.table for claim in CLAIMS if table in (None, claim.table)):
@@ -135,6 +136,7 @@ def _judged(claim: Claim, runs: pd.DataFrame, margin: float, mixed: list[str]) -
         "verdict": judged.verdict,
         "numbers": judged.numbers,
         "note": judged.note,
+        "seeds": int(judged.comparisons["n"].max()) if len(judged.comparisons) else 0,
         "needs": needs,
         "labels": set(judged.entries)
         or {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
@@ -305,7 +307,7 @@ def departures(runs: pd.DataFrame, table: str) -> list[str]:
             if epochs not in (0, PAPER_EPOCHS):  # 0: there is no such phase
                 reasons.append(f"{epochs:.0f} epochs {phase} instead of {PAPER_EPOCHS}")
     reasons += [f"{n:,.0f} training images instead of all" for n in sorted(runs["train_images"].dropna().unique()) if n]
-    for name, found in _other_recipe(runs).items():
+    for name, found in _other_recipe(runs, table).items():
         reasons.append(f"{name} {' or '.join(found)}")
     reasons += sorted({str(text).strip() for text in runs["deviation"].dropna()} - {""})
     if len(runs):
@@ -315,14 +317,21 @@ def departures(runs: pd.DataFrame, table: str) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
-def _other_recipe(runs: pd.DataFrame) -> dict[str, list[str]]:
-    """By field, "0.01 instead of 0.0005" for each way in which runs were not trained as section 3.1 says."""
+def _other_recipe(runs: pd.DataFrame, table: str) -> dict[str, list[str]]:
+    """By field, "0.01 instead of 0.0005" for each way in which runs were not trained as section 3.1 says.
+
+    What the table varies by design is no such field, nor is what an older store does not know of a run.
+    """
     found: dict[str, list[str]] = {}
     for run in runs.drop_duplicates([name for name in FIELDS if name != "seed"]).to_dict("records"):
-        acting = acting_fields(run)
-        for name, paper in paper_recipe(str(run["backbone"]), run["image_size"]).items():
-            if name in acting and acting[name] != paper:
-                text = f"{shown(acting[name])} instead of {shown(paper)}"
+        acting, backbone = acting_fields(run), str(run["backbone"])
+        # The paper's backbones have one size of images each, whatever the data set's own; stand-ins may have none.
+        usual = getattr(BACKBONES.get(backbone), "image_size", None)
+        paper = paper_recipe(backbone, acting.get("image_size") or usual or 0)
+        paper |= {"pretrain_dataset": run["dataset"]} | ({"image_size": usual} if usual else {})
+        for name, value in paper.items():
+            if name in acting and name not in tables.VARYING.get(table, ()) and acting[name] != value:
+                text = f"{shown(acting[name])} instead of {shown(value)}"
                 if text not in found.setdefault(name, []):
                     found[name].append(text)
     return found

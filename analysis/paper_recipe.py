@@ -1,7 +1,7 @@
 """How the paper trained, section 3.1, for judging whether runs can be held against its numbers.
 
-The recipe that `sweeps.recipes` calls "paper", less what its tables and figures vary (epochs and images have reasons of
-their own). This layer does not know that one; a test holds the two together. Sources are named there.
+The recipe that `sweeps.recipes` calls "paper", less epochs and number of images, which have reasons of their own. This
+layer does not know that one; a test holds the two together. Sources are named there.
 """
 
 from typing import Any
@@ -28,6 +28,8 @@ _ALL: dict[str, Any] = {
     "ang_weight": 1.0,
     "abspos_weight": 1.0,
     "drloc_weight": 0.5,
+    "pretrain_position_embedding": False,
+    "permute_patches": False,
     "patch_crop": 1 / 1.15,
     "jitter_probability": 0.8,
     "jitter_strength": 0.4,

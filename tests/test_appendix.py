@@ -81,7 +81,7 @@ def test_the_papers_numbers_as_runs_are_all_reproduced(tmp_path):
     for study in ("table2", "table3", "table4"):
         made = of(study, published_as_runs(tmp_path, study))[f"{study}-published"]
         assert len(made.rows) == len(tables.published(study))
-        assert set(made.texts("verdict").values()) == {"reproduced"}
+        assert set(made.texts("verdict").values()) == {"one seed: reproduced"}
         assert made.texts("published") == made.texts("ours")
         assert "Not comparable" not in made.caption
 
@@ -93,7 +93,38 @@ def test_the_papers_numbers_as_runs_give_the_verdicts_of_the_paper_against_itsel
         made = of(study, published_as_runs(tmp_path, study))[f"{study}-verdicts"]
         own = claims.verdicts(claims.published_runs(), claims.ROUNDING, study)["verdict"]
         expected = own.to_dict() | ({"joint-gains": "holds"} if study == "table3" else {})
-        assert made.texts("verdict") == expected
+        assert made.texts("verdict") == {claim: f"one seed: {verdict}" for claim, verdict in expected.items()}
+        assert not any(made.entry(claim, "verdict").bold for claim in expected)
+
+
+def test_verdicts_that_were_tested_are_bold_and_the_rule_with_its_margins_is_in_the_captions(tmp_path):
+    cells = planned(tmp_path, recipe="paper", seeds=(0, 1, 2))
+    paper = tables.published("table4").pivot(index="tasks", columns="metric", values="value")
+    # Means are the paper's; every seed is off as a whole, and Dist's a little more, so that gains have a spread too.
+    rows = [
+        row(cell, **(results.dropna() + (0.02 + 0.01 * (tasks == "dist")) * (seed - 1)))
+        for (tasks, seed), cell in cells.items()
+        for results in [paper.loc[tasks]]
+    ]
+    made = of("table4", rows)
+    assert made["table4-verdicts"].entry("single-tasks-gain", "verdict").text == "contradicted"
+    assert made["table4-verdicts"].entry("single-tasks-gain", "verdict").bold
+    assert set(made["table4-published"].texts("verdict").values()) == {"reproduced"}
+    caption = made["table4-published"].caption
+    assert "the 95 % interval lies beyond the margin; within noise where neither is shown" in caption
+    # Half of what Table 4 spreads over: 15.24 to 16.07, 12.49 to 13.08, 10.28 to 10.54, 48.53 to 48.98.
+    of_tasks = "SpRel (Acc) 0.225, Dist (MSE) 0.13, Ang (MSE) 0.295, AbsPos (Acc) 0.415"
+    assert f"0.5 points of accuracy; of a task's metric half the spread of its published column ({of_tasks})" in caption
+    assert "One seed" not in caption
+
+
+def test_a_number_of_one_seed_beside_others_of_several_says_so(tmp_path):
+    cells = planned(tmp_path, recipe="paper", seeds=(0, 1, 2))
+    rows = [row(cells["dist", seed], accuracy=89.2 + 0.1 * seed) for seed in (0, 1, 2)]
+    made = of("table4", [*rows, row(cells["sprel", 0], accuracy=89.0)])["table4-published"]
+    verdicts = made.texts("verdict")
+    assert (verdicts["dist accuracy"], verdicts["sprel accuracy"]) == ("reproduced", "one seed: reproduced")
+    assert "One seed: the single number counts, nothing is tested" in made.caption
 
 
 def test_it_is_said_where_the_paper_contradicts_itself(tmp_path):
@@ -106,9 +137,10 @@ def test_it_is_said_where_the_paper_contradicts_itself(tmp_path):
 
 def test_what_is_not_comparable_says_so_and_why(additive):
     made = of("table4", additive)
-    assert made["table4-published"].entry("sprel accuracy", "verdict").text == "not comparable (below)"
+    assert made["table4-published"].entry("sprel accuracy", "verdict").text == "not comparable (one seed: below)"
     assert "data set digits is not in the paper's table4" in made["table4-published"].caption
-    assert made["table4-verdicts"].entry("best-single-task", "verdict").text == "not comparable (here: contradicted)"
+    verdict = made["table4-verdicts"].entry("best-single-task", "verdict").text
+    assert verdict == "not comparable (here: one seed: contradicted)"
 
 
 def test_a_study_of_ones_own_decides_no_sentence_of_the_paper(additive):
