@@ -37,7 +37,7 @@ _VISIBLE_SECONDS = 10  # a network file system may show another's file with a de
 # A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
 # late, and because a node on which trials failed at once would be given all that are left.
 _LATE_SECONDS = 60
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 24  # together below half a minute
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 10  # with what has to be imported and started, below half a minute
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # Types in /proc/mounts of what is reached over a network, where SQLite's locks are not to be trusted.
@@ -63,7 +63,7 @@ class Report:
 
 
 def tracking_problems(uri: str) -> list[str]:
-    """Why runs cannot be written there, as far as it shows without writing; within 30 s."""
+    """Why runs cannot be written there, as far as it shows without writing; within 15 s."""
     if holds_password(uri):
         return [
             f"the tracking URI {redacted(uri)} holds a password, which ps, tags and logs would show: leave it out and "

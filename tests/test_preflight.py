@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -259,6 +260,15 @@ def test_a_tracking_server_that_is_not_there_is_named(scheme):
     assert address in problem
     assert "refused" in problem
     assert "--tracking-uri" in problem
+
+
+def test_a_tracking_server_that_accepts_and_stays_silent_is_named_in_time_for_all_else_to_be_looked_at():
+    started = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        (problem,) = tracking_problems(f"http://{address}")
+    assert f"no MLflow server answers at http://{address} (timed out)" in problem
+    assert time.monotonic() - started < 20
 
 
 class Answering(BaseHTTPRequestHandler):
