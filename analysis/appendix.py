@@ -100,7 +100,8 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         rows.append(Row(cell, tuple(entries)))
     baseline = "a random start" if study == "figure2" else "the supervised cell"
     tested = (
-        "95 % t intervals, p of the paired t test, and p corrected for all rows by Holm; bold where that is below 5 %."
+        "95 % t intervals, p of the paired t test by each pair's own spread, and p corrected for all rows by Holm; "
+        "bold where that is below 5 %."
         if several
         else "One seed: nothing is tested."
     )

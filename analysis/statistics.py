@@ -131,7 +131,11 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def tied_with_best(
-    runs: pd.DataFrame, by: str = "tasks", metric: str = "test_accuracy", larger: bool = True
+    runs: pd.DataFrame,
+    by: str = "tasks",
+    metric: str = "test_accuracy",
+    larger: bool = True,
+    baseline: str | None = None,
 ) -> pd.DataFrame:
     """Which cells cannot be told from the one of the highest mean, or the lowest where smaller is better.
 
@@ -164,7 +168,23 @@ def tied_with_best(
         table.loc[best, "note"] = "one seed: nothing is tested"
         untested = (table.loc[best, "mean"] - table["mean"]).abs() < SAME
     table["tied"] = table["best"] | untested | (table["p_holm"] >= ALPHA)
+    for cell in _worse_in_pairs(wide, best, larger, baseline):
+        table.loc[cell, "tied"] = False
     return table[["mean", "n", "difference", "p_holm", "best", "tied", "note"]]
+
+
+def _worse_in_pairs(wide: pd.DataFrame, best: str, larger: bool, baseline: str | None) -> list[str]:
+    """The cells that the paired differences to the baseline show to be worse than the best."""
+    if baseline not in wide.columns:
+        return []
+    compared = compare(wide, [(cell, baseline) for cell in wide.columns if cell != baseline])
+    shown = compared[compared["p_holm"] < ALPHA]
+    found = []
+    for (cell, _), difference in shown["difference"].items():
+        worse = baseline if (difference > 0) == larger else cell
+        if best in (cell, baseline) and worse != best:
+            found.append(worse)
+    return found
 
 
 def compare_with(wide: pd.DataFrame, best: str) -> pd.DataFrame:

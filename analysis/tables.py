@@ -3,8 +3,8 @@
 runs    what `analysis.gather` returns; what an older store lacks is taken as unknown (`comparability.conform`).
 
 Every number over several seeds is a mean with its sample standard deviation, and where there is room its 95 % interval.
-Bold is the best of its column or group, with all that cannot be told from it (`statistics.tied_with_best`); of single
-seeds, the highest as printed.
+Bold is the best of its column or group, with all that were not shown to be worse (`statistics.tied_with_best`); of
+single seeds, the highest as printed.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -162,14 +162,17 @@ def _published() -> pd.DataFrame:
     return rows.assign(tasks=rows["tasks"].replace({"": NONE}), family=rows["backbone"].map(family))
 
 
-def measured(runs: pd.DataFrame, by: str, metric: str, larger: bool = True) -> pd.DataFrame:
+def measured(
+    runs: pd.DataFrame, by: str, metric: str, larger: bool = True, baseline: str | None = None
+) -> pd.DataFrame:
     """One row a cell: mean, std, n, low, high over seeds; bold and second, by the rules above; runs, their ids.
 
+    baseline: of which the study's table of differences is; bold says nothing that this one denies.
     Second is the highest after a single best; there is none after a group that cannot be told apart.
     """
     runs = runs.assign(**{metric: runs.get(metric, np.nan)})
     table = statistics.summary(runs, by, metric)
-    tied = statistics.tied_with_best(runs, by, metric, larger)["tied"]
+    tied = statistics.tied_with_best(runs, by, metric, larger, baseline)["tied"]
     printed = table["mean"].round(2)
     if table["n"].max() <= 1:
         tied = is_best(printed, larger)
@@ -201,7 +204,7 @@ def table4(setting: Setting) -> pd.DataFrame:
     paper = published("table4")
     metrics = [(metric, larger) for _, metric, _, _, larger in TASK_COLUMNS] + [("accuracy", True)]
     for metric, larger in metrics:
-        numbers = measured(setting.runs, "tasks", f"test_{metric}", larger).reindex(table.index)
+        numbers = measured(setting.runs, "tasks", f"test_{metric}", larger, NONE).reindex(table.index)
         for name in ("mean", "std", "low", "high"):
             table[f"{metric}_{name}"] = numbers[name].astype(float)
         table[f"{metric}_bold"] = numbers["bold"].eq(True)
@@ -333,13 +336,25 @@ def _most_seeds(runs: pd.DataFrame) -> int:
     return int(finished.groupby(told, dropna=False)["seed"].nunique().max()) if len(finished) else 0
 
 
-def _how_to_read(runs: pd.DataFrame, intervals: str) -> str:
+def _how_to_read(runs: pd.DataFrame, intervals: str, groups: Mapping[str, Iterable[Entry]]) -> str:
+    """groups: by name, the entries among which bold tells the best."""
     if _most_seeds(runs) <= 1:
         return "One seed: numbers without intervals, nothing is tested; best in bold."
     return (
         f"Mean ± standard deviation over n seeds, {intervals} 95 % t interval; bold: the best, with all that were not "
-        "shown to be worse (t tests with the residual variance that all cells share over seeds, 5 %, Holm)."
+        "shown to be worse (t tests with the residual variance that all cells share over seeds, 5 %, Holm), those of "
+        f"one seed among them.{_nothing_told_apart(groups)}"
     )
+
+
+def _nothing_told_apart(groups: Mapping[str, Iterable[Entry]]) -> str:
+    found = []
+    for name, entries in groups.items():
+        finished = [entry for entry in entries if entry.numbers]
+        several = any(entry.numbers["n"] > 1 for entry in finished)
+        if len(finished) > 1 and several and all(entry.bold for entry in finished):
+            found.append(name)
+    return f" Nothing was shown to be worse, so all is bold: {', '.join(found)}." if found else ""
 
 
 def _names(values: Iterable[str], known: Mapping[str, str]) -> str:
@@ -386,10 +401,16 @@ def layout_table4(setting: Setting, name: str = "table4") -> Table:
         rows.append(Row(tasks, tuple(entries)))
     dataset, backbone = setting.fields.get("dataset", "?"), setting.fields.get("backbone", "?")
     shown = f"{DATASET_NAMES.get(dataset, dataset)} with {BACKBONE_NAMES.get(backbone, backbone)}"
+    tested = [metric for _, metric, *_ in TASK_COLUMNS] + [accuracy]
+    told = {
+        column.heading: [row.entries[number_] for row in rows]
+        for number_, column in enumerate(columns)
+        if column.key in tested
+    }
     caption = (
         f"The combinations of tasks (the paper's Table 4) on {shown}. {recipe(setting.runs)} "
         f"Accuracies in %, mean squared errors times 100. "
-        f"{_how_to_read(setting.runs, 'and its')} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
+        f"{_how_to_read(setting.runs, 'and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
     )
     made = Table(name, f"Table 4: tasks on {shown}", tuple(columns), tuple(rows), caption)
     return footnoted(made, setting.runs)
@@ -441,16 +462,17 @@ def layout_table2(runs: pd.DataFrame, name: str = "table2") -> Table:
     parts = (("supervised", "Supervised"), ("relvit", "RelViT"), ("improvement", "Improv."))
     columns += [Column(key, heading, group=OURS) for key, heading in parts]
     columns += [Column(f"paper_{key}", heading, group=PAPER) for key, heading in parts]
-    rows = []
+    rows, told = [], {}
     for dataset in dict.fromkeys([*paper["dataset"], *runs["dataset"]]):
         here = runs[runs["dataset"] == dataset]
-        ours = measured(here, "method", "test_accuracy").reindex(["supervised", "relvit"])
+        ours = measured(here, "method", "test_accuracy", baseline="supervised").reindex(["supervised", "relvit"])
         there = paper[paper["dataset"] == dataset]
         backbone = _names((here if len(here) else there)["backbone"], BACKBONE_NAMES)
         theirs = there.set_index("method")["value"].reindex(["supervised", "relvit"])
         best = is_best(theirs)
         entries = [Entry(DATASET_NAMES.get(dataset, dataset)), Entry(backbone)]
         both = [number(ours.loc[method], len(seeds), interval=True) for method in ("supervised", "relvit")]
+        told[DATASET_NAMES.get(dataset, dataset)] = both
         entries += [replace(entry, underline=False) for entry in both]
         entries.append(_improvement_entry(here, "method", "relvit", "supervised"))
         entries += [paper_number(theirs[method], best[method]) for method in ("supervised", "relvit")]
@@ -459,7 +481,7 @@ def layout_table2(runs: pd.DataFrame, name: str = "table2") -> Table:
     caption = (
         f"Accuracy in % after pre-training and fine-tuning, supervised and RelViT (the paper's Table 2). "
         f"{recipe(runs)} "
-        f"{_how_to_read(runs, 'below it the')} Improvement: over common seeds. Paper: Table 2, 100 + 100 epochs."
+        f"{_how_to_read(runs, 'below it the', told)} Improvement: over common seeds. Paper: Table 2, 100 + 100 epochs."
     )
     made = Table(name, "Table 2: pre-training and fine-tuning", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, VARYING["table2"])
@@ -485,10 +507,13 @@ def layout_table3(runs: pd.DataFrame, name: str = "table3") -> Table:
     for dataset in datasets:
         shown = DATASET_NAMES.get(dataset, dataset)
         columns += [Column(dataset, OURS, group=shown), Column(f"paper_{dataset}", PAPER, group=shown)]
-    rows = []
+    rows, told = [], {}
     for kind in dict.fromkeys([*paper["family"], *runs["family"]]):
         groups = {dataset: _table3_group(runs, paper, dataset, kind, len(seeds)) for dataset in datasets}
         methods = ["supervised", *(["drloc"] if any("drloc" in group for group in groups.values()) else []), "relvit"]
+        for dataset, group in groups.items():
+            place = f"{DATASET_NAMES.get(dataset, dataset)} with {FAMILIES.get(kind, kind)}"
+            told[place] = [group[method][0] for method in METHODS if method in group]
         empty = (Entry(DASH), Entry(DASH))
         for number_, (key, heading) in enumerate(
             [("backbone", ""), *((method, METHODS[method]) for method in methods), ("improvement", "(Improv.)")]
@@ -499,7 +524,7 @@ def layout_table3(runs: pd.DataFrame, name: str = "table3") -> Table:
             rows.append(Row(f"{kind}-{key}", tuple(entries), rule=not number_))
     caption = (
         f"Accuracy in % after joint training from scratch (the paper's Table 3). {recipe(runs)} "
-        f"{_how_to_read(runs, 'below it the')} "
+        f"{_how_to_read(runs, 'below it the', told)} "
         "Second underlined. Improvement: over the best of the other methods, over common seeds. "
         "Paper: Table 3, 100 epochs."
     )
@@ -517,7 +542,7 @@ def _table3_group(
         return {}
     theirs = there.set_index("method")["value"]
     methods = [method for method in METHODS if method in theirs or (here["method"] == method).any()]
-    ours = measured(here, "method", "test_accuracy").reindex(methods)
+    ours = measured(here, "method", "test_accuracy", baseline="supervised").reindex(methods)
     theirs = theirs.reindex(methods)
     best = is_best(theirs)
     second = is_best(theirs.where(~best)) & (best.sum() == 1)
@@ -579,7 +604,7 @@ def layout_figure2(runs: pd.DataFrame, name: str = "figure2") -> Table:
         Column("accuracy", "Finetuning", f"(Acc {UP})"),
     )
     sprel = measured(runs, "label", "test_sprel_accuracy").reindex(FIGURE2_LABELS)
-    accuracy = measured(runs, "label", "test_accuracy").reindex(FIGURE2_LABELS)
+    accuracy = measured(runs, "label", "test_accuracy", baseline="random").reindex(FIGURE2_LABELS)
     rows = []
     for key in FIGURE2_LABELS:
         random = key == "random"
@@ -591,10 +616,11 @@ def layout_figure2(runs: pd.DataFrame, name: str = "figure2") -> Table:
             number(accuracy.loc[key], len(seeds), interval=True),
         ]
         rows.append(Row(key, tuple(replace(entry, underline=False) for entry in entries)))
+    told = {"Finetuning": [each.entries[-1] for each in rows]}
     where = f"{_names(runs['dataset'], DATASET_NAMES)} with {_names(runs['backbone'], BACKBONE_NAMES)}"
     caption = (
         f"Position embeddings and permuted patches in SpRel pre-training, on {where}: accuracies in %. {recipe(runs)} "
-        f"{_how_to_read(runs, 'below it the')} Paper: Figure 2, which prints no numbers."
+        f"{_how_to_read(runs, 'below it the', told)} Paper: Figure 2, which prints no numbers."
     )
     made = Table(name, "Figure 2: position embeddings and permutation", columns, tuple(rows), caption)
     return footnoted(made, runs, VARYING["figure2"])
@@ -690,7 +716,8 @@ def layout_listing(runs: pd.DataFrame, study: str, name: str) -> Table:
         runs_of_cell = accuracy.loc[key, "runs"]
         entries.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(entries)))
-    caption = f"Test accuracy in % of the cells of {study}. {recipe(runs)} {_how_to_read(newest, 'below it the')}"
+    how = _how_to_read(newest, "below it the", {"Test accuracy": [each.entries[-2] for each in rows]})
+    caption = f"Test accuracy in % of the cells of {study}. {recipe(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, varying)
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis import tables
+from analysis.appendix import differences
 from analysis.typeset import Table
 from relvit.cell import BACKBONES, TASKS, Cell, task_combinations
 from sweeps.plan import Request, plan_cells
@@ -237,6 +238,45 @@ def test_a_best_that_is_distinguishable_is_alone_in_bold(tmp_path):
     assert marked(table, "accuracy", "bold") == ["dist"]
 
 
+def test_what_the_differences_call_significant_is_not_tied_with_the_best(tmp_path):
+    cells = planned(tmp_path, seeds=(0, 1, 2))
+    values = {"none": [85.0, 85.1, 84.9], "sprel": [90.0, 90.1, 89.96], "ang": [10.0, 90.0, 50.0]}
+    setting = only_setting(spread(cells, values))
+    shown = differences("table4", setting.runs, "differences")
+    assert marked(shown, "difference", "bold") == ["sprel"]
+    table = tables.layout_table4(setting)
+    assert marked(table, "accuracy", "bold") == ["sprel", "ang"]
+    # Figure 2's differences are those to a random start.
+    others = plan_cells(Request(study="figure2", recipe="demo", data_root=tmp_path, seeds=(0, 1, 2)))
+    levels = {"random": values["none"], "embedding": values["sprel"], "no embedding": values["ang"]}
+    rows = [
+        row(cell, accuracy=levels[label][cell.seed])
+        for cell in others
+        if (label := tables.figure2_label(cell.as_dict())) in levels
+    ]
+    figure2 = tables.layout_figure2(pd.DataFrame(rows))
+    assert marked(figure2, "accuracy", "bold") == ["embedding", "no embedding"]
+
+
+def test_the_caption_names_what_is_bold_throughout(tmp_path):
+    cells = planned(tmp_path, seeds=(0, 1, 2))
+    near = {"dist": [90.0, 91.0, 90.5], "sprel+abspos": [90.1, 90.8, 90.7], "none": [89.9, 91.1, 90.4]}
+    words = "Nothing was shown to be worse, so all is bold: "
+    assert f"{words}Finetuning." in tables.layout_table4(only_setting(spread(cells, near))).caption
+    assert f"{words}digits." in tables.layout_table2(pd.DataFrame(spread(cells, near))).caption
+    apart = near | {"none": [80.0, 81.1, 80.4]}
+    assert words not in tables.layout_table4(only_setting(spread(cells, apart))).caption
+    assert words not in tables.layout_table2(pd.DataFrame(spread(cells, apart))).caption
+    alone = tables.layout_table4(only_setting(spread(cells, {"dist": near["dist"]})))
+    assert words not in alone.caption
+    joint = plan_cells(Request(study="table3", recipe="cpu", data_root=tmp_path, seeds=(0, 1, 2)))
+    levels = {"none": near["none"], "drloc": near["dist"], "sprel+abspos": near["sprel+abspos"]}
+    rows = [row(cell, accuracy=levels[cell.tasks][cell.seed]) for cell in joint if cell.dataset == "svhn"]
+    assert (
+        f"{words}SVHN with ViT, SVHN with Swin, SVHN with T2T-ViT." in tables.layout_table3(pd.DataFrame(rows)).caption
+    )
+
+
 def test_of_errors_the_smallest_is_the_best(tmp_path):
     cells = planned(tmp_path, seeds=(0, 1, 2))
     rows = [
@@ -294,6 +334,15 @@ def test_one_seed_says_that_nothing_is_tested(tmp_path):
     assert "interval" not in [column.key for column in single.columns]
     several = tables.layout_table4(only_setting([row(two["dist", s], accuracy=90.0 + s) for s in (0, 1)]))
     assert "95 % t interval" in several.caption
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_a_seed_that_is_not_finished_is_none_that_was_tested(tmp_path, status):
+    cells = planned(tmp_path, seeds=(0, 1, 2))
+    waiting = [row(cells["dist", seed], status=status) for seed in (1, 2)]
+    table = tables.layout_table4(only_setting([row(cells["dist", 0], accuracy=90.0), *waiting]))
+    assert table.texts("n")["dist"] == "1/3"
+    assert "One seed: numbers without intervals, nothing is tested" in table.caption
 
 
 def test_the_caption_says_what_the_numbers_are(tmp_path):
