@@ -48,9 +48,9 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Every run, also while it trains: http://127.0.0.1:5000
+# Every run, also while it trains: http://127.0.0.1:5000, with a password: others may have an account on this machine.
 ui: $(BIN)/.installed
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	MLFLOW_BACKEND_STORE_URI=sqlite:///mlflow.db $(BIN)/python sweeps/serve_mlflow.py --folder "$(HOME)/mlflow/local"
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/augmentation.py

@@ -1,6 +1,7 @@
 """What a job would upload, and what is refused before anything is sent. Real clusters: end_to_end/test_jobs.py."""
 
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -205,6 +206,29 @@ def test_what_the_server_is_told_in_files_is_its_owners_alone(no_credentials, tm
         server_environment(tmp_path, "admin", "x")["MLFLOW_FLASK_SERVER_SECRET_KEY"]
         == (environment["MLFLOW_FLASK_SERVER_SECRET_KEY"])
     )
+
+
+def test_what_make_ui_starts_asks_for_the_password_and_shows_this_checkouts_runs(no_credentials, tmp_path):
+    shown = subprocess.run(["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = shlex.split(shown.splitlines()[-1])
+    assert command[:3] == ["MLFLOW_BACKEND_STORE_URI=sqlite:///mlflow.db", ".venv/bin/python", "sweeps/serve_mlflow.py"]
+    # A stand-in for MLflow, beside Python, says what it was started with.
+    stand_in = tmp_path / "bin/mlflow"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "$@"\nenv\n')
+    stand_in.chmod(0o755)
+    script = "import sys; sys.executable = sys.argv.pop(1); from sweeps import serve_mlflow; serve_mlflow.main()"
+    result = subprocess.run(
+        [sys.executable, "-c", script, stand_in.with_name("python"), "--folder", tmp_path / "mlflow/local"],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path), "MLFLOW_BACKEND_STORE_URI": "sqlite:///mlflow.db"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"password in {tmp_path}/.mlflow/credentials" in result.stdout
+    assert "server --app-name basic-auth --host 127.0.0.1 --port 5000" in result.stdout
+    assert "MLFLOW_BACKEND_STORE_URI=sqlite:///mlflow.db\n" in result.stdout
 
 
 def test_the_server_does_not_listen_everywhere(tmp_path):
