@@ -125,14 +125,15 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     study = options.study or newest_study(fitting)
     runs = runs_of(study, fitting, gathered.runs)
     made = study_tables(study, runs)
+    # Tuned beside untuned, where there are both.
+    beside = tuned.beside(fitting, study)
     if options.strict:
-        require_comparable(made)
+        require_comparable([*made, *beside])
     main_tables = [table for table, _ in made]
     behind = [
         table for table, used in made if shown_first(table) for table in appendix(kind(table, study), used, table.name)
     ]
-    # Tuned beside untuned, where there are both.
-    both = tuned.beside(fitting, study)
+    both = [table for table, _ in beside]
     main_tables = both + main_tables if study.endswith(tuned.SUFFIX) else main_tables + both
     everything = [*main_tables, *behind]
     options.out.mkdir(parents=True, exist_ok=True)

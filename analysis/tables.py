@@ -336,7 +336,7 @@ def _most_seeds(runs: pd.DataFrame) -> int:
     return int(finished.groupby(told, dropna=False)["seed"].nunique().max()) if len(finished) else 0
 
 
-def _how_to_read(runs: pd.DataFrame, intervals: str, groups: Mapping[str, Iterable[Entry]]) -> str:
+def how_to_read(runs: pd.DataFrame, intervals: str, groups: Mapping[str, Iterable[Entry]]) -> str:
     """groups: by name, the entries among which bold tells the best."""
     if _most_seeds(runs) <= 1:
         return "One seed: numbers without intervals, nothing is tested; best in bold."
@@ -410,7 +410,7 @@ def layout_table4(setting: Setting, name: str = "table4") -> Table:
     caption = (
         f"The combinations of tasks (the paper's Table 4) on {shown}. {recipe(setting.runs)} "
         f"Accuracies in %, mean squared errors times 100. "
-        f"{_how_to_read(setting.runs, 'and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
+        f"{how_to_read(setting.runs, 'and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
     )
     made = Table(name, f"Table 4: tasks on {shown}", tuple(columns), tuple(rows), caption)
     return footnoted(made, setting.runs)
@@ -481,7 +481,7 @@ def layout_table2(runs: pd.DataFrame, name: str = "table2") -> Table:
     caption = (
         f"Accuracy in % after pre-training and fine-tuning, supervised and RelViT (the paper's Table 2). "
         f"{recipe(runs)} "
-        f"{_how_to_read(runs, 'below it the', told)} Improvement: over common seeds. Paper: Table 2, 100 + 100 epochs."
+        f"{how_to_read(runs, 'below it the', told)} Improvement: over common seeds. Paper: Table 2, 100 + 100 epochs."
     )
     made = Table(name, "Table 2: pre-training and fine-tuning", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, VARYING["table2"])
@@ -524,7 +524,7 @@ def layout_table3(runs: pd.DataFrame, name: str = "table3") -> Table:
             rows.append(Row(f"{kind}-{key}", tuple(entries), rule=not number_))
     caption = (
         f"Accuracy in % after joint training from scratch (the paper's Table 3). {recipe(runs)} "
-        f"{_how_to_read(runs, 'below it the', told)} "
+        f"{how_to_read(runs, 'below it the', told)} "
         "Second underlined. Improvement: over the best of the other methods, over common seeds. "
         "Paper: Table 3, 100 epochs."
     )
@@ -620,7 +620,7 @@ def layout_figure2(runs: pd.DataFrame, name: str = "figure2") -> Table:
     where = f"{_names(runs['dataset'], DATASET_NAMES)} with {_names(runs['backbone'], BACKBONE_NAMES)}"
     caption = (
         f"Position embeddings and permuted patches in SpRel pre-training, on {where}: accuracies in %. {recipe(runs)} "
-        f"{_how_to_read(runs, 'below it the', told)} Paper: Figure 2, which prints no numbers."
+        f"{how_to_read(runs, 'below it the', told)} Paper: Figure 2, which prints no numbers."
     )
     made = Table(name, "Figure 2: position embeddings and permutation", columns, tuple(rows), caption)
     return footnoted(made, runs, VARYING["figure2"])
@@ -716,7 +716,7 @@ def layout_listing(runs: pd.DataFrame, study: str, name: str) -> Table:
         runs_of_cell = accuracy.loc[key, "runs"]
         entries.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(entries)))
-    how = _how_to_read(newest, "below it the", {"Test accuracy": [each.entries[-2] for each in rows]})
+    how = how_to_read(newest, "below it the", {"Test accuracy": [each.entries[-2] for each in rows]})
     caption = f"Test accuracy in % of the cells of {study}. {recipe(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, varying)
