@@ -140,7 +140,7 @@ def test_make_tables_writes_the_numbers_of_the_runs(finished):
 
 def wait_for_checkpoint(folder: Path, pattern: str, driver: subprocess.Popen) -> None:
     """Until some cell under `folder` has a checkpoint of that name."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(folder.glob(f"results/cells/*/{pattern}")):
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.02)
