@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sweeps.origin import COMMIT, DIRTY, git_state
-from sweeps.redaction import holds_password, is_secret_setting, redacted
+from sweeps.redaction import redacted, secrets_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -92,18 +92,13 @@ def upload_problems(folder: Path) -> list[str]:
     ]
 
 
-_ELSEWHERE = "leave it out, and give it to the cluster in its environment or in a file (docs/cluster.md)"
-
-
 def secret_problems(entrypoint: list[str]) -> list[str]:
     """Passwords in the command, which the dashboard and `ps` would show."""
-    named = [word.partition("=")[0] for word in entrypoint if is_secret_setting(word)]
-    shown = [f"{name}=*** holds a secret, which Ray's dashboard and ps would show: {_ELSEWHERE}" for name in named]
-    return shown + [
-        f"{redacted(word)} holds a password, which Ray's dashboard and ps would show: {_ELSEWHERE}"
+    return [
+        f"{shown} holds a password or a key, which Ray's dashboard and ps would show: leave it out, and give it to the "
+        "cluster in its environment or in a file (docs/cluster.md)"
         for argument in entrypoint
-        for word in [argument, argument.partition("=")[2]]
-        if holds_password(word)
+        for shown in secrets_of(argument)
     ]
 
 

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from relvit import data
@@ -85,7 +86,7 @@ def main() -> int:
     try:
         client = MlflowClient(_existing(options.tracking_uri))
         runs = finished_runs(client, options.experiment, options.study)
-    except (ValueError, MlflowException) as error:
+    except (ValueError, MlflowException, SQLAlchemyError, ImportError) as error:
         print(f"nothing was drawn: {error}", file=sys.stderr)
         return NOTHING
     if not runs:

@@ -29,7 +29,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS), metavar="URL",
-        help="Ray's dashboard (default: $RAY_API_SERVER_ADDRESS, else %(default)s)",
+        help=f"Ray's dashboard (default: $RAY_API_SERVER_ADDRESS, else {DEFAULT_ADDRESS})",
     )  # fmt: skip
     parser.add_argument(
         "--working-dir", type=Path, default=Path(__file__).resolve().parents[1], metavar="DIR",

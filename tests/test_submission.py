@@ -1,5 +1,6 @@
 """What a job would upload, and what is refused before anything is sent. Real clusters: end_to_end/test_jobs.py."""
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -101,6 +102,42 @@ def test_a_secret_by_its_name_is_refused_and_not_repeated(word, shown):
     assert jobs.secret_problems(["python", "sweeps/ablation.py", "--set", "epochs=5", "RAY_AUTH_MODE=token"]) == []
 
 
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("--storage=s3://bucket/x?access_key=AK&secret_key=hunter2", "s3://bucket/x?access_key=***&secret_key=***"),
+        ("MLFLOW_TRACKING_PASSWORD=hunter2", "MLFLOW_TRACKING_PASSWORD=***"),
+        ("RAY_AUTH_TOKEN=hunter2", "RAY_AUTH_TOKEN=***"),
+        ("AWS_SECRET_ACCESS_KEY=hunter2", "AWS_SECRET_ACCESS_KEY=***"),
+        ("RELVIT_WEBHOOK=https://hooks.example/hunter2", "RELVIT_WEBHOOK=***"),
+        ("export CLIENT_SECRET=hunter2; python sweeps/ablation.py", "CLIENT_SECRET=***"),
+        ("python sweeps/ablation.py --tracking-uri 'http://me:hunter2@host:5000'", "http://me:***@host:5000"),
+    ],
+)
+def test_keys_and_variables_that_hold_secrets_are_refused_too(argument, shown):
+    (problem,) = jobs.secret_problems(["bash", "-c", argument])
+    assert problem.startswith(f"{shown} holds a password or a key")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH=/t", "RELVIT_WEBHOOK_FILE=/w", "PASSWORD=$MINE", "jitter_strength=0.2",
+     "--storage=s3://bucket/x?region=e"],
+)  # fmt: skip
+def test_what_only_names_a_secret_or_its_file_is_no_secret(argument):
+    assert jobs.secret_problems(["env", argument]) == []
+
+
+@pytest.mark.parametrize("entry", ["ablation", "hpo", "reconcile", "pictures", "submit"])
+def test_help_shows_no_password_of_the_environment(entry, monkeypatch, capsys):
+    for name in ("MLFLOW_TRACKING_URI", "RAY_API_SERVER_ADDRESS", "OPTUNA_STORAGE", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "http://me:hunter2@host:5000")
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"sweeps.{entry}").parse_arguments(["--help"])
+    assert "hunter2" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:x"])
 def test_an_address_that_is_no_url_of_a_dashboard_is_said(address):
     (problem,) = jobs.address_problems(address)
@@ -133,6 +170,7 @@ def test_all_that_is_wrong_is_said_together_and_nothing_is_submitted(tmp_path):
     [
         ("http://me:hunter2@host:5000/x", "http://me:***@host:5000/x"),
         ("postgresql+psycopg2://me:hun%40ter2@db/mlflow", "postgresql+psycopg2://me:***@db/mlflow"),
+        ("http://[me:hunter2@host", "http://***@host"),
         ("http://me@host", "http://me@host"),
         ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
         ("results", "results"),

@@ -1,8 +1,8 @@
-"""What sweeps/reconcile.py refuses before it asks MLflow for anything; what it mends: end_to_end/test_ablation.py."""
+"""What the entries that only read the account refuse before they ask MLflow for anything."""
 
 import pytest
 
-from sweeps import reconcile
+from sweeps import pictures, reconcile
 from sweeps.account import Account
 from sweeps.plan import Request, plan_cells
 
@@ -39,3 +39,24 @@ def test_a_place_without_an_account_is_said_and_not_made_one(monkeypatch, capsys
     assert reconcile.main() == 2
     assert "there is no account of cells" in capsys.readouterr().err
     assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("entry", [reconcile, pictures])
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(entry, storage, monkeypatch, capsys):
+    arguments = ["--storage", storage, "--tracking-uri", "http://me:hunter2@127.0.0.1:1"]
+    monkeypatch.setattr("sys.argv", ["entry", *arguments])
+    assert entry.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("nothing was ")
+    assert "http://me:***@127.0.0.1:1 holds a password" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("entry", [reconcile, pictures])
+def test_a_file_that_is_no_database_is_said(entry, storage, monkeypatch, capsys, tmp_path):
+    (tmp_path / "mlflow.db").write_text("a letter to somebody\n" * 100)
+    monkeypatch.setattr(
+        "sys.argv", ["entry", "--storage", storage, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    )
+    assert entry.main() == 2
+    assert "file is not a database" in capsys.readouterr().err
