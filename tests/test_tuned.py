@@ -2,10 +2,12 @@
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from test_spaces import base
 
+from analysis import make_tables
 from analysis.comparability import NotComparable
-from analysis.make_tables import require_comparable
+from analysis.gather import Gathered
 from analysis.tuned import TUNED, UNTUNED, beside, pairs
 from relvit.cell import make_cell
 
@@ -92,7 +94,7 @@ def test_runs_that_differ_in_more_than_the_search_was_free_to_change_have_a_foot
     runs = three_seeds()
     runs.loc[runs["run_id"] == "r10", "deviation"] = "micro_batches=4"  # a tuned run of none
     runs.loc[runs["run_id"] == "r0", "git_commit"] = "fedcba9876"
-    ((table, used),) = beside(runs, "table4")
+    ((table, _),) = beside(runs, "table4")
     notes = [note for _, note in table.notes]
     assert notes[0] == "code of commit fedcba9876 instead of 0123456789 (seed 0)"
     assert notes[1] == "micro_batches=4 (seed 1)"
@@ -100,8 +102,15 @@ def test_runs_that_differ_in_more_than_the_search_was_free_to_change_have_a_foot
         *[True] * 3,
         False,
     ]
+
+
+def test_strict_refuses_a_tuned_run_that_cannot_be_compared_though_the_study_s_own_table_has_none(tmp_path):
+    runs = three_seeds()
+    runs.loc[runs["run_id"] == "r10", "deviation"] = "micro_batches=4"
+    options = make_tables.parse_arguments(["--study", "table4", "--strict", "--out", str(tmp_path / "out")])
     with pytest.raises(NotComparable, match="table4-tuned-beside: micro_batches=4"):
-        require_comparable([(table, used)])
+        make_tables.make(options, Console(), Gathered(runs, tmp_path, len(runs), []), ["markdown"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_two_tuned_runs_of_one_cell_and_seed_the_newer_counts():
