@@ -37,7 +37,8 @@ _VISIBLE_SECONDS = 10  # a network file system may show another's file with a de
 # A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
 # late, and because a node on which trials failed at once would be given all that are left.
 _LATE_SECONDS = 60
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 10  # with what has to be imported and started, below half a minute
+# With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 18
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # Types in /proc/mounts of what is reached over a network, where SQLite's locks are not to be trusted.
