@@ -247,7 +247,9 @@ def test_what_the_server_is_told_in_files_is_its_owners_alone(no_credentials, tm
 
 
 def test_what_make_ui_starts_asks_for_the_password_and_shows_this_checkouts_runs(no_credentials, tmp_path):
-    shown = subprocess.run(["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # Under `make test`, a make inside another would also say which folder it enters and leaves.
+    make = ["make", "--no-print-directory", "--dry-run", "ui"]
+    shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = shlex.split(shown.splitlines()[-1])
     assert command[:3] == ["MLFLOW_BACKEND_STORE_URI=sqlite:///mlflow.db", ".venv/bin/python", "sweeps/serve_mlflow.py"]
     # A stand-in for MLflow, beside Python, says what it was started with.
