@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sweeps.plan import PlanError, study_name
 from sweeps.population import PopulationSearch, boundaries, replaced
 from sweeps.progress import duration
 from sweeps.recipes import recipe, recipe_file
+from sweeps.redaction import holds_password, redacted
 from sweeps.search import PBT, POPULATION, Budget, Method, Search, definition, method_problems, point_problems
 from sweeps.spaces import Space, SpaceError, make_space, text
 
@@ -48,7 +50,10 @@ def prepare(options: argparse.Namespace, cells: list[Cell], account: Account) ->
     method = Method(options.searcher, scheduler, options.min_epochs, options.search_seed, population)
     budget = Budget(options.trials, options.hours, options.gpu_hours)
     names = options.tune.split(",") if options.tune else None
-    url = storage_url(options, account)
+    try:
+        url = storage_url(options, account)
+    except PlanError as error:
+        url, problems = "", problems + error.problems
     spaces: list[Space] = []
     for cell in cells:
         try:
@@ -84,6 +89,14 @@ def storage_url(options: argparse.Namespace, account: Account) -> str:
     """Where the searches' state is kept. Raises PlanError where it has no place."""
     if options.optuna_storage is None and not isinstance(account.storage, Path):
         raise PlanError([f"{account.storage} cannot hold a database: give one with --optuna-storage"])
+    if options.optuna_storage != os.environ.get("OPTUNA_STORAGE") and holds_password(options.optuna_storage):
+        raise PlanError(
+            [
+                f"--optuna-storage {redacted(options.optuna_storage)} holds a password, which ps and logs would show: set "
+                "OPTUNA_STORAGE to the whole URL, or leave the password to what the database's client reads (PGPASSWORD "
+                "or ~/.pgpass)"
+            ]
+        )
     return options.optuna_storage or f"sqlite:///{account.storage}/optuna.db"
 
 
