@@ -8,6 +8,7 @@ with `weights_only=True`.
 import hashlib
 import io
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,9 +24,49 @@ def save(state: dict[str, Any], folder: Location, epoch: int | None, keep: int) 
 
     A final checkpoint replaces every other.
     """
+    return _publish(_bytes_of(state), folder, epoch, keep)
+
+
+class Writer:
+    """Writes the checkpoints of a run one after the other, while it trains on: the disk is not waited for.
+
+    A state is taken as it is when it is given. A checkpoint is whole before the next one is begun, so that of a run
+    that dies the newest but one is there at the latest. Used as a context: at its end all is written.
+    """
+
+    def __init__(self, folder: Location, keep: int):
+        self._folder, self._keep = folder, keep
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future | None = None
+
+    def save(self, state: dict[str, Any], epoch: int) -> None:
+        """Begin to write the state after `epoch`. Raises what kept the one before from being written."""
+        payload = _bytes_of(state)
+        self.wait()
+        self._pending = self._pool.submit(_publish, payload, self._folder, epoch, self._keep)
+
+    def wait(self) -> None:
+        """Until all is written. Raises what kept it from that."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:  # else that is the error to hear of, or nobody wants to go on
+            self.wait()
+
+
+def _bytes_of(state: dict[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    payload = buffer.getbuffer()
+    return buffer.getbuffer()
+
+
+def _publish(payload: memoryview, folder: Location, epoch: int | None, keep: int) -> Location:
     name = FINAL if epoch is None else f"{epoch:06d}"
     path = folder / f"{name}-{_checksum(payload)}.pt"
     write_atomic(path, payload)

@@ -111,7 +111,8 @@ def train(
     instead of training the first phase, rows included, with the very same outcome; where there is none, this run
     leaves one when its first phase ends.
     checkpoint_every, checkpoint_minutes: a checkpoint is written once this many epochs or minutes have passed since
-    the last, whichever comes first; None: not on that account. One is written at the end of each phase in any case.
+    the last, whichever comes first; None: not on that account. One is written at the end of each phase in any case,
+    before its row is yielded; the others are written while the next epoch is trained.
     keep: how many of the newest checkpoints are kept.
     micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
     the same step in less memory, equal but for rounding (and for what drop path draws).
@@ -159,15 +160,19 @@ def train(
             yield from run.history
     due = _Due(checkpoint_every, checkpoint_minutes)
     last = cell.total_epochs if stop_after is None else stop_after
-    while run.epoch < last:
-        row = run.train_epoch()
-        # The pre-training first: a run that dies between the two trains one epoch again and still leaves it.
-        if run.at_end_of_phase and not run.done and pretrained is not None:
-            checkpoint.save(run.pretraining_state(), pretrained, None, keep)
-        if due.after_epoch() or run.at_end_of_phase or run.epoch == last:
-            checkpoint.save(run.state(), folder, run.epoch, keep)
-            due.written()
-        yield row
+    with checkpoint.Writer(folder, keep) as writer:
+        while run.epoch < last:
+            row = run.train_epoch()
+            ends = run.at_end_of_phase or run.epoch == last
+            # The pre-training first: a run that dies between the two trains one epoch again and still leaves it.
+            if run.at_end_of_phase and not run.done and pretrained is not None:
+                checkpoint.save(run.pretraining_state(), pretrained, None, keep)
+            if due.after_epoch() or ends:
+                writer.save(run.state(), run.epoch)
+                due.written()
+            if ends:  # whoever hears of this row may continue from its checkpoint
+                writer.wait()
+            yield row
     if not test or not run.done:
         return
     result = run.result()

@@ -15,8 +15,10 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
@@ -32,6 +34,10 @@ from sweeps.plan import PlanError, Request, by_row, datasets_of, plan, prepare_d
 from sweeps.progress import duration
 from sweeps.recipes import RECIPES
 from sweeps.studies import STUDIES
+
+if TYPE_CHECKING:
+    from sweeps.engine import Outcome
+    from sweeps.tracking import Tracker
 
 AUTO = "auto"
 SOME_FAILED, OUT_OF_BUDGET, LEFT_TO_ANOTHER = 1, 3, 4
@@ -307,63 +313,41 @@ def sweep(
 ) -> int:
     """Train those cells of the plan. Ray and MLflow, which take seconds to import and start, come in here."""
     from sweeps.preflight import tracking_problems
-    from sweeps.reconciliation import reconcile
-    from sweeps.tracking import Tracker, TrackingError
 
     cells = list(studies)
     problems = tracking_problems(options.tracking_uri)
     if problems:
         return refuse(problems + (cluster_problems(options, to_train) if to_train else []))
     members = {cell.cell_id: names for cell, names in studies.items()}
-    try:
-        tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)
-    except TrackingError as error:
-        return refuse([str(error), *(cluster_problems(options, to_train) if to_train else [])])
-
-    def bring_tracking_up_to_date() -> None:
-        mine = {cell.cell_id for cell in to_train}
-        for change in reconcile(cells, account, tracker, alive=account.seem_held() - mine):
-            say(console, f"note: {change}")
-
     left = {cell: status for cell, status in statuses.items() if status.state == FAILED and cell not in to_train}
     if not to_train:
-        bring_tracking_up_to_date()
+        tracker, problem = open_tracker(options, account, members)
+        if problem:
+            return refuse([problem])
+        bring_up_to_date(console, cells, account, tracker)
         if not options.keep_pretrainings:
             account.drop_unused_pretrainings()
         if all(status.state == FINISHED for status in statuses.values()):
             say(console, f"all {len(cells)} cells are finished; nothing to train")
         return report_left(console, left)
 
-    from sweeps import cluster
-    from sweeps.engine import Options, run
-    from sweeps.packing import measured_gpus
-    from sweeps.trainable import Checkpoints
+    with ThreadPoolExecutor(1) as pool:
+        # MLflow takes as long to open as Ray to start: both at once.
+        opening = pool.submit(open_tracker, options, account, members)
+        from sweeps import cluster
 
-    try:
-        with cluster.connected(options.address):
-            if options.gpus == AUTO:
-                gpus = measured_gpus(
-                    to_train, account, options.micro_batches, lambda note: say(console, f"note: {note}")
-                )
-            else:
-                gpus = cluster.gpus_per_trial(options.gpus)
-            problems = connected_problems(options, to_train, gpus)
-            if problems:
-                return refuse(problems)
-            if options.gpus == AUTO:
-                say(console, f"{gpus:g} GPUs a trial, by the memory that such trials need")
-            bring_tracking_up_to_date()
-            how = Options(
-                setting=Setting(options.cpus, gpus, options.micro_batches),
-                data_root=options.data_root,
-                checkpoints=Checkpoints(options.checkpoint_every, options.checkpoint_minutes, options.keep_checkpoints),
-                hours=options.hours,
-                gpu_hours=options.gpu_hours,
-                keep_pretrainings=options.keep_pretrainings,
-            )
-            outcome = run(to_train, account, tracker, console, how, is_lost)
-    except cluster.ClusterError as error:
-        return refuse([str(error)])
+        try:
+            with cluster.connected(options.address):
+                tracker, problem = opening.result()
+                if problem:
+                    gpus = cluster.gpus_per_trial(None if options.gpus == AUTO else options.gpus)
+                    raise PlanError([problem, *connected_problems(options, to_train, gpus)])
+                outcome = train_cells(options, console, account, tracker, cells, to_train, is_lost)
+        except PlanError as error:
+            return refuse(error.problems)
+        except cluster.ClusterError as error:
+            _, problem = opening.result()
+            return refuse([*filter(None, [problem]), str(error)])
     say(
         console,
         f"{outcome.finished} cells finished in {duration(outcome.seconds)} "
@@ -388,6 +372,64 @@ def sweep(
         say(console, f"interrupted with {len(outcome.interrupted)} cells to go; run the same command to continue")
         return INTERRUPTED
     return report_left(console, left)
+
+
+def open_tracker(
+    options: argparse.Namespace, account: Account, members: dict[str, str]
+) -> tuple["Tracker | None", str | None]:
+    """MLflow's runs, or why they cannot be had."""
+    from sweeps.tracking import Tracker, TrackingError
+
+    try:
+        return Tracker(options.tracking_uri, options.experiment, account.storage, members), None
+    except TrackingError as error:
+        return None, str(error)
+
+
+def bring_up_to_date(
+    console: Console, cells: list[Cell], account: Account, tracker: "Tracker", mine: Iterable[Cell] = ()
+) -> None:
+    """Let MLflow say what the account says. mine: the cells that this driver holds."""
+    from sweeps.reconciliation import reconcile
+
+    for change in reconcile(cells, account, tracker, alive=account.seem_held() - {cell.cell_id for cell in mine}):
+        say(console, f"note: {change}")
+
+
+def train_cells(
+    options: argparse.Namespace,
+    console: Console,
+    account: Account,
+    tracker: "Tracker",
+    cells: list[Cell],
+    to_train: list[Cell],
+    is_lost: Callable[[], bool],
+) -> "Outcome":
+    """Train cells of the plan on the connected cluster. Raises PlanError where it is not fit for them."""
+    from sweeps import cluster
+    from sweeps.engine import Options, run
+    from sweeps.packing import measured_gpus
+    from sweeps.trainable import Checkpoints
+
+    if options.gpus == AUTO:
+        gpus = measured_gpus(to_train, account, options.micro_batches, lambda note: say(console, f"note: {note}"))
+    else:
+        gpus = cluster.gpus_per_trial(options.gpus)
+    problems = connected_problems(options, to_train, gpus)
+    if problems:
+        raise PlanError(problems)
+    if options.gpus == AUTO:
+        say(console, f"{gpus:g} GPUs a trial, by the memory that such trials need")
+    bring_up_to_date(console, cells, account, tracker, mine=to_train)
+    how = Options(
+        setting=Setting(options.cpus, gpus, options.micro_batches),
+        data_root=options.data_root,
+        checkpoints=Checkpoints(options.checkpoint_every, options.checkpoint_minutes, options.keep_checkpoints),
+        hours=options.hours,
+        gpu_hours=options.gpu_hours,
+        keep_pretrainings=options.keep_pretrainings,
+    )
+    return run(to_train, account, tracker, console, how, is_lost)
 
 
 def report_left(console: Console, left: dict[Cell, Status]) -> int:

@@ -45,11 +45,16 @@ def connected(address: str) -> Iterator[None]:
     Raises ClusterError if there is none.
     """
     # Workers import this checkout, not another version that may be installed beside Ray.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+    root, given = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([root, *(each for each in given.split(os.pathsep) if each not in ("", root))])
     _reach(address)
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     if address == "local":
-        options["include_dashboard"] = False
+        # Ray's processes inherit it. A runtime environment would have them wait for its agent, and let the workers that
+        # Ray has started ahead stand idle.
+        os.environ["PYTHONPATH"] = path
+        options: dict[str, Any] = {"include_dashboard": False}
+    else:
+        options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:  # also what a wrong token ends in: Ray does not tell the two apart

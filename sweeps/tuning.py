@@ -92,9 +92,9 @@ def storage_url(options: argparse.Namespace, account: Account) -> str:
     if options.optuna_storage != os.environ.get("OPTUNA_STORAGE") and holds_password(options.optuna_storage):
         raise PlanError(
             [
-                f"--optuna-storage {redacted(options.optuna_storage)} holds a password, which ps and logs would show: set "
-                "OPTUNA_STORAGE to the whole URL, or leave the password to what the database's client reads (PGPASSWORD "
-                "or ~/.pgpass)"
+                f"--optuna-storage {redacted(options.optuna_storage)} holds a password, which ps and logs would show: "
+                "set OPTUNA_STORAGE to the whole URL, or leave the password to what the database's client reads "
+                "(PGPASSWORD or ~/.pgpass)"
             ]
         )
     return options.optuna_storage or f"sqlite:///{account.storage}/optuna.db"

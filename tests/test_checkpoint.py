@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,73 @@ def test_a_state_written_again_replaces_the_one_before_whatever_their_checksums(
         checkpoint.save({"value": value}, tmp_path, epoch, keep=2)
         assert checkpoint.load_newest(tmp_path, "cpu", print) == {"value": value}
         assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+# Written while the run goes on
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Lets a write come to its end once it is set."""
+    sync, ready = checkpoint.write_atomic, threading.Event()
+
+    def slow(path, payload):
+        assert ready.wait(60)
+        sync(path, payload)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", slow)
+    return ready
+
+
+def test_a_state_is_written_as_it_was_when_it_was_given(disk, tmp_path):
+    weights = torch.zeros(3)
+    with checkpoint.Writer(tmp_path, keep=2) as writer:
+        writer.save({"weights": weights}, 1)
+        weights += 1
+        assert not tmp_path.exists() or not names(tmp_path)
+        disk.set()
+    assert checkpoint.load_newest(tmp_path, "cpu", silent)["weights"].tolist() == [0, 0, 0]
+
+
+def test_what_was_given_is_there_when_it_was_waited_for(tmp_path):
+    with checkpoint.Writer(tmp_path, keep=2) as writer:
+        for epoch in (1, 2, 3):
+            writer.save({"epoch": epoch}, epoch)
+        writer.wait()
+        assert [name[:6] for name in names(tmp_path)] == ["000002", "000003"]
+
+
+def test_a_checkpoint_is_whole_before_the_next_one_is_begun(disk, tmp_path):
+    with checkpoint.Writer(tmp_path, keep=2) as writer:
+        writer.save({"epoch": 1}, 1)
+        second = threading.Thread(target=writer.save, args=({"epoch": 2}, 2))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        disk.set()
+        second.join(60)
+    assert [name[:6] for name in names(tmp_path)] == ["000001", "000002"]
+
+
+@pytest.mark.parametrize("then", ["save", "wait", "end"])
+def test_a_write_that_failed_is_heard_of_at_the_next_one_at_the_latest(then, tmp_path, monkeypatch):
+    def disk_full(path, payload):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", disk_full)
+    with pytest.raises(OSError, match="No space left"), checkpoint.Writer(tmp_path, keep=2) as writer:
+        writer.save({"epoch": 1}, 1)
+        if then == "save":
+            writer.save({"epoch": 2}, 2)
+        if then == "wait":
+            writer.wait()
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_its_last_checkpoint(tmp_path, monkeypatch):
+    def disk_full(path, payload):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", disk_full)
+    with pytest.raises(ArithmeticError), checkpoint.Writer(tmp_path, keep=2) as writer:
+        writer.save({"epoch": 1}, 1)
+        raise ArithmeticError

@@ -302,16 +302,16 @@ def test_best_val_tests_the_weights_of_the_first_epoch_of_the_highest_validation
         | {"protocol": "joint", "tasks": "none", "epochs": 4, "warmup_epochs": 0}
         | {"crop_padding": 0, "flip_probability": 0.0}
     )
-    rows, weights = [], {}
-    for row in train(cell, dataset, tmp_path):
-        rows.append(row)
-        if row["phase"] == "joint":
-            weights[row["epoch"]] = newest(tmp_path)["model"]
+    weights = {}
+    for epoch in range(1, 5):
+        list(train(cell, dataset, tmp_path / "by epoch", stop_after=epoch, test=False))
+        weights[epoch] = newest(tmp_path / "by epoch")["model"]
+    rows = list(train(cell, dataset, tmp_path / "whole"))
     accuracies = [row["joint_val_accuracy"] for row in rows[:4]]
     selected = rows[-1]["selected_epoch"]
     assert selected == 1 + accuracies.index(max(accuracies))
     assert selected < 4, "the best epoch has to be before the last, or this shows nothing"
-    tested = newest(tmp_path)["model"]
+    tested = newest(tmp_path / "whole")["model"]
     assert all(tested[name].equal(value) for name, value in weights[selected].items())
 
 
@@ -704,7 +704,7 @@ def test_each_phase_has_the_classes_and_the_number_of_images_of_its_own_data_set
     state = newest(tmp_path)
     assert state["model"]["classifier.weight"].shape == (3, 96)
     assert len(state["schedule"]) == 2 * 4  # 108 images in batches of 32, two epochs
-    next(rows)
+    take(1, rows)
     state = newest(tmp_path)
     assert state["model"]["classifier.weight"].shape == (10, 96)
     assert len(state["schedule"]) == 2 * 3  # 72 images
