@@ -34,6 +34,9 @@ _BY_DATA_AND_BACKBONE = (
 )
 
 
+_CONFORMS = "conforms"
+
+
 class NotComparable(ValueError):
     """With --strict: in what the runs of a table differ. Nothing was written."""
 
@@ -44,12 +47,15 @@ def conform(runs: pd.DataFrame) -> pd.DataFrame:
     What is lacking is null; a run without an id goes by its cell's id or its number.
     """
     needed = [*_TEXTS, "start_time", *FIELDS]
+    if runs.attrs.get(_CONFORMS) and list(runs.columns[: len(needed)]) == needed:
+        return runs.reset_index(drop=True)
     result = runs.reindex(columns=[*needed, *runs.columns.difference(needed, sort=False)])
     result = result.astype(dict.fromkeys(_TEXTS, object))
     names = result["run_id"].where(result["run_id"].notna(), result["cell_id"])
     unnamed = names.isna() | names.duplicated()
     result["run_id"] = names.where(~unnamed, [f"run-{number}" for number in range(len(names))])
     result["start_time"] = pd.to_datetime(result["start_time"], utc=True)
+    result.attrs[_CONFORMS] = True  # which pandas hands on to a selection of the rows
     return result.reset_index(drop=True)
 
 
