@@ -112,7 +112,8 @@ def train(
     leaves one when its first phase ends.
     checkpoint_every, checkpoint_minutes: a checkpoint is written once this many epochs or minutes have passed since
     the last, whichever comes first; None: not on that account. One is written at the end of each phase in any case,
-    before its row is yielded; the others are written while the next epoch is trained.
+    before its row is yielded; others are written while the next epoch is trained, or with test False before their row
+    is yielded too.
     keep: how many of the newest checkpoints are kept.
     micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
     the same step in less memory, equal but for rounding (and for what drop path draws).
@@ -170,7 +171,8 @@ def train(
             if due.after_epoch() or ends:
                 writer.save(run.state(), run.epoch)
                 due.written()
-            if ends:  # whoever hears of this row may continue from its checkpoint
+            # Whoever hears of such a row may continue from its checkpoint or, being a search, remove it.
+            if ends or not test:
                 writer.wait()
             yield row
     if not test or not run.done:

@@ -6,6 +6,7 @@ A stop is a generator that is closed, or a folder whose files were damaged; a ne
 import dataclasses
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -290,6 +291,22 @@ def test_training_learns(small, tmp_path):
 
 
 # Selection
+
+
+@pytest.mark.parametrize("options", [{"test": False}, {"stop_after": 2}])
+def test_a_row_after_which_a_search_decides_has_its_checkpoint_already(options, small, tmp_path, monkeypatch):
+    write_atomic = checkpoint.write_atomic
+
+    def on_a_slow_disk(path, payload):
+        time.sleep(0.5)
+        write_atomic(path, payload)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", on_a_slow_disk)
+    cell = make_cell(**TINY | {"protocol": "joint", "epochs": 3})
+    rows = train(cell, small, tmp_path, **options)
+    for row in rows:
+        if options == {"test": False} or row["epoch"] == 2:
+            assert newest(tmp_path)["phase_epoch"] == row["epoch"]
 
 
 def test_best_val_tests_the_weights_of_the_first_epoch_of_the_highest_validation_accuracy(small, digits, tmp_path):
