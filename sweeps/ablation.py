@@ -27,7 +27,15 @@ from rich.console import Console
 from relvit.cell import BACKBONES, TASKS, Cell
 from relvit.data import DATASETS, DataError
 from sweeps.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
-from sweeps.command_line import BAD_REQUEST, INTERRUPTED, refuse, say, stop_for_another, storage_place
+from sweeps.command_line import (
+    BAD_REQUEST,
+    INTERRUPTED,
+    open_tracker,
+    refuse,
+    say,
+    stop_for_another,
+    storage_place,
+)
 from sweeps.failures import CRASH, GROUPS, RETRIES, Setting, parse_classes
 from sweeps.notify import WebhookError, message, notify, webhook
 from sweeps.plan import PlanError, Request, by_row, datasets_of, plan, prepare_data, shared_pretrainings
@@ -321,7 +329,7 @@ def sweep(
     members = {cell.cell_id: names for cell, names in studies.items()}
     left = {cell: status for cell, status in statuses.items() if status.state == FAILED and cell not in to_train}
     if not to_train:
-        tracker, problem = open_tracker(options, account, members)
+        tracker, problem = open_tracker(options, account.storage, members)
         if problem:
             return refuse([problem])
         bring_up_to_date(console, cells, account, tracker)
@@ -333,7 +341,7 @@ def sweep(
 
     with ThreadPoolExecutor(1) as pool:
         # MLflow takes as long to open as Ray to start: both at once.
-        opening = pool.submit(open_tracker, options, account, members)
+        opening = pool.submit(open_tracker, options, account.storage, members)
         from sweeps import cluster
 
         try:
@@ -372,18 +380,6 @@ def sweep(
         say(console, f"interrupted with {len(outcome.interrupted)} cells to go; run the same command to continue")
         return INTERRUPTED
     return report_left(console, left)
-
-
-def open_tracker(
-    options: argparse.Namespace, account: Account, members: dict[str, str]
-) -> tuple["Tracker | None", str | None]:
-    """MLflow's runs, or why they cannot be had."""
-    from sweeps.tracking import Tracker, TrackingError
-
-    try:
-        return Tracker(options.tracking_uri, options.experiment, account.storage, members), None
-    except TrackingError as error:
-        return None, str(error)
 
 
 def bring_up_to_date(

@@ -14,7 +14,9 @@ training that failed, 2 the request is wrong (nothing was started), 130 interrup
 import argparse
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
@@ -24,10 +26,13 @@ from relvit.cell import BACKBONES, NONE, PROTOCOLS, TASKS, Cell
 from relvit.data import DATASETS
 from sweeps import leases
 from sweeps.account import Account
-from sweeps.command_line import INTERRUPTED, refuse, say, stop_for_another, storage_place
+from sweeps.command_line import INTERRUPTED, open_tracker, refuse, say, stop_for_another, storage_place
 from sweeps.plan import PlanError, Request, datasets_of, plan, prepare_data
 from sweeps.recipes import RECIPES
 from sweeps.studies import BEST, STUDIES
+
+if TYPE_CHECKING:
+    from sweeps.tracking import Tracker
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -238,63 +243,82 @@ def main() -> int:
 
 def tune(options: argparse.Namespace, console: Console, account: Account, searches: list) -> int:
     """Search, report, train the winners. Ray and MLflow, which take seconds to start, come in here."""
-    from sweeps import cluster, tuning
-    from sweeps.engine import Options, run
-    from sweeps.failures import Setting
-    from sweeps.preflight import node_problems, tracking_problems
-    from sweeps.reconciliation import reconcile
-    from sweeps.search_run import run_searches
-    from sweeps.tracking import Tracker, TrackingError
-    from sweeps.trainable import Checkpoints
+    from sweeps import cluster
+    from sweeps.preflight import tracking_problems
 
     members: dict[str, str] = {}
     away = tracking_problems(options.tracking_uri)
     if away:
         return refuse(away)
-    try:
-        tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)
-        with cluster.connected(options.address):
-            gpus = cluster.gpus_per_trial(options.gpus)
-            problems = cluster.resource_problems(options.cpus, gpus)
-            names = [name for name, _ in datasets_of([search.base for search in searches])]
-            problems += node_problems(account.storage, options.data_root, names)
-            if options.gpu_hours and not gpus:
-                problems.append("--gpu-hours is a budget of GPUs, and trials get none here: use --trials or --hours")
-            opened = tuning.open_searches(options, searches, account, gpus) if not problems else []
-            if problems:
-                return refuse(problems)
-            for change in reconcile([], account, tracker, alive=account.seem_held()):
-                say(console, f"note: {change}")
-            how = Options(Setting(options.cpus, gpus), options.data_root, Checkpoints(options.checkpoint_every))
-            say(console, tuning.standing(opened))
-            if not all(search.finished() for search in opened):
-                outcome = run_searches(opened, account, tracker, members, console, how)
-                if outcome.interrupted:
-                    say(
-                        console, f"interrupted with {len(outcome.interrupted)} trials to continue; run the same command"
-                    )
-                    return INTERRUPTED
-            without = [search.name for search in opened if search.best() is None]
-            for name in without:
-                say(console, f"FAILED {name}: no trial was trained to its end, so there is no best configuration")
-            finals = tuning.finals(options, opened, account)
-            cells = [cell for each in finals.values() for cell in each]
-            members.update(dict.fromkeys((cell.cell_id for cell in cells), tuning.finals_study(options, opened)))
-            failed = []
-            account.plan({cell: members[cell.cell_id] for cell in cells})
-            to_train = tuning.unfinished(cells, account)
-            if to_train:
-                say(console, f"training {len(to_train)} cells of the best configurations, to be tested")
-                result = run(to_train, account, tracker, console, how)
-                if result.interrupted:
-                    say(console, f"interrupted with {len(result.interrupted)} cells to go; run the same command")
-                    return INTERRUPTED
-                failed = list(result.failed)
-            reconcile(cells, account, tracker, alive=account.seem_held())
-            for line in tuning.report(options, opened, finals, account, tracker):
-                say(console, line)
-    except (TrackingError, cluster.ClusterError, PlanError) as error:
-        return refuse(error.problems if isinstance(error, PlanError) else [str(error)])
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(open_tracker, options, account.storage, members)
+        try:
+            with cluster.connected(options.address):
+                tracker, problem = opening.result()
+                if problem:
+                    return refuse([problem])
+                return search_and_train(options, console, account, searches, tracker, members)
+        except PlanError as error:
+            return refuse(error.problems)
+        except cluster.ClusterError as error:
+            _, problem = opening.result()
+            return refuse([*filter(None, [problem]), str(error)])
+
+
+def search_and_train(
+    options: argparse.Namespace,
+    console: Console,
+    account: Account,
+    searches: list,
+    tracker: "Tracker",
+    members: dict[str, str],
+) -> int:
+    """The same on the connected cluster. members: by cell id, the studies that the tracker tags its runs with."""
+    from sweeps import cluster, tuning
+    from sweeps.engine import Options, run
+    from sweeps.failures import Setting
+    from sweeps.preflight import node_problems
+    from sweeps.reconciliation import reconcile
+    from sweeps.search_run import run_searches
+    from sweeps.trainable import Checkpoints
+
+    gpus = cluster.gpus_per_trial(options.gpus)
+    problems = cluster.resource_problems(options.cpus, gpus)
+    names = [name for name, _ in datasets_of([search.base for search in searches])]
+    problems += node_problems(account.storage, options.data_root, names)
+    if options.gpu_hours and not gpus:
+        problems.append("--gpu-hours is a budget of GPUs, and trials get none here: use --trials or --hours")
+    opened = tuning.open_searches(options, searches, account, gpus) if not problems else []
+    if problems:
+        return refuse(problems)
+    for change in reconcile([], account, tracker, alive=account.seem_held()):
+        say(console, f"note: {change}")
+    how = Options(Setting(options.cpus, gpus), options.data_root, Checkpoints(options.checkpoint_every))
+    say(console, tuning.standing(opened))
+    if not all(search.finished() for search in opened):
+        outcome = run_searches(opened, account, tracker, members, console, how)
+        if outcome.interrupted:
+            say(console, f"interrupted with {len(outcome.interrupted)} trials to continue; run the same command")
+            return INTERRUPTED
+    without = [search.name for search in opened if search.best() is None]
+    for name in without:
+        say(console, f"FAILED {name}: no trial was trained to its end, so there is no best configuration")
+    finals = tuning.finals(options, opened, account)
+    cells = [cell for each in finals.values() for cell in each]
+    members.update(dict.fromkeys((cell.cell_id for cell in cells), tuning.finals_study(options, opened)))
+    failed = []
+    account.plan({cell: members[cell.cell_id] for cell in cells})
+    to_train = tuning.unfinished(cells, account)
+    if to_train:
+        say(console, f"training {len(to_train)} cells of the best configurations, to be tested")
+        result = run(to_train, account, tracker, console, how)
+        if result.interrupted:
+            say(console, f"interrupted with {len(result.interrupted)} cells to go; run the same command")
+            return INTERRUPTED
+        failed = list(result.failed)
+    reconcile(cells, account, tracker, alive=account.seem_held())
+    for line in tuning.report(options, opened, finals, account, tracker):
+        say(console, line)
     return 1 if failed or without else 0
 
 
