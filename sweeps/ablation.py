@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,9 @@ from sweeps.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED,
 from sweeps.command_line import (
     BAD_REQUEST,
     INTERRUPTED,
+    exit_status,
     open_tracker,
+    opened,
     refuse,
     say,
     stop_for_another,
@@ -204,6 +205,8 @@ def main() -> int:
     wrong = bool(problems)
     problems += lost_paths(options)
     problems += account.check()
+    if not problems:
+        say(console, summary(account.statuses(cells)))  # before the data, which may take long to come
     # A wrong request starts no download.
     problems += prepare_data(cells, options.data_root, download=not wrong)
     if problems:
@@ -220,6 +223,9 @@ def main() -> int:
     started, status = time.monotonic(), SOME_FAILED  # what an exception amounts to
     try:
         status = hold_and_sweep(options, console, account, studies)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        raise
     finally:
         if url:
             tell(url, console, account, cells, options.study, status, time.monotonic() - started)
@@ -244,7 +250,6 @@ def hold_and_sweep(options: argparse.Namespace, console: Console, account: Accou
     cells = list(studies)
     account.plan(studies)
     statuses = account.statuses(cells)
-    say(console, summary(statuses))
     to_train = [cell for cell, status in statuses.items() if _is_to_train(status, options.retry)]
     if options.hours or options.gpu_hours:
         to_train = by_row(to_train)
@@ -290,17 +295,18 @@ def cluster_problems(options: argparse.Namespace, cells: list[Cell]) -> list[str
 
     try:
         with cluster.connected(options.address):
-            gpus = None if options.gpus == AUTO else options.gpus
-            return connected_problems(options, cells, cluster.gpus_per_trial(gpus))
+            return connected_problems(options, cells)
     except cluster.ClusterError as error:
         return [str(error)]
 
 
-def connected_problems(options: argparse.Namespace, cells: list[Cell], gpus: float) -> list[str]:
-    """The same where the cluster is connected already."""
-    from sweeps.cluster import resource_problems
+def connected_problems(options: argparse.Namespace, cells: list[Cell], gpus: float | None = None) -> list[str]:
+    """The same where the cluster is connected already. gpus: a trial's, by --gpus if None."""
+    from sweeps.cluster import gpus_per_trial, resource_problems
     from sweeps.preflight import node_problems
 
+    if gpus is None:
+        gpus = gpus_per_trial(None if options.gpus == AUTO else options.gpus)
     found = resource_problems(options.cpus, gpus)
     if options.gpu_hours and not gpus:
         found.append("--gpu-hours is a budget of GPUs, and trials get none here: use --hours")
@@ -339,23 +345,13 @@ def sweep(
             say(console, f"all {len(cells)} cells are finished; nothing to train")
         return report_left(console, left)
 
-    with ThreadPoolExecutor(1) as pool:
-        # MLflow takes as long to open as Ray to start: both at once.
-        opening = pool.submit(open_tracker, options, account.storage, members)
-        from sweeps import cluster
-
-        try:
-            with cluster.connected(options.address):
-                tracker, problem = opening.result()
-                if problem:
-                    gpus = cluster.gpus_per_trial(None if options.gpus == AUTO else options.gpus)
-                    raise PlanError([problem, *connected_problems(options, to_train, gpus)])
-                outcome = train_cells(options, console, account, tracker, cells, to_train, is_lost)
-        except PlanError as error:
-            return refuse(error.problems)
-        except cluster.ClusterError as error:
-            _, problem = opening.result()
-            return refuse([*filter(None, [problem]), str(error)])
+    try:
+        with opened(options, console, account.storage, members) as (tracker, problem):
+            if problem:
+                raise PlanError([problem, *connected_problems(options, to_train)])
+            outcome = train_cells(options, console, account, tracker, cells, to_train, is_lost)
+    except PlanError as error:
+        return refuse(error.problems)
     say(
         console,
         f"{outcome.finished} cells finished in {duration(outcome.seconds)} "
@@ -523,4 +519,4 @@ def print_failures(console: Console, failed: dict[Cell, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

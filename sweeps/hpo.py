@@ -14,7 +14,6 @@ training that failed, 2 the request is wrong (nothing was started), 130 interrup
 import argparse
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from relvit.cell import BACKBONES, NONE, PROTOCOLS, TASKS, Cell
 from relvit.data import DATASETS
 from sweeps import leases
 from sweeps.account import Account
-from sweeps.command_line import INTERRUPTED, open_tracker, refuse, say, stop_for_another, storage_place
+from sweeps.command_line import INTERRUPTED, exit_status, opened, refuse, say, stop_for_another, storage_place
 from sweeps.plan import PlanError, Request, datasets_of, plan, prepare_data
 from sweeps.recipes import RECIPES
 from sweeps.studies import BEST, STUDIES
@@ -243,26 +242,19 @@ def main() -> int:
 
 def tune(options: argparse.Namespace, console: Console, account: Account, searches: list) -> int:
     """Search, report, train the winners. Ray and MLflow, which take seconds to start, come in here."""
-    from sweeps import cluster
     from sweeps.preflight import tracking_problems
 
     members: dict[str, str] = {}
     away = tracking_problems(options.tracking_uri)
     if away:
         return refuse(away)
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(open_tracker, options, account.storage, members)
-        try:
-            with cluster.connected(options.address):
-                tracker, problem = opening.result()
-                if problem:
-                    return refuse([problem])
-                return search_and_train(options, console, account, searches, tracker, members)
-        except PlanError as error:
-            return refuse(error.problems)
-        except cluster.ClusterError as error:
-            _, problem = opening.result()
-            return refuse([*filter(None, [problem]), str(error)])
+    try:
+        with opened(options, console, account.storage, members) as (tracker, problem):
+            if problem:
+                return refuse([problem])
+            return search_and_train(options, console, account, searches, tracker, members)
+    except PlanError as error:
+        return refuse(error.problems)
 
 
 def search_and_train(
@@ -323,4 +315,4 @@ def search_and_train(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -40,6 +40,7 @@ from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
 from relvit.files import location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
 from sweeps.account import Account
+from sweeps.command_line import exit_status
 from sweeps.preflight import tracking_problems
 from sweeps.tracking import CELL_ID, STUDY
 
@@ -278,4 +279,4 @@ def _png(figure: Figure) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
 from sweeps.account import Account
-from sweeps.command_line import BAD_REQUEST, storage_place
+from sweeps.command_line import BAD_REQUEST, exit_status, storage_place
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,4 +71,4 @@ def refuse(problems: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -237,6 +237,27 @@ def test_a_cell_that_fails_is_named_and_the_others_finish(tmp_path):
     assert (tmp_path / "results/cells" / sound / "history.json").exists()
 
 
+def test_ctrl_c_while_ray_and_mlflow_start_stops_before_the_first_trial(tmp_path):
+    driver = subprocess.Popen(
+        command("--tasks", "none"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "mlflow.db").exists():
+        assert driver.poll() is None
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGINT)
+    output, errors = driver.communicate()
+    assert driver.returncode == 130, output + errors
+    assert "stopping as soon as Ray and MLflow have started" in output
+    assert "interrupted; nothing is lost: run the same command to continue" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("results/cells/*"))
+
+
 def test_a_second_driver_leaves_alone_what_the_first_is_at_work_on(finished, tmp_path):
     first = subprocess.Popen(
         command("--tasks", "none,sprel"), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True

@@ -1,0 +1,77 @@
+"""What the commands share: Ctrl-C never meets an import, and never ends in a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sweeps.command_line import INTERRUPTED, exit_status, interrupts_wait
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait(Console(quiet=True)):
+        press_ctrl_c()
+        reached.append("the end")
+    assert reached == ["the end"]
+
+
+def test_ctrl_c_is_raised_where_the_block_stops_holding_it():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait(Console(quiet=True)) as release:
+        press_ctrl_c()
+        reached.append("started")
+        release()
+        reached.append("trained")
+    assert reached == ["started"]
+
+
+def test_ctrl_c_after_that_is_raised_at_once():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait(Console(quiet=True)) as release:
+        release()
+        press_ctrl_c()
+        reached.append("trained on")
+    assert reached == []
+
+
+def test_the_handler_of_before_is_back_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts_wait(Console(quiet=True)):
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_the_process():
+    script = """
+import os, signal
+from rich.console import Console
+from sweeps.command_line import interrupts_wait
+with interrupts_wait(Console()):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("went on")
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (INTERRUPTED, "")
+    assert "stopping as soon as Ray and MLflow have started" in result.stdout
+    assert "went on" not in result.stdout
+
+
+def test_a_command_that_ctrl_c_ends_says_so_and_has_its_own_exit_status(capsys):
+    def command() -> int:
+        raise KeyboardInterrupt
+
+    assert exit_status(command) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; nothing is lost: run the same command to continue\n"
+    assert exit_status(lambda: 3) == 3
