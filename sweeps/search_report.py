@@ -14,7 +14,8 @@ matplotlib.use("Agg")  # no screen is needed
 
 import matplotlib.pyplot as plt
 import optuna
-from optuna.distributions import CategoricalDistribution
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
@@ -199,6 +200,11 @@ def _slices(search: Search, trials: list[FrozenTrial], step: int | None, folder:
             axes.set_xlim(-0.5, len(known.choices) - 0.5)
         elif known.log:
             axes.set_xscale("log")
+            if known.high >= 10 * known.low:  # powers of ten are enough: labels between them run into each other
+                axes.set_xlim(known.low / 1.2, known.high * 1.2)
+                axes.xaxis.set_minor_formatter(NullFormatter())
+        elif isinstance(known, IntDistribution):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(names) :]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
+
 from relvit.cell import Cell
 from relvit.files import write_atomic
 from sweeps.account import FINISHED, Account
@@ -354,7 +356,8 @@ def _summary(search: Search, tests: list[float], into: Path) -> str:
     if best is None:
         return f"{search.name}: no complete trial; report in {into}"
     recipe_trial = search.trials[0]
-    own = f", the recipe's own {recipe_trial.values[0]:.2f} %" if recipe_trial.values else ""
+    stopped = " when it was stopped" if recipe_trial.state == TrialState.PRUNED else ""
+    own = f", the recipe's own {recipe_trial.values[0]:.2f} %{stopped}" if recipe_trial.values else ""
     tested = f"; test accuracy {sum(tests) / len(tests):.2f} % over {len(tests)} seeds" if tests else ""
     return (
         f"{search.name}: best validation accuracy {best.values[0]:.2f} % (trial {best.number}{own}){tested}; "

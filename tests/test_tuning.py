@@ -1,11 +1,15 @@
 """Requests of a search that are refused before anything starts."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+from optuna.trial import TrialState
 
 from sweeps.account import Account
 from sweeps.hpo import base_cells, parse_arguments
 from sweeps.plan import PlanError
-from sweeps.tuning import prepare, storage_url
+from sweeps.tuning import _summary, prepare, storage_url
 
 
 def test_a_password_typed_for_the_search_s_database_is_refused_beside_what_else_is_wrong(tmp_path, monkeypatch):
@@ -30,3 +34,15 @@ def test_a_search_is_kept_beside_its_account_unless_a_database_is_named(tmp_path
     assert storage_url(parse_arguments([]), Account(tmp_path)) == f"sqlite:///{tmp_path}/optuna.db"
     named = parse_arguments(["--optuna-storage", "sqlite:///elsewhere.db"])
     assert storage_url(named, Account(tmp_path)) == "sqlite:///elsewhere.db"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [(TrialState.PRUNED, "the recipe's own 11.00 % when it was stopped)"), (TrialState.COMPLETE, "own 11.00 %)")],
+)
+def test_a_recipe_that_was_stopped_early_is_not_held_against_the_best_as_if_complete(state, said):
+    recipes, best = SimpleNamespace(values=[11.0], state=state), SimpleNamespace(values=[88.0], number=3)
+    search = SimpleNamespace(
+        name="search", trials=[recipes], best=lambda: best, training_epochs=20, training_seconds=60.0
+    )
+    assert said in _summary(search, [], Path("results"))
