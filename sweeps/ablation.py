@@ -31,7 +31,7 @@ from sweeps.command_line import (
     INTERRUPTED,
     exit_status,
     open_tracker,
-    opened,
+    ray_and_mlflow,
     refuse,
     say,
     stop_for_another,
@@ -346,7 +346,7 @@ def sweep(
         return report_left(console, left)
 
     try:
-        with opened(options, console, account.storage, members) as (tracker, problem):
+        with ray_and_mlflow(options, console, account.storage, members) as (tracker, problem):
             if problem:
                 raise PlanError([problem, *connected_problems(options, to_train)])
             outcome = train_cells(options, console, account, tracker, cells, to_train, is_lost)

@@ -56,7 +56,7 @@ def exit_status(main: Callable[[], int]) -> int:
 
 
 @contextmanager
-def opened(
+def ray_and_mlflow(
     options: argparse.Namespace, console: Console, storage: Location, members: Mapping[str, str]
 ) -> Iterator[tuple["Tracker | None", str | None]]:
     """MLflow's runs by --tracking-uri and --experiment, or why they cannot be had, on the connected cluster of
@@ -113,7 +113,7 @@ def interrupts_wait(console: Console) -> Iterator[Callable[[], None]]:
 def open_tracker(
     options: argparse.Namespace, storage: Location, members: Mapping[str, str]
 ) -> tuple["Tracker | None", str | None]:
-    """MLflow's runs by --tracking-uri and --experiment, or why they cannot be had. Takes seconds: see `opened`."""
+    """MLflow's runs by --tracking-uri and --experiment, or why they cannot be had. It takes seconds."""
     from sweeps.tracking import Tracker, TrackingError
 
     try:

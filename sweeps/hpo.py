@@ -25,7 +25,7 @@ from relvit.cell import BACKBONES, NONE, PROTOCOLS, TASKS, Cell
 from relvit.data import DATASETS
 from sweeps import leases
 from sweeps.account import Account
-from sweeps.command_line import INTERRUPTED, exit_status, opened, refuse, say, stop_for_another, storage_place
+from sweeps.command_line import INTERRUPTED, exit_status, ray_and_mlflow, refuse, say, stop_for_another, storage_place
 from sweeps.plan import PlanError, Request, datasets_of, plan, prepare_data
 from sweeps.recipes import RECIPES
 from sweeps.studies import BEST, STUDIES
@@ -249,7 +249,7 @@ def tune(options: argparse.Namespace, console: Console, account: Account, search
     if away:
         return refuse(away)
     try:
-        with opened(options, console, account.storage, members) as (tracker, problem):
+        with ray_and_mlflow(options, console, account.storage, members) as (tracker, problem):
             if problem:
                 return refuse([problem])
             return search_and_train(options, console, account, searches, tracker, members)
