@@ -27,11 +27,16 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkou
 import pandas as pd
 from rich.console import Console
 
-from analysis import claims, document, figures, page, provenance, study_run, tables, tuned, typeset
-from analysis.appendix import appendix
-from analysis.comparability import NotComparable, conform
-from analysis.gather import Gathered, GatherError, gather
-from analysis.typeset import FORMATS, WRITERS, Table, label, to_html
+from analysis.output import provenance, study_run, typeset
+from analysis.output.typeset import FORMATS, WRITERS, Table, label, to_html
+from analysis.paper import drawing as figures
+from analysis.paper import numbers as tables
+from analysis.paper import tuned
+from analysis.paper import verdicts as claims
+from analysis.paper.appendix import appendix
+from analysis.report import document, page
+from analysis.runs.comparability import NotComparable, conform
+from analysis.runs.gather import Gathered, GatherError, gather
 from relvit.cell import parse_value, unknown
 
 DIFFERENT, BAD_REQUEST = 1, 2

@@ -33,10 +33,10 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from analysis.gather import gather
+from analysis.runs.gather import gather
 from relvit.cell import Cell
-from sweeps.history import HISTORY, POINTS, create_experiment, write_history
-from sweeps.plan import Request, plan_cells
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.history import HISTORY, POINTS, create_experiment, write_history
 
 EXPERIMENT, NEW = "relvit", 10
 METRICS = (

@@ -32,9 +32,9 @@ import optuna
 from optuna.trial import TrialState
 
 from relvit.cell import Cell, make_cell
-from sweeps.recipes import recipe
-from sweeps.search import Budget, Method, Search
-from sweeps.spaces import make_space
+from sweeps.planning.recipes import recipe
+from sweeps.search.search import Budget, Method, Search
+from sweeps.search.space import make_space
 
 
 def base_cell(epochs: int, images: int, seed: int, dataset: str = "digits", name: str = "demo") -> Cell:

@@ -30,7 +30,7 @@ _OTHER_METRICS = ("epoch", "learning_rate", "epoch_seconds", "images_per_second"
 def write_study(folder: Path, seeds: int, epochs: int) -> None:
     """Runs and metrics of finished runs of all 16 cells as Parquet, by study."""
     from relvit.cell import TASKS
-    from sweeps.plan import Request, plan_cells
+    from sweeps.planning.plan import Request, plan_cells
 
     settings = (f"pretrain_epochs={epochs}", f"epochs={epochs}", "warmup_epochs=1")
     request = Request("table4", "paper", Path("data"), seeds=tuple(range(seeds)), settings=settings)
@@ -74,9 +74,9 @@ def set_everything(folder: Path) -> None:
     start = time.perf_counter()
     from rich.console import Console
 
-    from analysis.gather import Gathered
     from analysis.make_tables import make, parse_arguments
-    from analysis.typeset import FORMATS
+    from analysis.output.typeset import FORMATS
+    from analysis.runs.gather import Gathered
 
     imported = time.perf_counter()
     runs = pd.read_parquet(folder / "runs.parquet").astype({"study": "string"})

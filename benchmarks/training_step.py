@@ -31,7 +31,7 @@ from relvit.losses import total_loss
 from relvit.model import CLASSIFICATION, RelViT
 from relvit.tasks import TASKS, Targets
 from relvit.train import Phase, phase_augmentation, phases
-from sweeps.recipes import recipe
+from sweeps.planning.recipes import recipe
 
 CLASSES, MEAN, STD = 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 

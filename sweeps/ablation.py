@@ -25,8 +25,9 @@ from rich.console import Console
 
 from relvit.cell import BACKBONES, TASKS, Cell
 from relvit.data import DATASETS, DataError
-from sweeps.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
-from sweeps.command_line import (
+from sweeps.account.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
+from sweeps.account.failures import CRASH, GROUPS, RETRIES, Setting, parse_classes
+from sweeps.cli.console import (
     BAD_REQUEST,
     INTERRUPTED,
     exit_status,
@@ -37,16 +38,15 @@ from sweeps.command_line import (
     stop_for_another,
     storage_place,
 )
-from sweeps.failures import CRASH, GROUPS, RETRIES, Setting, parse_classes
-from sweeps.notify import WebhookError, message, notify, webhook
-from sweeps.plan import PlanError, Request, by_row, datasets_of, plan, prepare_data, shared_pretrainings
-from sweeps.progress import duration
-from sweeps.recipes import RECIPES
-from sweeps.studies import STUDIES
+from sweeps.cli.progress import duration
+from sweeps.cli.webhook import WebhookError, message, notify, webhook
+from sweeps.planning.plan import PlanError, Request, by_row, datasets_of, plan, prepare_data, shared_pretrainings
+from sweeps.planning.recipes import RECIPES
+from sweeps.planning.studies import STUDIES
 
 if TYPE_CHECKING:
-    from sweeps.engine import Outcome
-    from sweeps.tracking import Tracker
+    from sweeps.driver.driver import Outcome
+    from sweeps.tracking.tracker import Tracker
 
 AUTO = "auto"
 SOME_FAILED, OUT_OF_BUDGET, LEFT_TO_ANOTHER = 1, 3, 4
@@ -210,7 +210,7 @@ def main() -> int:
     # A wrong request starts no download.
     problems += prepare_data(cells, options.data_root, download=not wrong)
     if problems:
-        from sweeps.preflight import tracking_problems
+        from sweeps.cluster.nodes import tracking_problems
 
         problems += tracking_problems(options.tracking_uri)
     try:
@@ -291,7 +291,7 @@ def lost_paths(options: argparse.Namespace) -> list[str]:
 
 def cluster_problems(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
     """What is wrong with the cluster or with what is asked of it, and what the cells would miss on its nodes."""
-    from sweeps import cluster
+    from sweeps.cluster import connection as cluster
 
     try:
         with cluster.connected(options.address):
@@ -302,8 +302,8 @@ def cluster_problems(options: argparse.Namespace, cells: list[Cell]) -> list[str
 
 def connected_problems(options: argparse.Namespace, cells: list[Cell], gpus: float | None = None) -> list[str]:
     """The same where the cluster is connected already. gpus: a trial's, by --gpus if None."""
-    from sweeps.cluster import gpus_per_trial, resource_problems
-    from sweeps.preflight import node_problems
+    from sweeps.cluster.connection import gpus_per_trial, resource_problems
+    from sweeps.cluster.nodes import node_problems
 
     if gpus is None:
         gpus = gpus_per_trial(None if options.gpus == AUTO else options.gpus)
@@ -326,7 +326,7 @@ def sweep(
     is_lost: Callable[[], bool],
 ) -> int:
     """Train those cells of the plan. Ray and MLflow, which take seconds to import and start, come in here."""
-    from sweeps.preflight import tracking_problems
+    from sweeps.cluster.nodes import tracking_problems
 
     cells = list(studies)
     problems = tracking_problems(options.tracking_uri)
@@ -382,7 +382,7 @@ def bring_up_to_date(
     console: Console, cells: list[Cell], account: Account, tracker: "Tracker", mine: Iterable[Cell] = ()
 ) -> None:
     """Let MLflow say what the account says. mine: the cells that this driver holds."""
-    from sweeps.reconciliation import reconcile
+    from sweeps.tracking.reconciliation import reconcile
 
     for change in reconcile(cells, account, tracker, alive=account.seem_held() - {cell.cell_id for cell in mine}):
         say(console, f"note: {change}")
@@ -398,10 +398,10 @@ def train_cells(
     is_lost: Callable[[], bool],
 ) -> "Outcome":
     """Train cells of the plan on the connected cluster. Raises PlanError where it is not fit for them."""
-    from sweeps import cluster
-    from sweeps.engine import Options, run
-    from sweeps.packing import measured_gpus
-    from sweeps.trainable import Checkpoints
+    from sweeps.cluster import connection as cluster
+    from sweeps.driver.driver import Options, run
+    from sweeps.driver.gpu_packing import measured_gpus
+    from sweeps.driver.trainable import Checkpoints
 
     if options.gpus == AUTO:
         gpus = measured_gpus(to_train, account, options.micro_batches, lambda note: say(console, f"note: {note}"))
@@ -485,7 +485,7 @@ def print_estimate(console: Console, account: Account, cells: list[Cell], option
     if all(status.state == FINISHED for status in account.statuses(cells).values()):
         return
 
-    from sweeps.estimate import estimate
+    from sweeps.planning.cost import estimate
 
     gpus = None if options.gpus == AUTO else options.gpus
     cost = estimate(cells, account, options.data_root, options.cpus, gpus)

@@ -23,15 +23,15 @@ from rich.console import Console
 
 from relvit.cell import BACKBONES, NONE, PROTOCOLS, TASKS, Cell
 from relvit.data import DATASETS
-from sweeps import leases
-from sweeps.account import Account
-from sweeps.command_line import INTERRUPTED, exit_status, ray_and_mlflow, refuse, say, stop_for_another, storage_place
-from sweeps.plan import PlanError, Request, datasets_of, plan, prepare_data
-from sweeps.recipes import RECIPES
-from sweeps.studies import BEST, STUDIES
+from sweeps.account import leases
+from sweeps.account.account import Account
+from sweeps.cli.console import INTERRUPTED, exit_status, ray_and_mlflow, refuse, say, stop_for_another, storage_place
+from sweeps.planning.plan import PlanError, Request, datasets_of, plan, prepare_data
+from sweeps.planning.recipes import RECIPES
+from sweeps.planning.studies import BEST, STUDIES
 
 if TYPE_CHECKING:
-    from sweeps.tracking import Tracker
+    from sweeps.tracking.tracker import Tracker
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
         help="change one field of the recipe, for instance epochs=50; may be repeated",
     )  # fmt: skip
-    what.add_argument("--space", type=Path, metavar="FILE", help="your own search space: see sweeps/spaces.py")
+    what.add_argument("--space", type=Path, metavar="FILE", help="your own search space: see sweeps/search/space.py")
     what.add_argument(
         "--tune", metavar="FIELD,FIELD,...", help="search these parameters alone, the rest as the recipe has them"
     )
@@ -217,7 +217,7 @@ def main() -> int:
     except PlanError as error:
         cells, problems = [], error.problems
     # Optuna, Ray's domains and SQLAlchemy take seconds to import: only now.
-    from sweeps import tuning
+    from sweeps.search import request as tuning
 
     try:
         searches = tuning.prepare(options, cells, account)
@@ -242,7 +242,7 @@ def main() -> int:
 
 def tune(options: argparse.Namespace, console: Console, account: Account, searches: list) -> int:
     """Search, report, train the winners. Ray and MLflow, which take seconds to start, come in here."""
-    from sweeps.preflight import tracking_problems
+    from sweeps.cluster.nodes import tracking_problems
 
     members: dict[str, str] = {}
     away = tracking_problems(options.tracking_uri)
@@ -266,13 +266,14 @@ def search_and_train(
     members: dict[str, str],
 ) -> int:
     """The same on the connected cluster. members: by cell id, the studies that the tracker tags its runs with."""
-    from sweeps import cluster, tuning
-    from sweeps.engine import Options, run
-    from sweeps.failures import Setting
-    from sweeps.preflight import node_problems
-    from sweeps.reconciliation import reconcile
-    from sweeps.search_run import run_searches
-    from sweeps.trainable import Checkpoints
+    from sweeps.account.failures import Setting
+    from sweeps.cluster import connection as cluster
+    from sweeps.cluster.nodes import node_problems
+    from sweeps.driver.driver import Options, run
+    from sweeps.driver.trainable import Checkpoints
+    from sweeps.search import request as tuning
+    from sweeps.search.queue import run_searches
+    from sweeps.tracking.reconciliation import reconcile
 
     gpus = cluster.gpus_per_trial(options.gpus)
     problems = cluster.resource_problems(options.cpus, gpus)

@@ -39,10 +39,10 @@ from relvit.backbones import Backbone
 from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
 from relvit.files import location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
-from sweeps.account import Account
-from sweeps.command_line import exit_status
-from sweeps.preflight import tracking_problems
-from sweeps.tracking import CELL_ID, STUDY
+from sweeps.account.account import Account
+from sweeps.cli.console import exit_status
+from sweeps.cluster.nodes import tracking_problems
+from sweeps.tracking.tracker import CELL_ID, STUDY
 
 ARTIFACTS = "pictures"
 DRAWN = "pictures"  # a run's tag, set once all its pictures are logged: their names, or "none"

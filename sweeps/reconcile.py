@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
-from sweeps.account import Account
-from sweeps.command_line import BAD_REQUEST, exit_status, storage_place
+from sweeps.account.account import Account
+from sweeps.cli.console import BAD_REQUEST, exit_status, storage_place
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,9 +45,9 @@ def main() -> int:
     if not planned:
         return refuse([f"there is no account of cells under {options.storage}"])
 
-    from sweeps.preflight import tracking_problems
-    from sweeps.reconciliation import reconcile
-    from sweeps.tracking import Tracker, TrackingError
+    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reconciliation import reconcile
+    from sweeps.tracking.tracker import Tracker, TrackingError
 
     problems = tracking_problems(options.tracking_uri)
     if problems:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
-from sweeps import jobs
-from sweeps.jobs import DEFAULT_ADDRESS, INTERRUPTED
+from sweeps.cluster import jobs
+from sweeps.cluster.jobs import DEFAULT_ADDRESS, INTERRUPTED
 
 NOT_SUBMITTED = 2
 

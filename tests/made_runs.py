@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.gather import Gathered
+from analysis.runs.gather import Gathered
 from relvit.cell import Cell
-from sweeps.plan import Request, plan_cells
+from sweeps.planning.plan import Request, plan_cells
 
 _LAST = {"pretrain_finetune": "finetune", "joint": "joint", "pretrain_probe": "probe"}
 
@@ -57,7 +57,7 @@ def made_runs(cells: list[Cell], study: str, draw_seed: int = 0) -> tuple[pd.Dat
 
 
 def gathered(folder: Path, runs: pd.DataFrame, metrics: pd.DataFrame) -> Gathered:
-    """The same as `analysis.gather.gather` leaves it under a folder, without a store that it was read from."""
+    """The same as `analysis.runs.gather.gather` leaves it under a folder, without a store that it was read from."""
     (folder / "metrics.parquet").mkdir(parents=True)
     metrics.to_parquet(folder / "metrics.parquet" / "000001.parquet", index=False)
     return Gathered(runs, folder, len(runs), [])

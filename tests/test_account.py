@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from relvit.cell import Cell
-from sweeps import leases
-from sweeps.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states, mend
-from sweeps.plan import Request, plan_cells
+from sweeps.account import leases
+from sweeps.account.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states, mend
+from sweeps.planning.plan import Request, plan_cells
 
 
 @pytest.fixture

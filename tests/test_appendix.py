@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 from test_tables import line, planned, published_as_runs, row
 
-from analysis import appendix, claims, tables
-from analysis.typeset import Table
+from analysis.output.typeset import Table
+from analysis.paper import appendix
+from analysis.paper import numbers as tables
+from analysis.paper import verdicts as claims
 from relvit.cell import task_combinations
 
 

@@ -14,7 +14,7 @@ from relvit.losses import classification_loss, total_loss
 from relvit.model import RelViT
 from relvit.t2t import TokenPerformer, sinusoid
 from relvit.tasks import TASKS, Targets
-from sweeps.recipes import recipe
+from sweeps.planning.recipes import recipe
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import time
 
 from ray.tune.search import Searcher
 
-from sweeps import cell_queue
-from sweeps.cell_queue import CellQueue, Entry
+from sweeps.driver import queue as cell_queue
+from sweeps.driver.queue import CellQueue, Entry
 
 
 def queue(*entries, published=()):

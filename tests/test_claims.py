@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import claims
-from analysis.paper_recipe import paper_recipe
+from analysis.paper import verdicts as claims
+from analysis.paper.recipe import paper_recipe
 from relvit.cell import BACKBONES, FIELDS, TASKS, task_combinations
-from sweeps.plan import Request, plan_cells
-from sweeps.recipes import RECIPES
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.planning.recipes import RECIPES
 
 BEST = "sprel+abspos"
 

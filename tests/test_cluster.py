@@ -7,8 +7,8 @@ import grpc
 import pytest
 from ray.core.generated import gcs_service_pb2 as gcs
 
-from sweeps import cluster
 from sweeps.ablation import connected_problems, parse_arguments
+from sweeps.cluster import connection as cluster
 
 
 @pytest.fixture

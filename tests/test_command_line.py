@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.command_line import INTERRUPTED, exit_status, interrupts_wait
+from sweeps.cli.console import INTERRUPTED, exit_status, interrupts_wait
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ def test_a_second_ctrl_c_ends_the_process():
     script = """
 import os, signal
 from rich.console import Console
-from sweeps.command_line import interrupts_wait
+from sweeps.cli.console import interrupts_wait
 with interrupts_wait(Console()):
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from test_tables import planned, row
 
-from analysis.comparability import conform, deviations, of_recipe
+from analysis.runs.comparability import conform, deviations, of_recipe
 from relvit.cell import FIELDS
-from sweeps.plan import Request, plan_cells
+from sweeps.planning.plan import Request, plan_cells
 
 
 def reasons(rows: list[dict], varying=()) -> dict[str, tuple[str, ...]]:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import effects, tables
-from analysis.statistics import SeveralRuns
+from analysis.paper import numbers as tables
+from analysis.stats import effects
+from analysis.stats.seeds import SeveralRuns
 from relvit.cell import TASKS, task_combinations
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from relvit.cell import Cell
-from sweeps import engine
-from sweeps.account import FAILED, Account
-from sweeps.engine import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Options
-from sweeps.failures import NOT_FINITE, STORAGE, Setting
-from sweeps.plan import Request, plan_cells
-from sweeps.trainable import FAILURE, FAILURE_CLASS, ROW, TRIAL, USAGE, WORKER
+from sweeps.account.account import FAILED, Account
+from sweeps.account.failures import NOT_FINITE, STORAGE, Setting
+from sweeps.driver import driver as engine
+from sweeps.driver.driver import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Options
+from sweeps.driver.trainable import FAILURE, FAILURE_CLASS, ROW, TRIAL, USAGE, WORKER
+from sweeps.planning.plan import Request, plan_cells
 
 TWO_AND_TWO = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1")
 

@@ -6,9 +6,9 @@ import pytest
 
 import relvit.calibrate
 from relvit.calibrate import Cost
-from sweeps.account import Account
-from sweeps.estimate import estimate, slots_here
-from sweeps.plan import Request, plan_cells
+from sweeps.account.account import Account
+from sweeps.planning.cost import estimate, slots_here
+from sweeps.planning.plan import Request, plan_cells
 
 # 1,438 training images less 144 for val, trained at 10 to 20 ms and validated at 2 ms each.
 LOW_EPOCH = 1294 * 0.010 + 144 * 0.002

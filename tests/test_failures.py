@@ -5,7 +5,7 @@ import errno
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
-from sweeps.failures import (
+from sweeps.account.failures import (
     BAD_DATA,
     CRASH,
     GPU_OOM,

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import stats
 
-from analysis import figures
+from analysis.paper import drawing as figures
 from relvit.cell import TASKS, task_combinations
 
 

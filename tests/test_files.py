@@ -11,8 +11,8 @@ import torch
 
 from relvit import checkpoint
 from relvit.files import RemotePath, location, remove_leftovers, write_atomic
-from sweeps.account import FAILED, RUNNING, Account
-from sweeps.plan import Request, plan_cells
+from sweeps.account.account import FAILED, RUNNING, Account
+from sweeps.planning.plan import Request, plan_cells
 
 
 @pytest.fixture(params=["disk", "store"])

@@ -11,13 +11,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from rich.console import Console
 
-from analysis import gather as module
-from analysis.gather import METRICS_SCHEMA, GatherError, gather
-from analysis.stores import Database
+from analysis.runs import gather as module
+from analysis.runs.gather import METRICS_SCHEMA, GatherError, gather
+from analysis.runs.stores import Database
 from relvit.cell import FIELDS, Cell
-from sweeps import history
-from sweeps.plan import Request, plan_cells
-from sweeps.tracking import Tracker
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking import history
+from sweeps.tracking.tracker import Tracker
 
 COMBINATIONS = ("none", "sprel", "dist", "ang")
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from sweeps.history import HISTORY, POINTS, SCHEMA, attach_history, create_experiment
+from sweeps.tracking.history import HISTORY, POINTS, SCHEMA, attach_history, create_experiment
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_an_artifact_that_cannot_be_written_is_a_warning(uri, run_id, caplog):
     folder = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     folder.parent.mkdir(parents=True)
     folder.write_text("a file where the folder should be")
-    with caplog.at_level(logging.WARNING, logger="sweeps.history"):
+    with caplog.at_level(logging.WARNING, logger="sweeps.tracking.history"):
         attach_history(client, run_id)
     assert f"run {run_id} ends without the artifact {HISTORY}" in caplog.text
     assert POINTS not in client.get_run(run_id).data.tags

@@ -34,7 +34,7 @@ def test_a_cell_needs_the_standard_library_alone():
 
 
 def test_planning_needs_neither_torch_nor_ray_nor_mlflow():
-    assert loaded_by("import sweeps.plan, sweeps.account").isdisjoint({"torch", "ray", "mlflow"})
+    assert loaded_by("import sweeps.planning.plan, sweeps.account.account").isdisjoint({"torch", "ray", "mlflow"})
 
 
 @pytest.mark.parametrize(

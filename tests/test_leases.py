@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from sweeps import leases
-from sweeps.leases import Lease, hold, read, seem_held
+from sweeps.account import leases
+from sweeps.account.leases import Lease, hold, read, seem_held
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from sweeps.notify import WEBHOOK, WEBHOOK_FILE, WebhookError, message, notify, webhook
+from sweeps.cli.webhook import WEBHOOK, WEBHOOK_FILE, WebhookError, message, notify, webhook
 
 
 @pytest.fixture(autouse=True)

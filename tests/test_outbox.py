@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from sweeps import outbox
-from sweeps.outbox import Outbox
+from sweeps.tracking import outbox
+from sweeps.tracking.outbox import Outbox
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeps import packing
-from sweeps.account import RUNNING, Account
-from sweeps.cluster import ClusterError
-from sweeps.packing import gpus_for, measured_gpus
-from sweeps.plan import Request, plan_cells
-from sweeps.usage import Usage
+from sweeps.account.account import RUNNING, Account
+from sweeps.cluster.connection import ClusterError
+from sweeps.driver import gpu_packing as packing
+from sweeps.driver.gpu_packing import gpus_for, measured_gpus
+from sweeps.driver.usage import Usage
+from sweeps.planning.plan import Request, plan_cells
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr("relvit.calibrate.measure", measure)
         return measured
 
-    monkeypatch.setattr("sweeps.cluster.gpus_per_trial", lambda asked: 1.0)
+    monkeypatch.setattr("sweeps.cluster.connection.gpus_per_trial", lambda asked: 1.0)
     monkeypatch.setattr(packing.ray, "get", lambda value: value)
     monkeypatch.setattr(packing.ray, "remote", lambda **how: lambda function: types.SimpleNamespace(remote=function))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

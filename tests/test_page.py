@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from made_runs import made_runs, planned
 
-from analysis import figures, page
-from analysis.page import TableHtml, write_page
+from analysis.paper import drawing as figures
+from analysis.report import page
+from analysis.report.page import TableHtml, write_page
 from sweeps.ablation import parse_arguments
-from sweeps.plan import Request, plan
+from sweeps.planning.plan import Request, plan
 
 VOID = {"meta", "link", "img", "br", "hr", "col"}
 TABLE = TableHtml("Accuracy", "<table><tbody><tr><td>90.13</td></tr></tbody></table>")

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from relvit.cell import FIELDS, TASKS
-from sweeps.plan import PlanError, Request, plan_cells, prepare_data
-from sweeps.recipes import RECIPES
+from sweeps.planning.plan import PlanError, Request, plan_cells, prepare_data
+from sweeps.planning.recipes import RECIPES
 
 
 def request(tmp_path: Path, **changes) -> Request:

@@ -9,10 +9,10 @@ from ray import tune
 from test_spaces import base
 
 from relvit.cell import parse_schedule
-from sweeps.population import PopulationSearch, boundaries, explore, replaced, select
-from sweeps.search import Budget, Method, forked_epochs, is_fork, method_problems
-from sweeps.search_report import comparable, write_report
-from sweeps.spaces import make_space
+from sweeps.search.population import PopulationSearch, boundaries, explore, replaced, select
+from sweeps.search.report import comparable, write_report
+from sweeps.search.search import Budget, Method, forked_epochs, is_fork, method_problems
+from sweeps.search.space import make_space
 
 NAMES = ["learning_rate", "weight_decay", "batch_size"]
 SPACE = make_space(base("none", protocol="joint", epochs=8), names=NAMES)

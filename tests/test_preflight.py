@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from relvit.files import location
-from sweeps import leases, preflight
-from sweeps.failures import STORAGE, Setting, classify
-from sweeps.plan import Request, plan_cells
-from sweeps.preflight import (
+from sweeps.account import leases
+from sweeps.account.failures import STORAGE, Setting, classify
+from sweeps.cluster import nodes as preflight
+from sweeps.cluster.nodes import (
     NodeError,
     Report,
     examine,
@@ -23,7 +23,8 @@ from sweeps.preflight import (
     verify_node,
     versions,
 )
-from sweeps.trainable import CellTrainable, Checkpoints, trial_config
+from sweeps.driver.trainable import CellTrainable, Checkpoints, trial_config
+from sweeps.planning.plan import Request, plan_cells
 
 OWN = {"Python": "3.11", "torch": "2.15.0", "timm": "1.0.31", "the project": "aaaaaaaaaaaa"}
 
@@ -105,7 +106,7 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_node_sees_what_was_written_and_says_what_it_does_not_see(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.preflight._VISIBLE_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.cluster.nodes._VISIBLE_SECONDS", 0.1)
     examine(str(tmp_path), str(tmp_path), [], ".proof", "a")
     assert not_visible(str(tmp_path), ".proof", ["a"]) == []
     assert not_visible(str(tmp_path), ".proof", ["a", "b"]) == ["b"]
@@ -119,7 +120,7 @@ def test_a_file_that_a_network_file_system_shows_late_is_waited_for(tmp_path):
 
 
 def test_the_proof_works_in_an_object_store_and_says_what_a_store_refuses(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.preflight._VISIBLE_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.cluster.nodes._VISIBLE_SECONDS", 0.1)
     place, _, options = bucket.partition("?")
     storage = f"{place}/preflight/results?{options}"
     report = examine(storage, str(tmp_path), [], ".proof", "10.0.0.7 (0123abcd)")
@@ -228,7 +229,7 @@ def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path, kind):
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.s3fs", "lustre"])
 def test_sqlite_on_a_network_file_system_is_refused_with_the_reason(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.preflight.file_system_of", lambda path: kind)
+    monkeypatch.setattr("sweeps.cluster.nodes.file_system_of", lambda path: kind)
     (problem,) = tracking_problems(f"sqlite:///{tmp_path}/mlflow.db")
     assert problem.startswith(f"{tmp_path}/mlflow.db is on a network file system ({kind}), where SQLite's locks")
 

@@ -11,11 +11,13 @@ from made_runs import made_runs
 from made_runs import planned as planned_runs
 from test_tables import planned, row
 
-from analysis import figures, provenance, tables
-from analysis.appendix import appendix
-from analysis.comparability import conform
-from analysis.provenance import ProvenanceError
-from analysis.typeset import to_markdown
+from analysis.output import provenance
+from analysis.output.provenance import ProvenanceError
+from analysis.output.typeset import to_markdown
+from analysis.paper import drawing as figures
+from analysis.paper import numbers as tables
+from analysis.paper.appendix import appendix
+from analysis.runs.comparability import conform
 
 
 @pytest.fixture

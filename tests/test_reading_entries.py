@@ -3,8 +3,8 @@
 import pytest
 
 from sweeps import pictures, reconcile
-from sweeps.account import Account
-from sweeps.plan import Request, plan_cells
+from sweeps.account.account import Account
+from sweeps.planning.plan import Request, plan_cells
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 from optuna.trial import TrialState
 from test_spaces import base
 
-from sweeps.durable_study import DatabaseError
-from sweeps.recipes import recipe, recipe_file
-from sweeps.search import SAMPLERS, Budget, Method, Search, is_twin, method_problems
-from sweeps.search_report import comparable, importances
-from sweeps.spaces import make_space
+from sweeps.planning.recipes import recipe, recipe_file
+from sweeps.search.optuna_study import DatabaseError
+from sweeps.search.report import comparable, importances
+from sweeps.search.search import SAMPLERS, Budget, Method, Search, is_twin, method_problems
+from sweeps.search.space import make_space
 
 SPACE = make_space(base("none", protocol="joint", epochs=9))
 FEW = make_space(base("none", protocol="joint", epochs=9), names=["gradient_clip"])

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from test_search import FEW, opened, row, run
 
-from sweeps.account import PRUNED, RUNNING, SEARCHED, Account
-from sweeps.search_run import _SearchReporter
+from sweeps.account.account import PRUNED, RUNNING, SEARCHED, Account
+from sweeps.search.queue import _SearchReporter
 
 
 class Tracking:

@@ -6,8 +6,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from ray import tune
 
 from relvit.cell import make_cell
-from sweeps.recipes import RECIPES
-from sweeps.spaces import SpaceError, default_space, distribution, make_space, text
+from sweeps.planning.recipes import RECIPES
+from sweeps.search.space import SpaceError, default_space, distribution, make_space, text
 
 
 def base(tasks="sprel+abspos", **fields):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import statistics
-from analysis.statistics import SeveralRuns
+from analysis.stats import seeds as statistics
+from analysis.stats.seeds import SeveralRuns
 
 
 def made(values: dict[str, list[float | None]], status: str = "FINISHED") -> pd.DataFrame:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from relvit.cell import FIELDS
-from sweeps import plan as planning
-from sweeps.plan import PlanError, Request, datasets_of, plan_cells, shared_pretrainings
-from sweeps.recipes import RECIPES, recipe
-from sweeps.studies import STUDIES, study
+from sweeps.planning import plan as planning
+from sweeps.planning.plan import PlanError, Request, datasets_of, plan_cells, shared_pretrainings
+from sweeps.planning.recipes import RECIPES, recipe
+from sweeps.planning.studies import STUDIES, study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "analysis" / "published.csv"
 # The tasks of a published row that names none.

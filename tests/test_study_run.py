@@ -6,8 +6,8 @@ import pytest
 from made_runs import planned
 from mlflow import MlflowClient
 
-from analysis.study_run import AttachError, attach
-from sweeps.tracking import Tracker
+from analysis.output.study_run import AttachError, attach
+from sweeps.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import jobs
-from sweeps.origin import COMMIT, DIRTY, git_state, source_digest
-from sweeps.redaction import holds_password, redacted
+from sweeps.account.code_version import COMMIT, DIRTY, git_state, source_digest
+from sweeps.account.secrets import holds_password, redacted
+from sweeps.cluster import jobs
 from sweeps.serve_mlflow import credentials, server_environment
 
 ROOT = Path(__file__).resolve().parents[1]

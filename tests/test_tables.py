@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import tables
-from analysis.appendix import differences
-from analysis.typeset import Table
+from analysis.output.typeset import Table
+from analysis.paper import numbers as tables
+from analysis.paper.appendix import differences
 from relvit.cell import BACKBONES, TASKS, Cell, task_combinations
-from sweeps.plan import Request, plan_cells
+from sweeps.planning.plan import Request, plan_cells
 
 ALL = "+".join(TASKS)
 

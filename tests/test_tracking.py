@@ -10,10 +10,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from relvit.cell import Cell
-from sweeps.account import FAILED, Account
-from sweeps.plan import Request, plan_cells
-from sweeps.reconciliation import reconcile
-from sweeps.tracking import Tracker, TrackingError, is_passing
+from sweeps.account.account import FAILED, Account
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.reconciliation import reconcile
+from sweeps.tracking.tracker import Tracker, TrackingError, is_passing
 
 TABLE4 = defaultdict(lambda: "table4")  # every cell belongs to that study
 WORKER = {"host": "node-7", "device": "cpu (test)"}

@@ -6,9 +6,9 @@ from rich.console import Console
 from test_spaces import base
 
 from analysis import make_tables
-from analysis.comparability import NotComparable
-from analysis.gather import Gathered
-from analysis.tuned import TUNED, UNTUNED, beside, pairs
+from analysis.paper.tuned import TUNED, UNTUNED, beside, pairs
+from analysis.runs.comparability import NotComparable
+from analysis.runs.gather import Gathered
 from relvit.cell import make_cell
 
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
-from sweeps.account import Account
+from sweeps.account.account import Account
 from sweeps.hpo import base_cells, parse_arguments
-from sweeps.plan import PlanError
-from sweeps.tuning import _summary, prepare, storage_url
+from sweeps.planning.plan import PlanError
+from sweeps.search.request import _summary, prepare, storage_url
 
 
 def test_a_password_typed_for_the_search_s_database_is_refused_beside_what_else_is_wrong(tmp_path, monkeypatch):

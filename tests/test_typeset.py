@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from analysis.typeset import (
+from analysis.output.typeset import (
     Column,
     Entry,
     Row,

@@ -21,8 +21,8 @@ import errno, sys, time
 from pathlib import Path
 sys.argv[0] = "{root}/sweeps/ablation.py"
 sys.path[0] = "{root}"
-import sweeps.engine as engine
-from sweeps.trainable import CellTrainable
+import sweeps.driver.driver as engine
+from sweeps.driver.trainable import CellTrainable
 
 class Faulty(CellTrainable):
     def _train(self, config):

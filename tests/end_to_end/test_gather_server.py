@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from analysis.gather import GatherError, gather
-from analysis.stores import Client
+from analysis.runs.gather import GatherError, gather
+from analysis.runs.stores import Client
 from relvit.cell import FIELDS, Cell
-from sweeps.plan import Request, plan_cells
-from sweeps.tracking import Tracker
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
 

@@ -21,9 +21,9 @@ import pytest
 from mlflow import MlflowClient
 
 from relvit.cell import Cell
-from sweeps.plan import Request, plan_cells
-from sweeps.preflight import tracking_problems
-from sweeps.tracking import Tracker, TrackingError
+from sweeps.cluster.nodes import tracking_problems
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.tracker import Tracker, TrackingError
 
 pytestmark = pytest.mark.end_to_end
 

@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from test_tables import published_as_runs
 from test_tables import row as made_row
 
-from analysis import page
+from analysis.report import page
 from relvit.cell import FIELDS, Cell
-from sweeps.plan import Request, plan_cells
-from sweeps.tracking import Tracker
+from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
 

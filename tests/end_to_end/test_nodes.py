@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMINE = """
 import json, sys
 from pathlib import Path
-from sweeps import cluster, preflight
+from sweeps.cluster import connection as cluster
+from sweeps.cluster import nodes as preflight
 storage, data_root = Path(sys.argv[2]), Path(sys.argv[3])
 with cluster.connected(sys.argv[1]):
     print(json.dumps(preflight.node_problems(storage, data_root, needed_bytes=int(sys.argv[4]))))

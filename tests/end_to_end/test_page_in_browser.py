@@ -17,8 +17,9 @@ from made_runs import gathered, made_runs, planned
 from PIL import Image
 from rich.console import Console
 
-from analysis import claims, figures
-from analysis.page import TableHtml, write_page
+from analysis.paper import drawing as figures
+from analysis.paper import verdicts as claims
+from analysis.report.page import TableHtml, write_page
 
 # An entry puts its checkout first on the path, in the place of a script's folder.
 _PATH = list(sys.path)

@@ -16,8 +16,8 @@ from relvit.cell import Cell
 from relvit.data import DataError
 from relvit.train import train
 from sweeps import pictures as entry
-from sweeps.account import Account
-from sweeps.tracking import Tracker
+from sweeps.account.account import Account
+from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
 

@@ -9,7 +9,7 @@ import pytest
 from made_runs import made_runs, planned
 from mlflow import MlflowClient
 
-from sweeps.tracking import Tracker
+from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
 

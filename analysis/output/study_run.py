@@ -1,0 +1,77 @@
+"""One MLflow run that stands for a study: MLflow's pages lead to its tables, figures and page.
+
+It has the tag kind=study and the study's name, no cell_id, and so is never gathered as a cell's run.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from analysis.runs import stores
+
+KIND, STUDY = "kind", "study"
+FOLDER = "analysis"
+_NOTE = "mlflow.note.content"  # what MLflow's pages show as the run's description, as Markdown
+_MOST = 5000  # characters that every MLflow store takes for a tag
+_PAGE = 1000
+
+
+class AttachError(ValueError):
+    """Why the outputs of a study are not, or not all, in MLflow. The files themselves are untouched."""
+
+
+def attach(
+    tracking_uri: str,
+    experiment: str,
+    study: str,
+    files: Iterable[Path],
+    *,
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Log files as artifacts, in the folder "analysis", of the run that stands for a study. Returns its id.
+
+    The run is made on the first call and found again later, where files replace those of the same name; if two
+    programs made it at once, the older is used from then on. description: Markdown for the run's page.
+    Raises AttachError where the store cannot be reached or written, or the experiment does not exist.
+    """
+    name = stores.without_password(tracking_uri)
+    try:
+        client = MlflowClient(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise AttachError(f"there is no experiment {experiment!r} in {name}")
+        run = find(client, found.experiment_id, study)
+        if run is None:
+            marks = {KIND: "study", STUDY: study}
+            run = client.create_run(found.experiment_id, tags=marks, run_name=study)
+        run_id = run.info.run_id
+        for path in files:
+            client.log_artifact(run_id, str(path), FOLDER)
+        texts = {**(tags or {}), _NOTE: description}
+        client.log_batch(run_id, tags=[RunTag(name, text[:_MOST]) for name, text in texts.items()])
+        client.set_terminated(run_id)
+    except (MlflowException, OSError) as error:
+        why = stores.reason(error, tracking_uri)
+        raise AttachError(f"MLflow at {name} did not take the outputs of {study}: {why}") from error
+    return run_id
+
+
+def find(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
+    """The run that stands for a study, the oldest of several; None where there is none."""
+    runs, token = [], None
+    while True:
+        # The name is compared here: in a filter its quotes would have to be escaped.
+        page = client.search_runs([experiment_id], f"tags.{KIND} = 'study'", ViewType.ACTIVE_ONLY, _PAGE, None, token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    named = [run for run in runs if run.data.tags.get(STUDY) == study]
+    return min(named, key=lambda run: (run.info.start_time, run.info.run_id), default=None)

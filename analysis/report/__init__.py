@@ -1,0 +1,1 @@
+"""One LaTeX document and one HTML page a study."""

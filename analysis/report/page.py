@@ -1,0 +1,225 @@
+"""One HTML page for a study: verdicts, tables, figures and how to reproduce them, in a single file.
+
+The page asks for nothing from outside: pictures are in it, there are no scripts, and its content security policy
+forbids requests. Whatever comes from runs (names, reasons, paths) is escaped; only tables are taken as HTML.
+"""
+
+import base64
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+from PIL import Image
+
+from analysis.paper import verdicts as claims
+from analysis.paper.appendix import paper_against_itself
+from analysis.paper.drawing import COLUMN, acting_fields, kinds
+from relvit.cell import FIELDS, task_combinations
+
+_TEMPLATE = "page.html.jinja"
+_DASH = "–"
+# A verdict's colour; the word says the same. Any other verdict leaves the matter open.
+_TONES = {"holds": "good", "reproduced": "good", "contradicted": "bad", "above": "bad", "below": "bad"}
+_ORIGIN = {  # columns of runs that come from tags, where the store has them
+    "git_commit": "Commit",
+    "device": "Device",
+    "host": "Host",
+    "python_version": "Python",
+    "torch_version": "torch",
+    "timm_version": "timm",
+    "ray_version": "Ray",
+}
+# What sweeps/ablation.py has an option of its own for.
+_OPTIONS = {"dataset": "--dataset", "backbone": "--backbone", "image_size": "--image-size"}
+_NOT_SET = {"tasks", "seed", "protocol", *_OPTIONS}
+
+
+class TableHtml(NamedTuple):
+    """title: plain text. html: trusted markup, whose texts its maker has escaped."""
+
+    title: str
+    html: str
+
+
+def write_page(
+    study: str,
+    runs: pd.DataFrame,
+    out: Path,
+    *,
+    tables: Sequence[TableHtml] = (),
+    behind: Sequence[TableHtml] = (),
+    figures: Iterable[Path] = (),
+    verdicts: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
+    experiment: str = "relvit",
+) -> Path:
+    """Write the page of a study to `out`, replaced as a whole. Returns `out`.
+
+    runs: those of the study that the tables and figures show, as gathered, finished or not.
+    tables come before the figures, those of `behind` after them.
+    figures: the paths that `drawing.draw` returned; the PNGs among them are shown with the captions they hold.
+    verdicts: the rows to be shown, as from `sentences`. notes: sentences on what is missing or doubtful.
+    """
+    shown = [_picture(path) for path in figures if path.suffix == ".png"]
+    rows = [] if verdicts is None else verdicts.to_dict("records")
+    judged = [{"needs": "", "paper": ""} | row | {"tone": _TONES.get(row["verdict"], "open")} for row in rows]
+    reasons = {row["not_comparable"] for row in rows}  # said once where they are the same for all
+    sections = [("verdicts", "Verdicts")] * bool(judged) + [("tables", "Tables")] * bool(tables)
+    sections += [("figures", "Figures")] * bool(shown) + [("behind", "Behind the numbers")] * bool(behind)
+    sections += [("reproduce", "How to reproduce"), ("runs", "Runs")]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    content = environment.get_template(_TEMPLATE).render(
+        title=re.sub(r"^(table|figure)(\d+)$", lambda name: f"{name[1].title()} {name[2]}", study),
+        subject=_subject(runs),
+        summary=_summary(runs),
+        sections=sections,
+        notes=[note if note.endswith(".") else f"{note}." for note in notes],
+        claims=judged,
+        not_comparable=reasons.pop() if len(reasons) == 1 else "",
+        tables=tables,
+        behind=behind,
+        figures=shown,
+        commands=commands(study, runs),
+        caveats=_caveats(runs),
+        recipe=list(shared_fields(runs).items()),
+        origin=list(_origin(runs)),
+        experiment=experiment,
+        runs=_runs(runs),
+    )
+    scratch = out.with_name(f".{out.name}.tmp")
+    scratch.write_text(content, encoding="utf-8")
+    scratch.replace(out)
+    return out
+
+
+def sentences(study: str, runs: pd.DataFrame) -> pd.DataFrame | None:
+    """The paper's sentences that a study decides, judged from its runs: `verdicts.verdicts`, and in the column
+    "paper" the verdict of the paper's own tables. None where the paper says nothing of this study."""
+    if study not in {claim.table for claim in claims.CLAIMS}:
+        return None
+    own = paper_against_itself(study)
+    printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
+    return claims.verdicts(runs, table=study).assign(paper=printed)
+
+
+def sentences_of(shown: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame | None:
+    """`sentences` of several tables, each with its runs, one after another."""
+    found = [judged for study, runs in shown if (judged := sentences(study, runs)) is not None]
+    return pd.concat(found) if found else None
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    with Image.open(path) as image:
+        width, caption = image.width, image.info.get("Description", path.stem)
+        # 300 pixels an inch, shown a half larger than in print.
+        scale = 96 / 300 * 1.5
+        height = round(image.height * scale)
+    return {
+        "name": path.stem,
+        "caption": caption,
+        "alt": caption.partition(". ")[0],
+        "base64": base64.b64encode(path.read_bytes()).decode(),
+        "width": round(width * scale),
+        "height": height,
+        "wide": width > 1.2 * COLUMN * 300,  # small print on a phone: scrolled rather than shrunk
+    }
+
+
+def _subject(runs: pd.DataFrame) -> str:
+    pairs = runs[["dataset", "backbone"]].dropna().drop_duplicates().itertuples(index=False)
+    return ", ".join(f"{pair.dataset} with {pair.backbone}" for pair in pairs)
+
+
+def _summary(runs: pd.DataFrame) -> str:
+    finished = int((runs["status"] == "FINISHED").sum())
+    seeds = ", ".join(str(seed) for seed in sorted(runs["seed"].dropna().unique()))
+    ended = runs["end_time"].dropna() if "end_time" in runs else pd.Series(dtype="datetime64[ns, UTC]")
+    newest = f" The newest run ended on {ended.max():%Y-%m-%d %H:%M} UTC." if len(ended) else ""
+    return f"{finished} of {len(runs)} runs finished; seeds {seeds}; commit {', '.join(_commits(runs))}.{newest}"
+
+
+def _commits(runs: pd.DataFrame) -> list[str]:
+    origins = runs.reindex(columns=["git_commit", "git_dirty"]).astype("string").fillna("unknown").drop_duplicates()
+    return sorted(commit[:10] + ("+changes" if dirty == "true" else "") for commit, dirty in origins.to_numpy())
+
+
+def shared_fields(runs: pd.DataFrame) -> dict[str, Any]:
+    """Each field of a cell that acts in any of the runs and has but one value where it does."""
+    acting = [acting_fields(row) for row in runs.reindex(columns=list(FIELDS)).to_dict("records")]
+    values = {name: {row[name] for row in acting if name in row} for name in FIELDS}
+    return {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
+
+
+def commands(study: str, runs: pd.DataFrame) -> str:
+    """Shell commands that train the cells of these runs again at their commit, and analyse them.
+
+    Fields in which the runs differ otherwise than the study says come from the recipe "paper": see `_caveats`.
+    """
+    shared = shared_fields(runs)
+    options = [["--study", study], ["--recipe", "paper"]]
+    options += [[option, shared[name]] for name, option in _OPTIONS.items() if name in shared]
+    options.append(["--seeds", ",".join(str(seed) for seed in sorted(runs["seed"].dropna().unique()))])
+    combinations = [tasks for tasks in task_combinations() if (runs["tasks"] == tasks).any()]
+    if study == "table4" and len(combinations) < len(task_combinations()):
+        options.append(["--tasks", ",".join(combinations)])
+    skipped = _NOT_SET | ({"pretrain_dataset"} if shared.get("pretrain_dataset") == shared.get("dataset") else set())
+    options += [["--set", f"{name}={value}"] for name, value in shared.items() if name not in skipped]
+    sweep = " \\\n    ".join(
+        ["python sweeps/ablation.py", *(" ".join(shlex.quote(str(part)) for part in option) for option in options)]
+    )
+    known = runs.reindex(columns=["git_commit"])["git_commit"].dropna().unique()
+    checkouts = [f"git checkout {shlex.quote(str(commit))}" for commit in known if len(known) == 1]
+    return "\n".join([*checkouts, sweep, f"python analysis/make_tables.py --study {shlex.quote(study)}"])
+
+
+def _caveats(runs: pd.DataFrame) -> list[str]:
+    sentences = []
+    commits = _commits(runs)
+    if len(commits) > 1:
+        sentences.append(f"The runs are of several states of the code: {', '.join(commits)}.")
+    if any(commit.endswith("+changes") for commit in commits):
+        sentences.append("Some runs were made with changes that are in no commit: those cannot be had again.")
+    if any(commit.startswith("unknown") for commit in commits):
+        sentences.append("Some runs do not say from which commit they are.")
+    differing = sorted(_differing(runs))
+    if differing:
+        sentences.append(
+            f"These fields differ between the runs, by the study or by the recipe: {', '.join(differing)}. Where the "
+            "recipe was not “paper”, set them by hand."
+        )
+    return sentences
+
+
+def _differing(runs: pd.DataFrame) -> set[str]:
+    acting = [acting_fields(row) for row in runs.reindex(columns=list(FIELDS)).to_dict("records")]
+    named = {name for row in acting for name in row}
+    return named - set(shared_fields(runs)) - {"tasks", "seed"}
+
+
+def _origin(runs: pd.DataFrame) -> Iterable[tuple[str, str]]:
+    for column, heading in _ORIGIN.items():
+        values = sorted(str(value) for value in runs[column].dropna().unique()) if column in runs else []
+        if values:
+            yield heading, ", ".join(values)
+
+
+def _runs(runs: pd.DataFrame) -> list[Mapping[str, str]]:
+    ordered = runs.assign(kind=kinds(runs)).sort_values(["seed"], kind="stable")
+    several = ordered[["dataset", "backbone"]].drop_duplicates().shape[0] > 1
+    accuracy = ordered.reindex(columns=["test_accuracy"])["test_accuracy"].astype("Float64")
+    return [
+        {
+            "cell": f"{row['dataset']}, {row['backbone']}, {row['kind']}" if several else row["kind"],
+            "seed": _DASH if pd.isna(row["seed"]) else row["seed"],
+            "status": str(row["status"]).lower(),
+            "accuracy": _DASH if pd.isna(value) else f"{value:.2f}",
+            "run_id": row["run_id"],
+        }
+        for row, value in zip(ordered.to_dict("records"), accuracy)
+    ]

@@ -1,0 +1,302 @@
+"""The account of cells: what was planned, is running, is finished or failed, and why. The truth about what is done.
+
+Under the storage path, a folder that every node sees or a place in an object store:
+  account.json           says what this folder is, and in which form
+  studies/STUDY.json     what was planned: every cell of the study that any command has asked for
+  drivers/               who holds which cells now (sweeps/account/leases.py)
+  cells/CELL_ID/cell.json     the cell's fields
+  cells/CELL_ID/state.json    its state and the events that led to it, written by the driver that holds it
+  cells/CELL_ID/history.json  the rows of metrics of a cell that has ended
+  cells/CELL_ID/*.pt          its checkpoints, written by the trial that trains it
+All but the checkpoints can be read without torch, Ray or MLflow.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from relvit.cell import FIELDS, LATER_FIELDS, Cell
+from relvit.files import Location, remove_leftovers, write_atomic
+from sweeps.account import leases
+
+PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
+# What becomes of a trial of a hyperparameter search: stopped early, or trained to its last epoch but never tested.
+PRUNED, SEARCHED = "pruned", "searched"
+
+FORM = 1  # of the files under a storage path; raised when older programs could not read them
+_EVENTS_KEPT = 100
+
+# What a folder may hold that is not yet an account: what the analysis, the plan or a benchmark left there first.
+_HARMLESS = {"analysis", "benchmarks", "calibration.json", "studies"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a cell stands.
+
+    epoch: epochs in its newest checkpoint; reason and failure: why it failed and the class of that
+    (sweeps/account/failures.py); changed: Unix time; micro_batches: parts of a batch that it is trained in;
+    peak_gpu_bytes: the most GPU memory that its process was seen to hold, 0 if none or not known.
+    """
+
+    state: str
+    epoch: int = 0
+    reason: str = ""
+    failure: str = ""
+    changed: float = 0.0
+    micro_batches: int = 1
+    peak_gpu_bytes: int = 0
+
+
+class Account:
+    """The account under one storage path. A driver enters only what it holds: see `hold`."""
+
+    def __init__(self, storage: Location):
+        self.storage = storage.absolute()
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def check(self) -> list[str]:
+        """What is wrong with the storage path, one sentence each; makes the folder if it is not there."""
+        problems = self.look()
+        if problems:
+            return problems
+        try:
+            self.storage.mkdir(parents=True, exist_ok=True)
+            probe = self.storage / f".probe-{time.time_ns()}"
+            write_atomic(probe, b"probe")
+            probe.unlink()
+            if not (self.storage / "account.json").exists():
+                _write_json(self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORM})
+        except OSError as error:
+            return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {mend(error)}"]
+        return []
+
+    def look(self) -> list[str]:
+        """As `check`, but only as far as it shows without writing: nothing is made."""
+        try:
+            return self._foreign()
+        except OSError as error:
+            return [f"the storage path {self.storage} cannot be read: {_cause(error)}; {mend(error)}"]
+
+    def _foreign(self) -> list[str]:
+        """Why the folder must be left alone: it is something else, or another version's. Nothing is written."""
+        marker = self.storage / "account.json"
+        if marker.exists():
+            try:
+                form = int(json.loads(marker.read_text())["form"])
+            except (ValueError, KeyError, TypeError):
+                form = None
+            if not isinstance(form, int):
+                return [f"{marker} is not an account of cells; choose another place: --storage"]
+            if form != FORM:
+                return [
+                    f"{self.storage} holds the account of {'a newer' if form > FORM else 'an older'} version of this "
+                    f"project (form {form}, this one writes {FORM}); use that version, or another place: --storage"
+                ]
+        elif self.storage.is_dir():
+            strangers = sorted(
+                path.name
+                for path in self.storage.iterdir()
+                if path.name not in {"cells", *_HARMLESS} and not path.name.startswith(".")
+            )
+            if strangers:
+                some = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+                return [f"{self.storage} holds other files ({some}) and no account of cells; give another: --storage"]
+        unreadable = leases.unreadable(self.storage / "drivers")
+        if unreadable:
+            return [
+                f"{unreadable[0]} is not the lease of a driver that this version knows: remove it when no driver is at "
+                "work there, or use another place: --storage"
+            ]
+        return self._other_fields()
+
+    def _other_fields(self) -> list[str]:
+        """Cells that are not this version's: a sample of those that were begun, and all that were planned."""
+        begun = next(iter(self.storage.glob("cells/*/cell.json")), None)
+        for path in filter(None, (begun, *self.storage.glob("studies/*.json"))):
+            try:
+                content = json.loads(path.read_text())
+                cells = [content] if path == begun else list(content.values())
+                differing = set().union(*(_differing(set(cell)) for cell in cells))
+            except (ValueError, AttributeError, TypeError):
+                return [f"{path} does not hold cells of this project; use another place: --storage"]
+            if differing:
+                return [
+                    f"{self.storage} holds cells of another version of this project ({path.parent.name}/{path.name}), "
+                    f"which differ in {', '.join(sorted(differing))}; use that version, or another place: --storage"
+                ]
+        return []
+
+    def hold(self, cells: Iterable[Cell], lost: Callable[[], None]) -> AbstractContextManager[leases.Hold]:
+        """Hold the cells that no other living driver holds (sweeps/account/leases.py)."""
+        return leases.hold(self.storage / "drivers", [cell.cell_id for cell in cells], lost)
+
+    def seem_held(self) -> set[str]:
+        """Ids of the cells at which some driver seems to be at work now."""
+        return leases.seem_held(self.storage / "drivers")
+
+    def plan(self, studies: dict[Cell, str]) -> None:
+        """Enter what was asked for, by study. studies: by cell, the names of its studies, joined by commas."""
+        planned: dict[str, dict[str, Any]] = {}
+        for cell, names in studies.items():
+            for name in names.split(","):
+                planned.setdefault(name, {})[cell.cell_id] = cell.as_dict()
+        for name, cells in planned.items():
+            path = self.storage / "studies" / f"{name}.json"
+            before = json.loads(path.read_text()) if path.exists() else {}
+            if not cells.keys() <= before.keys():
+                _write_json(path, before | cells)
+
+    def planned(self) -> dict[Cell, str]:
+        """All that was ever asked for, as `plan` takes it."""
+        studies: dict[Cell, list[str]] = {}
+        for path in sorted(self.storage.glob("studies/*.json"), key=lambda path: path.name):
+            for fields in json.loads(path.read_text()).values():
+                studies.setdefault(Cell(**fields), []).append(path.stem)
+        return {cell: ",".join(names) for cell, names in studies.items()}
+
+    def folder(self, cell: Cell) -> Location:
+        """Where the cell's files are."""
+        return self.storage / "cells" / cell.cell_id
+
+    def status(self, cell: Cell) -> Status:
+        """Where the cell stands, by the account."""
+        entry = self._entry(cell)
+        if not entry:
+            return Status(PLANNED)
+        known = {name: entry[name] for name in Status.__dataclass_fields__ if name in entry}
+        return Status(**{**known, "epoch": self._checkpointed_epoch(cell)})
+
+    def statuses(self, cells: Iterable[Cell]) -> dict[Cell, Status]:
+        """Where each of the cells stands."""
+        cells = list(cells)
+        if isinstance(self.storage, Path):
+            return {cell: self.status(cell) for cell in cells}
+        with ThreadPoolExecutor(32) as pool:  # a store answers slowly, and many at once
+            return dict(zip(cells, pool.map(self.status, cells)))
+
+    def mark(self, cell: Cell, state: str, reason: str = "", **details: Any) -> None:
+        """Enter a new state. details: other fields of Status that are not to be neutral."""
+        entry = asdict(Status(state, reason=reason, changed=time.time(), **details))
+        event = [entry["changed"], state, reason, platform.node()]
+        events = [*self._entry(cell).get("events", []), event][-_EVENTS_KEPT:]
+        if not (self.folder(cell) / "cell.json").exists():
+            _write_json(self.folder(cell) / "cell.json", cell.as_dict())
+        entry = {**entry, "events": events}
+        del entry["epoch"]  # the checkpoints tell
+        _write_json(self.folder(cell) / "state.json", entry)
+        self._known[cell.cell_id] = entry
+
+    def finish(self, cell: Cell, history: list[dict[str, Any]], **details: Any) -> None:
+        """Enter a finished cell with its rows of metrics, the last of which is the result."""
+        self.keep_history(cell, history)
+        self.mark(cell, FINISHED, **details)
+
+    def keep_history(self, cell: Cell, history: list[dict[str, Any]]) -> None:
+        """Keep the rows of metrics of a cell that has ended."""
+        _write_json(self.folder(cell) / "history.json", history)
+
+    def history(self, cell: Cell) -> list[dict[str, Any]]:
+        """The rows of a cell that has ended; none where it ended without."""
+        try:
+            return json.loads((self.folder(cell) / "history.json").read_text())
+        except FileNotFoundError:
+            return []
+
+    def events(self, cell: Cell) -> list[tuple[float, str, str, str]]:
+        """What happened to the cell: Unix time, state, reason, the driver's host; oldest first."""
+        return [tuple(event) for event in self._entry(cell).get("events", [])]
+
+    def is_published(self, cell: Cell) -> bool:
+        """Whether the weights of this pre-training are there to be taken over."""
+        return any(True for _ in self.folder(cell).glob("final-*.pt"))
+
+    def drop_pretraining(self, cell: Cell) -> None:
+        """Remove the weights of a pre-training that no cell will take over any more."""
+        for path in list(self.folder(cell).glob("final-*.pt")):
+            path.unlink(missing_ok=True)
+        folder = self.folder(cell)
+        remove_leftovers(folder)
+        if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def pretraining_users(self) -> dict[Cell, list[Cell]]:
+        """For each pre-training that is not itself a planned cell, the planned cells that take it over."""
+        planned, users = self.planned(), {}
+        for cell in planned:
+            if cell.has_pretraining and cell.pretraining() not in planned:
+                users.setdefault(cell.pretraining(), []).append(cell)
+        return users
+
+    def drop_unused_pretrainings(self) -> None:
+        """Remove the weights of every pre-training of which all planned users are finished, whoever trained them.
+
+        While a search is at work they stay: its trials, which are not planned, may share them.
+        """
+        published = {path.parent.name for path in self.storage.glob("cells/*/final-*.pt")}
+        users = {shared: cells for shared, cells in self.pretraining_users().items() if shared.cell_id in published}
+        unused = [shared for shared, cells in users.items() if self.are_finished(cells)]
+        if unused and not any(name.startswith("search ") for name in self.seem_held()):
+            for shared in unused:
+                self.drop_pretraining(shared)
+
+    def are_finished(self, cells: Iterable[Cell]) -> bool:
+        """Whether all of the cells are finished."""
+        return all(status.state == FINISHED for status in self.statuses(cells).values())
+
+    def _entry(self, cell: Cell) -> dict[str, Any]:
+        """The content of state.json; of a cell that this driver has entered, what it entered last."""
+        if cell.cell_id in self._known:
+            return self._known[cell.cell_id]
+        try:
+            return json.loads((self.folder(cell) / "state.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def _checkpointed_epoch(self, cell: Cell) -> int:
+        stems = (path.stem.split("-")[0] for path in self.folder(cell).glob("*-*.pt"))
+        return max((cell.total_epochs if stem == "final" else int(stem) for stem in stems), default=0)
+
+
+def count_states(statuses: Iterable[Status]) -> dict[str, int]:
+    """How many cells are in each state; the states of searches only where there are such cells."""
+    counts = dict.fromkeys((FINISHED, RUNNING, FAILED, PLANNED), 0)
+    for status in statuses:
+        counts[status.state] = counts.get(status.state, 0) + 1
+    return counts
+
+
+def _differing(fields: set[str]) -> set[str]:
+    """Fields of a cell that this version has not, and those that it cannot do without."""
+    return (fields - set(FIELDS)) | (set(FIELDS) - set(LATER_FIELDS) - fields)
+
+
+# What an object store says, and what mends it.
+_MENDS = {
+    "NETWORK_CONNECTION": "check endpoint_override and scheme (http or https) in --storage, and that this machine may "
+    "reach the store",
+    "NO_SUCH_BUCKET": "make the bucket, or name another with --storage",
+    "INVALID_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID, or the key of the profile, is not one that the store knows",
+    "SIGNATURE_DOES_NOT_MATCH": "AWS_SECRET_ACCESS_KEY, or the profile's, does not go with the key's id",
+    "ACCESS_DENIED": "the store does not know the keys that it was given, or they may not do this: check "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile or the machine's role, and the bucket's policy",
+}
+
+
+def mend(error: Exception) -> str:
+    """What to do about a storage path that cannot be used."""
+    return next((what for said, what in _MENDS.items() if said in str(error)), "choose another: --storage")
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _write_json(path: Location, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1).encode())

@@ -1,0 +1,1 @@
+"""What the entries share: options, console, progress, webhook."""

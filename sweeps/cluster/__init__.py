@@ -1,0 +1,1 @@
+"""The Ray cluster: its connection, its nodes, its jobs."""

@@ -1,0 +1,423 @@
+"""What can be known to fail before the first trial does: the tracking server, and what every node sees and has.
+
+Each node of the cluster writes a file under the storage path and reads those of the others, so that storage which is
+not shared is found now and not at the first checkpoint; it tells what room it has, which versions it runs and whether
+it sees the data. On one machine this is done in the driver and takes milliseconds. Nodes that an autoscaler adds later
+are examined by the first trial that they are given.
+"""
+
+import errno
+import os
+import platform
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from relvit.data import DATASETS
+from relvit.files import Location, location, write_atomic
+from sweeps.account import leases
+from sweeps.account.account import mend
+from sweeps.account.code_version import source_digest
+from sweeps.account.secrets import holds_password, redacted
+
+# What a sweep of the smallest models leaves; a caller who knows more asks for more.
+MINIMUM_FREE_BYTES = 50_000_000
+
+_NODE_SECONDS = 60  # for a node to answer: a worker process has to start, on a node that may be busy
+_VISIBLE_SECONDS = 10  # a network file system may show another's file with a delay
+# A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
+# late, and because a node on which trials failed at once would be given all that are left.
+_LATE_SECONDS = 60
+# With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 18
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+# Types in /proc/mounts of what is reached over a network, where SQLite's locks are not to be trusted.
+_NETWORK_FILE_SYSTEMS = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys",
+    "fuse.juicefs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs",
+    "nfs4", "smb3", "smbfs",
+}  # fmt: skip
+
+_PROJECT = "the project"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a node tells of itself. free_bytes: under the storage path, None in an object store."""
+
+    versions: dict[str, str]
+    free_bytes: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+# The tracking server
+
+
+def tracking_problems(uri: str) -> list[str]:
+    """Why runs cannot be written there, as far as it shows without writing; within 15 s."""
+    if holds_password(uri):
+        return [
+            f"the tracking URI {redacted(uri)} holds a password, which ps, tags and logs would show: leave it out and "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a database "
+            "of one's own, what its client reads (PGPASSWORD or ~/.pgpass)"
+        ]
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("http", "https"):
+        return _server_problems(uri)
+    if scheme == "sqlite":
+        return _sqlite_problems(uri)
+    if scheme in _DATABASE_PORTS:
+        return _database_problems(uri, _DATABASE_PORTS[scheme])
+    if uri.startswith("databricks"):
+        return []
+    return [
+        f"the tracking URI {redacted(uri)} is none of a server (http://, https://), of a SQLite file "
+        f"(sqlite:///mlflow.db) or of a database ({', '.join(f'{name}://' for name in _DATABASE_PORTS)})"
+    ]
+
+
+def _server_problems(uri: str) -> list[str]:
+    import requests
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    given = get_default_host_creds(uri)
+    try:
+        answer = http_request(
+            given,
+            "/api/2.0/mlflow/experiments/search",
+            "POST",
+            json={"max_results": 1},
+            max_retries=0,
+            timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+            raise_on_status=False,
+        )
+    except (MlflowException, requests.RequestException, OSError) as error:
+        cause = _root_cause(error)
+        return [f"no MLflow server answers at {uri} ({cause}): start it, or name another with --tracking-uri"]
+    if answer.status_code == 200:
+        return []
+    if answer.status_code == 401:
+        who = f"the password of {given.username!r}" if given.username else "a request without a user and password"
+        return [
+            f"the MLflow server at {uri} refuses {who}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "write ~/.mlflow/credentials"
+        ]
+    said = " ".join(answer.text.split())[:200]
+    return [f"what answers at {uri} does not answer as an MLflow server does: {answer.status_code} {said}"]
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return str(error) or type(error).__name__
+
+
+def _sqlite_problems(uri: str) -> list[str]:
+    path = Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+    kind = file_system_of(path)
+    if kind not in _NETWORK_FILE_SYSTEMS:
+        return []
+    return [
+        f"{path} is on a network file system ({kind}), where SQLite's locks do not hold and a database is corrupted "
+        "sooner or later: name a MLflow server with --tracking-uri, or a database on a local disk"
+    ]
+
+
+def file_system_of(path: Path, mounts: str | None = None) -> str | None:
+    """The type of the file system that holds a path, by /proc/mounts; None where there is no such list."""
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text()
+        except OSError:
+            return None
+    path = Path(os.path.realpath(path))
+    found = None
+    longest = -1
+    for line in mounts.splitlines():
+        _, folder, kind, *_ = line.split(" ")
+        folder = folder.replace("\\040", " ")
+        # Of two at one place the later covers the former.
+        if path.is_relative_to(folder) and len(folder) >= longest:
+            found, longest = kind, len(folder)
+    return found
+
+
+def _database_problems(uri: str, default_port: int) -> list[str]:
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port or default_port
+    except ValueError as error:
+        return [f"the tracking URI {uri} is not one: {error}"]
+    if not host:  # a socket of this machine
+        return []
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        return [f"no database answers at {host}:{port} ({error}): start it, or name another with --tracking-uri"]
+    return []
+
+
+# The nodes
+
+
+def node_problems(
+    storage: Location | str,
+    data_root: Path,
+    datasets: Iterable[str] = (),
+    needed_bytes: int = MINIMUM_FREE_BYTES,
+) -> list[str]:
+    """What is wrong with the connected cluster's nodes, each thing once with the nodes that it is true of."""
+    import ray
+
+    nodes = _names([node for node in ray.nodes() if node["Alive"]])
+    here = ray.get_runtime_context().get_node_id()
+    proof = f".preflight-{uuid.uuid4().hex[:8]}"
+    own = versions()
+    wanted = (str(storage), str(data_root.absolute()), tuple(_own_folders(datasets, data_root)), proof)
+    try:
+        if set(nodes) == {here}:
+            reports: dict[str, Report | str] = {nodes[here]: examine(*wanted, nodes[here])}
+            unseen: dict[str, list[str] | str] = {}
+        else:
+            reports = _on_nodes(examine, {node: (*wanted, name) for node, name in nodes.items()}, nodes)
+            wrote = [name for name, report in reports.items() if isinstance(report, Report) and not report.problems]
+            unseen = _on_nodes(
+                not_visible,
+                {node: (str(storage), proof, wrote) for node, name in nodes.items() if name in wrote},
+                nodes,
+            )
+    finally:
+        _remove(str(storage), proof)
+    return judge(reports, unseen, own, str(storage), needed_bytes)
+
+
+def _own_folders(datasets: Iterable[str], data_root: Path) -> list[str]:
+    """Of these data sets, those that nobody can download: folders of the user's own."""
+    return [name for name in dict.fromkeys(datasets) if name not in DATASETS and (data_root / name).is_dir()]
+
+
+def _names(nodes: list[Mapping[str, Any]]) -> dict[str, str]:
+    """For each node's id its address, with a part of the id where several have one address."""
+    addresses = [node["NodeManagerAddress"] for node in nodes]
+    return {
+        node["NodeID"]: address if addresses.count(address) == 1 else f"{address} ({node['NodeID'][:8]})"
+        for node, address in zip(nodes, addresses)
+    }
+
+
+def _on_nodes(function: Any, arguments: Mapping[str, tuple], names: Mapping[str, str]) -> dict[str, Any]:
+    """Call the function on each node by its id. Returns by name what it returned, or in words why it did not; nothing
+    of nodes that have left the cluster meanwhile, as spot nodes do: they are not what the sweep will run on."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    calls = {
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*each): names[node]
+        for node, each in arguments.items()
+    }
+    done, late = ray.wait(list(calls), num_returns=len(calls), timeout=_NODE_SECONDS) if calls else ([], [])
+    answers: dict[str, Any] = {}
+    for call in done:
+        try:
+            answers[calls[call]] = ray.get(call)
+        except RayError as error:
+            answers[calls[call]] = _last_line(error)
+    for call in late:
+        ray.cancel(call, force=True)
+        answers[calls[call]] = f"gave no answer within {_NODE_SECONDS} s"
+    there = {names[node["NodeID"]] for node in ray.nodes() if node["Alive"] and node["NodeID"] in names}
+    return {name: answer for name, answer in answers.items() if name in there}
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"could not be examined: {lines[-1] if lines else type(error).__name__}"
+
+
+def versions() -> dict[str, str]:
+    """What must agree between the driver and the nodes, of the machine that asks."""
+    return {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": _version("torch"),
+        "timm": _version("timm"),
+        _PROJECT: source_digest(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package).partition("+")[0]  # a head without GPU may have another build of the same version
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def examine(storage: str, data_root: str, folders: Iterable[str], proof: str, node: str) -> Report:
+    """On a node: write its proof, and tell what it has. folders: names under the data root that must be there."""
+    wrong = []
+    free = None
+    try:
+        place = location(storage)
+        write_atomic(place / proof / node, node.encode())
+        if isinstance(place, Path):
+            free = shutil.disk_usage(place).free
+    except (OSError, ValueError) as error:
+        wrong.append(f"cannot write to the storage path {storage} ({error}): {mend(error)}")
+    wrong += _data_problems(Path(data_root), folders)
+    return Report(versions(), free, wrong)
+
+
+def _data_problems(data_root: Path, folders: Iterable[str]) -> list[str]:
+    absent = [name for name in folders if not (data_root / name).is_dir()]
+    if absent:
+        return [
+            f"does not see {', '.join(str(data_root / name) for name in absent)}, which cannot be downloaded: copy it "
+            "to every node, or name shared storage with --data-root"
+        ]
+    try:
+        data_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [f"neither sees nor can make the data folder {data_root} ({error}): name another with --data-root"]
+    return []
+
+
+def not_visible(storage: str, proof: str, nodes: Iterable[str]) -> list[str]:
+    """On a node: of the nodes that have written their proof, those whose file it does not see, after some patience."""
+    place = location(storage) / proof
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    left = list(nodes)
+    while left:
+        left = [name for name in left if not (place / name).exists()]
+        if time.monotonic() > deadline:
+            break
+        if left:
+            time.sleep(0.5)
+    return left
+
+
+def _remove(storage: str, proof: str) -> None:
+    # Nodes that do not share the storage keep their small file: nobody here sees it.
+    with suppress(OSError, ValueError):
+        place = location(storage) / proof
+        if isinstance(place, Path):
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            for file in place.iterdir():
+                file.unlink(missing_ok=True)
+
+
+# A node that joined later
+
+
+class NodeError(RuntimeError):
+    """What is wrong with the node that a trial was given: the trial may be sound on another."""
+
+
+@cache
+def this_driver() -> dict[str, Any]:
+    """What a trial has to know of its driver in order to examine its own node: plain values."""
+    return {"process": leases.this_process(), "versions": versions()}
+
+
+_verified: set[str] = set()  # drivers for which this process has examined its node
+
+
+def verify_node(storage: str, driver: Mapping[str, Any], node: str) -> None:
+    """In a trial's process, before it trains: whether the node sees the driver's lease under the storage path, has room
+    there and the driver's versions. Looks once for each driver; driver: what `this_driver` said there.
+
+    Raises NodeError, or OSError for want of room, which is waited for.
+    """
+    if driver["process"] in _verified:
+        return
+    deadline = time.monotonic() + _LATE_SECONDS
+    while True:
+        report, unseen = _look(storage, driver["process"])
+        wrong = judge({node: report}, {node: unseen}, driver["versions"], storage, needed_bytes=0)
+        short = judge({node: report}, {}, driver["versions"], storage, MINIMUM_FREE_BYTES)
+        if not wrong and not short:
+            _verified.add(driver["process"])
+            return
+        if time.monotonic() > deadline:
+            raise NodeError("; ".join(wrong)) if wrong else OSError(errno.ENOSPC, "; ".join(short))
+        time.sleep(1)
+
+
+def _look(storage: str, process: str) -> tuple[Report, list[str]]:
+    """What this node has, and whom it does not see: the driver, whose lease is there from before its first trial on."""
+    place = location(storage)
+    try:
+        sees = any(lease.process == process for lease in leases.read(place / "drivers"))
+        free = shutil.disk_usage(place).free if sees and isinstance(place, Path) else None
+    except OSError as error:
+        return Report(versions(), None, [f"cannot read the storage path {storage} ({error}): mount it there"]), []
+    return Report(versions(), free), [] if sees else ["the driver"]
+
+
+def judge(
+    reports: Mapping[str, Report | str],
+    unseen: Mapping[str, list[str] | str],
+    own: Mapping[str, str],
+    storage: str,
+    needed_bytes: int,
+) -> list[str]:
+    """Sentences from what the nodes told, by their names; own: the driver's versions.
+
+    Where an answer is a text it says why there is none.
+    """
+    found: dict[str, list[str]] = {}  # a predicate, and the nodes that it is true of
+
+    def add(predicate: str, node: str) -> None:
+        found.setdefault(predicate, []).append(node)
+
+    for node, report in reports.items():
+        if isinstance(report, str):
+            add(report, node)
+            continue
+        for predicate in report.problems:
+            add(predicate, node)
+        for what, theirs in report.versions.items():
+            if theirs != own[what]:
+                add(_disagreement(what, theirs, own[what]), node)
+        if report.free_bytes is not None and report.free_bytes < needed_bytes:
+            add(
+                f"has {report.free_bytes / 1e9:.2f} GB free under the storage path {storage}, and the sweep needs "
+                f"about {needed_bytes / 1e9:.2f} GB: make room, or choose another with --storage",
+                node,
+            )
+    for node, others in unseen.items():
+        if isinstance(others, str):
+            add(others, node)
+        elif others:
+            add(
+                f"does not see what {_and(others)} wrote under the storage path {storage}: it is not shared; name a "
+                "network file system that every node mounts there, or s3://BUCKET/FOLDER, with --storage",
+                node,
+            )
+    return [f"{'node' if len(nodes) == 1 else 'nodes'} {_and(nodes)}: {what}" for what, nodes in found.items()]
+
+
+def _disagreement(what: str, theirs: str, own: str) -> str:
+    if what == _PROJECT:
+        return (
+            f"imports another version of the project (sources {theirs}) than the driver (sources {own}): submit the "
+            "checkout as a job with sweeps/submit.py, which brings it to every node"
+        )
+    return f"has {what} {theirs} and the driver {own}: install the same version on every node"
+
+
+def _and(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

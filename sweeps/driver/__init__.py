@@ -1,0 +1,1 @@
+"""Trains a plan or a search as Ray Tune trials."""

@@ -1,0 +1,166 @@
+"""The Ray Tune trainable: one cell a trial, one epoch a report, the checkpoints in the cell's own folder.
+
+Actors are reused from cell to cell (`reset_config`), so that torch is imported once an actor and not once a trial.
+Tune's own checkpoints are not used: they belong to a trial, and a trial ends with its driver. A cell's folder under
+the storage path belongs to the cell, whoever trains it.
+"""
+
+import gc
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util import get_node_ip_address
+
+from relvit.cell import NONE, Cell
+from relvit.files import Location, location
+from sweeps.account.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
+from sweeps.cluster.nodes import this_driver, verify_node
+
+# What a report holds beside Ray's own entries.
+ROW, NOTES, WORKER, USAGE, FAILURE, FAILURE_CLASS = "row", "notes", "worker", "usage", "failure", "failure_class"
+
+TRIAL = "trial"  # the only entry of a trial's configuration: what `trial_config` makes
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """When checkpoints are written and how many are kept, as `relvit.train.train` takes it."""
+
+    every: int | None = 1
+    minutes: float | None = None
+    keep: int = 2
+
+
+def trial_config(
+    cell: Cell,
+    folder: Location,
+    pretrained: Location | None,
+    data_root: Path,
+    setting: Setting,
+    checkpoints: Checkpoints,
+    test: bool = True,
+    stop_after: int | None = None,
+    forked: Location | None = None,
+) -> dict[str, Any]:
+    """The configuration of one trial: the cell as plain values, and where and with what to train it.
+
+    test: False ends the trial with its last epoch; the test split is left alone. stop_after: it ends with this epoch;
+    forked: where it goes on from, as `relvit.train.train` takes them.
+    """
+    return {
+        "cell": cell.as_dict(),
+        "folder": str(folder),
+        "storage": str(folder.parent.parent),  # where the account has it
+        "driver": this_driver(),
+        "pretrained": str(pretrained) if pretrained else None,
+        "data_root": str(data_root),
+        "cpus": setting.cpus,
+        "gpus": setting.gpus,
+        "micro_batches": setting.micro_batches,
+        "checkpoint_every": checkpoints.every,
+        "checkpoint_minutes": checkpoints.minutes,
+        "keep": checkpoints.keep,
+        "test": test,
+        "stop_after": stop_after,
+        "forked": str(forked) if forked else None,
+    }
+
+
+class CellTrainable(tune.Trainable):
+    """Trains one cell at a time.
+
+    A failure whose class is known here (a loss that is not finite, bad data, memory that is not enough) is reported
+    and ends the trial; anything else raises and ends the process. What follows is for account/failures.py to say.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take up the first cell."""
+        self._begin(config[TRIAL])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another cell in the same process."""
+        self.cleanup()
+        self._begin(new_config[TRIAL])
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        import torch
+
+        from sweeps.driver.usage import Usage
+
+        torch.set_num_threads(max(1, int(config["cpus"])))
+        self._device = "cuda" if config["gpus"] and torch.cuda.is_available() else "cpu"
+        name = torch.cuda.get_device_name() if self._device == "cuda" else platform.processor() or platform.machine()
+        self._worker = {"host": platform.node(), "device": f"{self._device} ({name})"}
+        self._usage = Usage(on_gpu=self._device == "cuda")
+        self._notes: list[str] = []
+        self._rows = self._train(config)
+        self._last_epoch = config["stop_after"]
+        if self._last_epoch is None and not config["test"]:
+            self._last_epoch = Cell(**config["cell"]).total_epochs
+
+    def _train(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        # Inside the generator, so that what is wrong with the data is a report like any other failure. What is wrong
+        # with the node ends its process instead: the cell may come to another node.
+        verify_node(config["storage"], config["driver"], get_node_ip_address())
+
+        from relvit.data import load
+        from relvit.train import train
+
+        cell, data_root = Cell(**config["cell"]), Path(config["data_root"])
+        two_datasets = cell.pretrain_dataset not in (NONE, cell.dataset)
+        yield from train(
+            cell,
+            load(cell.dataset, data_root, cell.image_size),
+            location(config["folder"]),
+            pretrain_dataset=load(cell.pretrain_dataset, data_root, cell.image_size) if two_datasets else None,
+            pretrained=location(config["pretrained"]) if config["pretrained"] else None,
+            device=self._device,
+            test=config["test"],
+            stop_after=config["stop_after"],
+            forked=location(config["forked"]) if config["forked"] else None,
+            note=self._notes.append,
+            **{name: config[name] for name in ("checkpoint_every", "checkpoint_minutes", "keep", "micro_batches")},
+        )
+
+    def step(self) -> dict[str, Any]:
+        """One epoch, or the result."""
+        from torch import OutOfMemoryError
+
+        report: dict[str, Any] = {WORKER: self._worker}
+        try:
+            row = next(self._rows)
+            report |= {
+                ROW: row,
+                USAGE: self._usage.now(),
+                "done": row["phase"] == "test" or row["epoch"] == self._last_epoch,
+            }
+        except (OutOfMemoryError, MemoryError) as error:
+            failure = GPU_OOM if isinstance(error, OutOfMemoryError) else HOST_OOM
+            report |= self._failed(failure, error)
+        except ArithmeticError as error:
+            report |= self._failed(NOT_FINITE, error)
+        except ValueError as error:
+            report |= self._failed(BAD_DATA, error)
+        if report.get(FAILURE_CLASS) in (GPU_OOM, HOST_OOM):
+            self.cleanup()  # here, where no exception holds the tensors of its frames any more
+        report[NOTES], self._notes[:] = list(self._notes), []
+        return report
+
+    def _failed(self, failure: str, error: BaseException) -> dict[str, Any]:
+        return {FAILURE: f"{type(error).__name__}: {error}", FAILURE_CLASS: failure, "done": True}
+
+    def cleanup(self) -> None:
+        """Let go of the cell, and of the memory that it held: the actor may be waiting for its next while another's
+        trial needs it."""
+        self._rows.close()
+        self._rows = (row for row in ())
+        gc.collect()
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()

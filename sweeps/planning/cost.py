@@ -1,0 +1,201 @@
+"""What a plan will cost: time, GPU-hours, peak memory and disk, each as an interval.
+
+An epoch's time comes from finished cells of the same kind where there are any, else from a short calibration on this
+machine: a few training steps of each kind of phase. Calibrations are kept under the storage path.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relvit.cell import HEADS, NONE, TASKS, Cell
+from relvit.data import split_sizes
+from relvit.files import write_atomic
+from sweeps.account.account import FINISHED, Account
+
+if TYPE_CHECKING:
+    from relvit.calibrate import Cost
+    from relvit.train import Phase
+
+# How far a trial in company may fall behind a calibration that ran alone: memory bandwidth, checkpoints, reports.
+# A rule of thumb, not a measurement.
+_CROWDING = 1.5
+# What a process holds before its first image: Python, Ray and torch. Trials of the demo, whose model is small, were
+# seen at 1.28 GB resident with a CUDA build of torch.
+_PROCESS_BYTES = 1.2e9
+_BYTES_PER_PARAMETER = {"weights": 4, "trained": 12}  # float32; and a gradient and two moments for what is trained
+_KEPT_CHECKPOINTS = 2
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Low and high of each. seconds: of the whole plan with `slots` trials at once; trial_seconds: of all trials
+    together; gpu_hours; memory_bytes: of the largest trial, on the GPU if it has one; disk_bytes: at the end, and at
+    most on the way."""
+
+    seconds: Interval
+    trial_seconds: Interval
+    gpu_hours: Interval
+    memory_bytes: Interval
+    disk_bytes: Interval
+    slots: int
+    measured: int  # kinds of phases known from finished cells
+    calibrated: int  # kinds of phases known from calibration
+
+
+def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
+    """Trials at once on this machine, and GPUs for each, as the engine would pack them."""
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))  # as a trial has them
+    there = torch.cuda.device_count()
+    each = (1.0 if there else 0.0) if gpus is None else gpus
+    at_once = int((os.cpu_count() or 1) / cpus)
+    if each:
+        # A trial shares one GPU, or has whole ones: what is left of each GPU serves nobody.
+        at_once = min(at_once, there * int(1 / each) if each < 1 else int(there / each))
+    return max(1, at_once), each
+
+
+def estimate(cells: Iterable[Cell], account: Account, data_root: Path, cpus: float, gpus: float | None) -> Estimate:
+    """The cost of what is left of the plan. Each first phase that cells share is counted once."""
+    from relvit.train import phases
+
+    slots, gpus_each = slots_here(cpus, gpus)
+    costs = _Costs(account, "cuda" if gpus_each else "cpu")
+    # Counting class folders reads the disk: once a data set, not once a cell.
+    sizes_of = cache(lambda name, image_size: split_sizes(name, data_root, image_size))
+    low = high = memory_low = memory_high = disk = largest = 0.0
+    first_phases: set[str] = set()
+    for cell, status in account.statuses(cells).items():
+        if status.state == FINISHED:
+            continue
+        done = status.epoch
+        for phase in phases(cell):
+            epochs_left = max(0, phase.epochs - done)
+            done = max(0, done - phase.epochs)
+            name = cell.pretrain_dataset if phase.name == "pretrain" else cell.dataset
+            sizes = sizes_of(name, cell.image_size)
+            cost = costs.of(cell, phase)
+            if phase.name == "pretrain":
+                shared = cell.pretraining().cell_id
+                if shared in first_phases or account.is_published(cell.pretraining()):
+                    continue
+                first_phases.add(shared)
+                disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
+            seconds = costs.epoch_seconds(cell, phase, sizes)
+            low, high = low + epochs_left * seconds[0], high + epochs_left * seconds[1]
+            held = cost.parameters * _BYTES_PER_PARAMETER["weights"]
+            held += cost.trained_parameters * _BYTES_PER_PARAMETER["trained"]
+            held += cost.saved_bytes_per_image * min(cell.batch_size, sizes["train"])
+            held += 0 if gpus_each else _PROCESS_BYTES
+            memory_low, memory_high = max(memory_low, held), max(memory_high, held * 1.3)
+            largest = max(largest, cost.parameters * 16.0 * _KEPT_CHECKPOINTS)
+        disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
+    costs.save()
+    return Estimate(
+        (low / slots, high / slots),
+        (low, high),
+        (low * gpus_each / 3600, high * gpus_each / 3600),
+        (memory_low, memory_high),
+        (disk, disk + slots * largest),
+        slots,
+        len(costs.from_cells),
+        len(costs.calibrated),
+    )
+
+
+class _Costs:
+    """Costs by kind of phase, calibrated when first asked for."""
+
+    def __init__(self, account: Account, device: str):
+        self._account, self._device = account, device
+        self._path = account.storage / "calibration.json"
+        self._stored: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._observed = _observed_epochs(account, device)
+        self.from_cells: set[str] = set()
+        self.calibrated: set[str] = set()
+
+    def of(self, cell: Cell, phase: "Phase") -> "Cost":
+        """The calibrated cost of a phase of this kind."""
+        from relvit.calibrate import Cost, measure
+
+        phase = _typical(phase)
+        key = _kind(cell, phase, self._device)
+        if key not in self._stored:
+            self._stored[key] = dataclasses.asdict(
+                measure(cell, phase, pair_head=_pair_head(cell), classes=100, device=self._device)
+            )
+        stored = self._stored[key]
+        return Cost(**{**stored, "seconds_per_image": tuple(stored["seconds_per_image"])})
+
+    def epoch_seconds(self, cell: Cell, phase: "Phase", sizes: dict[str, int]) -> Interval:
+        """Low and high of one epoch with its validation."""
+        observed = self._observed.get(_observed_key(cell, phase.name))
+        key = _kind(cell, _typical(phase), self._device)
+        if observed:
+            self.from_cells.add(key)
+            return min(observed), max(observed)
+        self.calibrated.add(key)
+        cost = self.of(cell, phase)
+        val = sizes.get("val", round(sizes["train"] * 0.1))
+        train = cell.train_images or sizes["train"] - (0 if "val" in sizes else val)
+        steps, evaluation = cost.seconds_per_image, val * cost.evaluation_seconds_per_image
+        return train * min(steps) + evaluation, (train * max(steps) + evaluation) * _CROWDING
+
+    def save(self) -> None:
+        """Keep the calibrations for the next plan, where the storage path can be written."""
+        if self._account.storage.is_dir():
+            write_atomic(self._path, json.dumps(self._stored, indent=1).encode())
+
+
+def _typical(phase: "Phase") -> "Phase":
+    """One combination stands for all in a calibration: SpRel, whose head is the largest by far, and AbsPos."""
+    return phase._replace(tasks=("sprel", "abspos")) if set(phase.tasks) & set(TASKS) else phase
+
+
+def _pair_head(cell: Cell) -> str:
+    return HEADS[0] if cell.pair_head == NONE else cell.pair_head
+
+
+def _kind(cell: Cell, phase: "Phase", device: str) -> str:
+    """What a step's cost per image depends on."""
+    augmented = _augments_patches(cell) if phase.tasks else ()
+    parts = (cell.backbone, cell.image_size, cell.precision, _pair_head(cell), phase.mega_grid, augmented, device)
+    batch = cell.batch_size if device == "cuda" else "any"
+    return "/".join(map(str, (*parts, batch, "+".join(phase.tasks) or "none", phase.classify, phase.frozen)))
+
+
+def _augments_patches(cell: Cell) -> tuple[bool, ...]:
+    """Which of the operations on patches a training step on tasks has."""
+    return cell.patch_crop < 1, cell.jitter_probability > 0, cell.greyscale_probability > 0
+
+
+def _observed_key(cell: Cell, phase: str) -> tuple:
+    """Cells with this in common take the same time for an epoch of this phase on the same device."""
+    kind = (cell.backbone, cell.image_size, cell.train_images, cell.batch_size, cell.precision)
+    if phase not in ("pretrain", "joint"):
+        return (phase, cell.dataset, *kind)
+    name, mega_grid = (cell.pretrain_dataset, cell.mega_grid) if phase == "pretrain" else (cell.dataset, 0)
+    return (phase, name, *kind, cell.tasks, cell.pair_head, mega_grid, _augments_patches(cell))
+
+
+def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
+    """Seconds of every epoch of every finished cell that was trained on such a device, by kind."""
+    seconds: dict[tuple, list[float]] = {}
+    for path in account.storage.glob("cells/*/history.json"):
+        cell = Cell(**json.loads(path.with_name("cell.json").read_text()))
+        # The account knows GPU memory of those cells alone that were trained on a GPU.
+        if device != ("cuda" if account.status(cell).peak_gpu_bytes else "cpu"):
+            continue
+        for row in json.loads(path.read_text()):
+            if "epoch_seconds" in row:
+                seconds.setdefault(_observed_key(cell, row["phase"]), []).append(row["epoch_seconds"])
+    return seconds

@@ -1,0 +1,305 @@
+"""From what a user asked for to the cells to train, with everything checked that can be checked without a cluster."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from relvit.cell import BACKBONES, FIELDS, NONE, Cell, canonical_tasks, make_cell, parse_value, unknown
+from relvit.data import DataError, NotHere, native_image_size, prepare
+from sweeps.planning.recipes import Recipe, recipe
+from sweeps.planning.studies import Spec, Study, study
+
+# Fields that the study, or an option of its own, decides.
+_DECIDED = {
+    "dataset": "--dataset",
+    "backbone": "--backbone",
+    "image_size": "--image-size",
+    "tasks": "--tasks",
+    "seed": "--seeds",
+    "protocol": "--study",
+}
+
+
+class PlanError(ValueError):
+    """All that is wrong with a request, as a list of sentences in `problems`; cells: those that are right nonetheless,
+    whose data can be checked as well."""
+
+    def __init__(self, problems: Iterable[str], cells: Iterable[Cell] = ()):
+        self.problems, self.cells = list(dict.fromkeys(problems)), list(cells)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for, as typed. None: as the study, the recipe or the data set says.
+
+    study: one name, or several separated by commas; specs: cells of no study, which then take its place.
+    """
+
+    study: str
+    recipe: str
+    data_root: Path
+    dataset: str | None = None
+    backbone: str | None = None
+    image_size: int | None = None
+    combinations: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] = (0,)
+    settings: tuple[str, ...] = field(default=())  # "field=value"
+    only: tuple[str, ...] = field(default=())  # "field=value", all of which a cell must fit
+    specs: tuple[Spec, ...] = field(default=())
+
+
+def plan_cells(request: Request) -> list[Cell]:
+    """The cells of the request, in the study's order, no cell twice. Raises PlanError with everything wrong."""
+    return list(plan(request))
+
+
+def plan(request: Request) -> dict[Cell, str]:
+    """The cells as `plan_cells`, each with the names of the studies that it belongs to, joined by commas."""
+    problems: list[str] = []
+
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            problems.append(str(error))
+            return None
+
+    # Where a name is wrong, a stand-in lets the rest be checked too.
+    named = {} if request.specs else {name: attempt(study, name) for name in request.study.split(",")}
+    studies = named or {request.study: Study("", request.specs)}
+    wanted = None not in studies.values()
+    specs = [(spec, name) for name, each in studies.items() if each for spec in each.cells]
+    specs = specs or [(spec, "table4") for spec in study("table4").cells]
+    base = attempt(recipe, request.recipe) or recipe("demo")
+    settings: dict[str, Any] = {}
+    for setting in request.settings:
+        settings |= attempt(_parse_setting, setting) or {}
+    if len(set(request.seeds)) < len(request.seeds):
+        problems.append(f"--seeds names a seed twice: {', '.join(map(str, request.seeds))}")
+    if request.combinations:
+        combinations = [attempt(canonical_tasks, text) for text in request.combinations]
+        specs = [({**spec, "tasks": attempt(canonical_tasks, spec["tasks"]) or spec["tasks"]}, n) for spec, n in specs]
+        chosen = [each for each in specs if each[0]["tasks"] in combinations]
+        if None not in combinations:
+            for tasks in combinations:
+                if wanted and not any(spec["tasks"] == tasks for spec, _ in chosen):
+                    problems.append(f"--tasks {tasks} is in no cell of {request.study}")
+        specs = chosen or specs
+    specs = _select_specs(specs, request, base, problems)
+    specs = _replace(specs, request, problems)
+    # A folder without a row is read to learn its images' size: once, not once a cell.
+    own_size = cache(lambda name: native_image_size(name, request.data_root))
+    members: dict[Cell, list[str]] = {}
+    sources: dict[tuple[str, Cell], Spec] = {}
+    for spec, name in specs:
+        resolved = _resolved(spec, request, base)
+        asked = attempt(_image_size, resolved, base, request, own_size)
+        size = asked or 224  # divisible by every patch, so that only what else is wrong is found
+        for seed in request.seeds:
+            cell = attempt(_make, base, resolved, size, settings, seed)
+            if cell and asked:
+                problems += _idle(spec, {**resolved, **settings}, cell, name)
+                problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
+                members.setdefault(cell, []).append(study_name(name))
+    cells = list(members)
+    if wanted and not problems:
+        cells = _select(cells, [each for each in request.only if _name(each) not in _OF_A_SPEC], problems)
+        for name, value in settings.items():
+            if all(getattr(cell, name) != value for cell in cells):
+                problems.append(f"--set {name}={value} has no effect in any cell of this plan")
+    if problems:
+        raise PlanError(problems, cells if wanted else ())
+    ordered = sorted(cells, key=lambda cell: request.seeds.index(cell.seed))
+    return {cell: ",".join(dict.fromkeys(members[cell])) for cell in ordered}
+
+
+def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:
+    """The spec with what the request or the recipe puts in the place of its data sets and backbone."""
+    resolved = {
+        **spec,
+        "dataset": request.dataset or base.stand_in("dataset", spec["dataset"]),
+        "backbone": request.backbone or base.stand_in("backbone", spec["backbone"]),
+    }
+    if "pretrain_dataset" in spec:
+        resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])
+    return resolved
+
+
+def _idle(spec: Spec, wanted: dict[str, Any], cell: Cell, study: str) -> list[str]:
+    """Fields that a study gives a cell in which they do not act."""
+    return [
+        f"{study}: {name}={spec[name]!r} has no effect with tasks={cell.tasks!r}, protocol={cell.protocol!r}: leave it "
+        "out"
+        for name in spec
+        if name not in ("tasks", "image_size") and getattr(cell, name) != wanted[name]
+    ]
+
+
+def _collapsed(first: Spec, second: Spec, settings: dict[str, Any], study: str) -> list[str]:
+    """Why two of a study's cells are one, unless a recipe's stand-ins made them so."""
+    differing = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    if set(differing) <= {"dataset", "backbone", "pretrain_dataset"}:
+        return []
+    swept = [name for name in differing if name in settings]
+    if swept:
+        return [
+            f"--set {name}={settings[name]} makes one cell of several: {study} compares values of {name}; pick one "
+            f"with --only {name}=VALUE"
+            for name in swept
+        ]
+    texts = " and ".join(str({name: each[name] for name in differing if name in each}) for each in (first, second))
+    return [f"{study} has one cell twice: {texts} train the same"]
+
+
+def study_name(study: str) -> str:
+    """How runs are tagged: the name of a study, a study file by its own name."""
+    return Path(study).stem if study.endswith(".py") else study
+
+
+def _replace(specs: list[tuple[Spec, str]], request: Request, problems: list[str]) -> list[tuple[Spec, str]]:
+    """Check that --dataset and --backbone replace one name and do not fold a study of several into one."""
+    for option, name in (("dataset", request.dataset), ("backbone", request.backbone)):
+        names = list(dict.fromkeys(spec[option] for spec, _ in specs))
+        if name and len(names) > 1:
+            problems.append(
+                f"--{option} replaces the one {option} of a study, but {request.study} has {', '.join(names)}; "
+                f"pick among them with --only {option}=NAME"
+            )
+    if request.backbone and request.backbone not in BACKBONES:
+        problems.append(unknown("backbone", request.backbone, BACKBONES))
+        return specs[:1]  # enough to find what else is wrong
+    return specs
+
+
+def _image_size(spec: Spec, base: Recipe, request: Request, own_size: Callable[[str], int]) -> int:
+    """The side of the images: as asked for, as the study says, as the backbone needs, or as the data set has them."""
+    if request.image_size is not None and request.image_size < 1:
+        raise ValueError(f"--image-size must be at least 1, not {request.image_size}")
+    own = own_size(spec["dataset"])  # also says whether there is such a data set
+    backbone = BACKBONES.get(spec["backbone"])
+    asked = request.image_size or spec.get("image_size")
+    return asked or (backbone and backbone.image_size) or base.image_sizes.get(spec["dataset"]) or own
+
+
+def _make(base: Recipe, spec: Spec, image_size: int, settings: dict[str, Any], seed: int) -> Cell:
+    try:
+        tasks = canonical_tasks(spec["tasks"])
+    except ValueError:
+        tasks = spec["tasks"]  # Cell says what is wrong with it, and with the rest
+    fields = {
+        "pretrain_dataset": spec["dataset"],
+        **base.for_backbone(spec["backbone"], image_size),
+        **spec,
+        **settings,
+        "tasks": tasks,
+        "image_size": image_size,
+        "seed": seed,
+    }
+    return make_cell(**fields)
+
+
+def _parse_setting(setting: str) -> dict[str, Any]:
+    name, separator, text = setting.partition("=")
+    if not separator:
+        raise ValueError(f"--set takes field=value, not {setting!r}; fields: {', '.join(FIELDS)}")
+    if name in _DECIDED:
+        raise ValueError(f"{name} is not set with --set but with {_DECIDED[name]}")
+    return {name: parse_value(name, text)}
+
+
+# What --only can tell by the study alone, under the name that the study or the recipe gives it.
+_OF_A_SPEC = ("dataset", "backbone", "protocol", "tasks")
+
+
+def _name(condition: str) -> str:
+    return condition.partition("=")[0]
+
+
+def _select_specs(
+    specs: list[tuple[Spec, str]], request: Request, base: Recipe, problems: list[str]
+) -> list[tuple[Spec, str]]:
+    """Those that fit the conditions on names, so that nothing else has to be right about the others."""
+    for condition in request.only:
+        name, _, text = condition.partition("=")
+        if name not in _OF_A_SPEC:
+            continue
+        try:
+            wanted = canonical_tasks(text) if name == "tasks" else text
+        except ValueError as error:
+            problems.append(f"--only {condition}: {error}")
+            continue
+        names = [(spec, {str(spec[name]), str(_resolved(spec, request, base)[name])}) for spec, _ in specs]
+        fitting = [each for each, (_, known) in zip(specs, names) if wanted in known]
+        if not fitting:
+            there = sorted(set().union(*(known for _, known in names)))
+            problems.append(f"--only {condition} fits no cell; {name} is one of {', '.join(there)}")
+        specs = fitting or specs
+    return specs
+
+
+def _select(cells: list[Cell], only: Iterable[str], problems: list[str]) -> list[Cell]:
+    """The cells that fit every condition "field=value"."""
+    for condition in only:
+        name, _, text = condition.partition("=")
+        try:
+            value = parse_value(name, text)
+        except ValueError as error:
+            problems.append(f"--only {condition}: {error}")
+            continue
+        fitting = [cell for cell in cells if getattr(cell, name) == value]
+        if not fitting:
+            there = sorted({str(getattr(cell, name)) for cell in cells})
+            problems.append(f"--only {condition} fits no cell; {name} is one of {', '.join(there)}")
+        cells = fitting or cells
+    return cells
+
+
+def by_row(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells with all seeds of a table's row together, rows in the plan's order: what is done when a budget ends is
+    rows that can be printed."""
+    cells = list(cells)
+    first = {}
+    for place, cell in enumerate(cells):
+        first.setdefault(replace(cell, seed=0), place)
+    return sorted(cells, key=lambda cell: first[replace(cell, seed=0)])
+
+
+def shared_pretrainings(cells: Iterable[Cell]) -> dict[Cell, Cell]:
+    """For each cell whose first phase another cell has too, that phase as a cell of its own, trained once for all."""
+    users: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        if cell.has_pretraining and cell.protocol != "pretrain":
+            users.setdefault(cell.pretraining(), []).append(cell)
+    return {cell: shared for shared, sharing in users.items() if len(sharing) > 1 for cell in sharing}
+
+
+def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int]]:
+    """Every data set that the cells need, with its image size."""
+    wanted = ((name, cell.image_size) for cell in cells for name in (cell.dataset, cell.pretrain_dataset))
+    return [each for each in dict.fromkeys(wanted) if each[0] != NONE]
+
+
+def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> list[str]:
+    """Decode every data set of the plan on this machine. Returns what is wrong, one sentence each.
+
+    download: False leaves out what would have to be downloaded.
+    """
+    problems = []
+    for name, size in datasets_of(cells):
+        try:
+            dataset = prepare(name, data_root, size, download)
+            splits = {
+                (cell.seed, cell.train_images)
+                for cell in cells
+                if cell.image_size == size and name in (cell.dataset, cell.pretrain_dataset)
+            }
+            for seed, count in splits:
+                dataset.train_val(seed, count)
+        except NotHere as error:
+            problems += [str(error)] if download else []
+        except DataError as error:
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,1 @@
+"""MLflow's runs: written by the driver alone."""

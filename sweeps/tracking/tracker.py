@@ -1,0 +1,287 @@
+"""MLflow, written in one place: by the driver, in batches, one run per cell for ever.
+
+MLflow is the view that people look at; the account is the truth. A run is found by its cell's id and continued, no
+step is logged twice, and no run is left RUNNING that nothing runs.
+"""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a sweep reports to its user alone
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the progress is what a person reads
+# A server that is away is named within seconds at the start, and later waited for by the outbox.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from relvit.cell import Cell
+from relvit.files import Location
+from sweeps.account.code_version import git_state
+from sweeps.account.secrets import redacted
+from sweeps.tracking.history import attach_history, create_experiment
+
+# MLflow announces every table that it makes in a new database.
+for _name in ("mlflow.store.db.utils", "alembic.runtime.migration"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+CELL_ID, STORAGE, STUDY, REASON, FAILURE = "cell_id", "storage", "study", "reason", "failure"
+DEVIATION, DUPLICATE = "deviation", "duplicate_of"
+_RUNNING, _FINISHED, _FAILED, _KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+_PAGE = 1000
+
+# What MLflow will answer again however often it is asked.
+_LASTING = {
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+class TrackingError(ValueError):
+    """The tracking server or database cannot be used, and why."""
+
+
+class Tracker:
+    """The runs of one experiment. Open it in one process only where the tracking URI is a SQLite file."""
+
+    def __init__(self, uri: str, experiment: str, storage: Location, studies: Mapping[str, str]):
+        """studies: by cell id, the names of its studies, joined by commas. Raises TrackingError if the URI cannot be
+        used."""
+        self._members, self._storage = studies, str(storage.absolute())
+        self._uri = uri
+        try:
+            with _one_at_a_time(uri):  # two drivers that make the tables of one new database spoil it
+                self._client = MlflowClient(uri)
+                found = self._client.get_experiment_by_name(experiment)
+                if found and found.lifecycle_stage == LifecycleStage.DELETED:
+                    raise TrackingError(
+                        f"the MLflow experiment {experiment!r} at {redacted(uri)} was deleted and takes no runs: "
+                        f"restore it (mlflow experiments restore --experiment-id {found.experiment_id}), or name "
+                        "another with --experiment"
+                    )
+                self._experiment = found.experiment_id if found else create_experiment(self._client, experiment)
+            runs = self._search(f"tags.{CELL_ID} != ''")
+        except (MlflowException, OSError, SQLAlchemyError, ImportError) as error:
+            # A driver that is missing for a database is an ImportError, a file that is none is SQLAlchemy's.
+            said = str(error).replace(uri, redacted(uri)).strip().splitlines()[0]
+            raise TrackingError(f"MLflow at {redacted(uri)} cannot be used: {said}") from error
+        self._runs: dict[str, Run] = {}
+        self._duplicates: list[tuple[Run, Run]] = []
+        # A finished run before the others, the oldest first.
+        for run in sorted(runs, key=lambda run: (run.info.status != _FINISHED, run.info.start_time)):
+            kept = self._runs.setdefault(run.data.tags[CELL_ID], run)
+            if kept is not run:
+                self._duplicates.append((run, kept))
+        self._origin = _origin()
+        self._logged: dict[str, set[int]] = {}
+
+    def _search(self, condition: str) -> list[Run]:
+        """All runs of the experiment that fit."""
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], condition, ViewType.ACTIVE_ONLY, _PAGE, page_token=token
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def mark_duplicates(self) -> list[str]:
+        """Take the cell's id from all but one of the runs that carry it, and say in a tag which run stands for the
+        cell: a request that was answered too late, or another program, made them. Returns their run ids."""
+        for run, kept in self._duplicates:
+            self._client.set_tag(run.info.run_id, DUPLICATE, kept.info.run_id)
+            self._client.delete_tag(run.info.run_id, CELL_ID)
+            if run.info.status == _RUNNING:
+                self._client.set_terminated(run.info.run_id, _KILLED)
+        marked = [run.info.run_id for run, _ in self._duplicates]
+        self._duplicates.clear()
+        return marked
+
+    def close_orphans(self, alive: Container[str] = ()) -> list[str]:
+        """End the runs under this storage path that a dead driver left RUNNING. Returns their cells' ids.
+
+        alive: ids of cells that other drivers hold, whose runs are left alone.
+        """
+        orphans = [
+            cell_id
+            for cell_id, run in self._runs.items()
+            if run.info.status == _RUNNING and run.data.tags.get(STORAGE) == self._storage and cell_id not in alive
+        ]
+        for cell_id in orphans:
+            self._end(cell_id, _KILLED, "the driver died")
+        return orphans
+
+    def begin(self, cell: Cell, deviation: str = "") -> None:
+        """Make the cell's run, or take it up again, and set it RUNNING. deviation: what in this training differs from
+        the cell's own settings (sweeps/account/failures.py)."""
+        cell_id = cell.cell_id
+        tags = {
+            "mlflow.runName": cell_id,
+            CELL_ID: cell_id,
+            STORAGE: self._storage,
+            STUDY: self._studies(cell_id),
+            "method": cell.method,
+            REASON: "",
+            FAILURE: "",
+            DEVIATION: deviation,
+            **self._origin,
+        }
+        run = self._runs.get(cell_id)
+        if run is None:
+            # There may be one after all: of a request that was carried out and not answered.
+            run = next(iter(self._search(f"tags.{CELL_ID} = '{cell_id}'")), None)
+        if run is None:
+            run = self._client.create_run(self._experiment, tags=tags, run_name=cell_id)
+        else:
+            self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            self._client.update_run(run.info.run_id, status=_RUNNING)
+        if not run.data.params:
+            params = [Param(name, str(value)) for name, value in cell.as_dict().items()]
+            self._client.log_batch(run.info.run_id, params=params)
+        self._runs[cell_id] = run
+        self._logged[cell_id] = self._epochs(run)
+
+    def _epochs(self, run: Run) -> set[int]:
+        """The epochs whose rows the run has."""
+        return {int(metric.value) for metric in self._client.get_metric_history(run.info.run_id, "epoch")}
+
+    def _studies(self, cell_id: str) -> str:
+        """The studies that the cell belongs to: those its run knows of, and this one."""
+        run = self._runs.get(cell_id)
+        known = run.data.tags.get(STUDY, "").split(",") if run else []
+        return ",".join(sorted({*known, *self._members[cell_id].split(",")} - {""}))
+
+    def tag_study(self, cell: Cell) -> None:
+        """Let the run of a finished cell know that this study has it too."""
+        studies, run = self._studies(cell.cell_id), self._runs[cell.cell_id]
+        if studies != run.data.tags.get(STUDY):
+            self._client.set_tag(run.info.run_id, STUDY, studies)
+
+    def log(
+        self,
+        cell_id: str,
+        row: dict[str, Any],
+        worker: Mapping[str, str] | None = None,
+        usage: Mapping[str, float] | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        """Log one row of metrics at its epoch, in one request; a row that is there already is left alone.
+
+        worker: tags that say where it was trained; usage: what the trial's process used (driver/usage.py), logged with
+        the rows of epochs alone; timestamp: milliseconds of Unix time, now if not given. The same call again, with its
+        timestamp, changes nothing.
+        """
+        run_id, epoch = self._runs[cell_id].info.run_id, row["epoch"]
+        is_result = row["phase"] == "test"
+        if not is_result and epoch in self._logged[cell_id]:
+            return
+        if is_result and "selected_epoch" in self._client.get_run(run_id).data.metrics:
+            return
+        now = timestamp or int(time.time() * 1000)
+        if is_result:  # it shares its step with the last epoch's row, which has "epoch" and the usage
+            numbers = {key: value for key, value in row.items() if key not in ("phase", "epoch")}
+        else:  # "epoch", in the same request, marks the row as logged
+            numbers = {**{key: value for key, value in row.items() if key != "phase"}, **(usage or {})}
+        metrics = [Metric(key, float(value), now, epoch) for key, value in numbers.items()]
+        tags = [RunTag("phase", row["phase"])] + [RunTag(key, value) for key, value in (worker or {}).items()]
+        self._client.log_batch(run_id, metrics=metrics, tags=tags)
+        if not is_result:
+            self._logged[cell_id].add(epoch)
+
+    def finish(self, cell_id: str) -> None:
+        """The cell is finished."""
+        self._end(cell_id, _FINISHED, "")
+
+    def fail(self, cell_id: str, reason: str, failure: str = "") -> None:
+        """The cell failed for this reason, in this way (sweeps/account/failures.py)."""
+        self._client.set_tag(self._runs[cell_id].info.run_id, FAILURE, failure)
+        self._end(cell_id, _FAILED, reason)
+
+    def interrupt(self, cell_id: str, reason: str) -> None:
+        """The cell was stopped and can be continued."""
+        self._end(cell_id, _KILLED, reason)
+
+    def tag(self, cell_id: str, tags: Mapping[str, str]) -> None:
+        """Say more about a cell that has a run."""
+        self._client.log_batch(self._runs[cell_id].info.run_id, tags=[RunTag(*each) for each in tags.items()])
+
+    def status(self, cell_id: str) -> str | None:
+        """The status of the cell's run when this tracker was opened; None where it has none."""
+        run = self._runs.get(cell_id)
+        return run.info.status if run else None
+
+    def tag_of(self, cell_id: str, name: str) -> str | None:
+        """A tag of the cell's run when this tracker was opened; None where it has no such run or tag."""
+        run = self._runs.get(cell_id)
+        return run.data.tags.get(name) if run else None
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether the cell's run is there, FINISHED, and has its last epoch and its result. Asks nothing of MLflow."""
+        run = self._runs.get(cell.cell_id)
+        if run is None or run.info.status != _FINISHED:
+            return False
+        return run.data.metrics.get("epoch") == cell.total_epochs and "selected_epoch" in run.data.metrics
+
+    def missing_epochs(self, cell: Cell) -> list[int]:
+        """The epochs of a cell whose rows its run lacks, by one request."""
+        return sorted(set(range(1, cell.total_epochs + 1)) - self._epochs(self._runs[cell.cell_id]))
+
+    def rebuild(self, cell: Cell, history: list[dict[str, Any]], deviation: str = "") -> None:
+        """Make the run of a finished cell whole again from its rows in the account."""
+        self.begin(cell, deviation)
+        for row in history:
+            self.log(cell.cell_id, row)
+        self.finish(cell.cell_id)
+
+    def _end(self, cell_id: str, status: str, reason: str) -> None:
+        run_id = self._runs[cell_id].info.run_id
+        self._client.set_tag(run_id, REASON, reason[:5000])
+        attach_history(self._client, run_id)
+        self._client.set_terminated(run_id, status)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a write to MLflow that failed like this may succeed later: the server is away or busy, the database
+    locked."""
+    if isinstance(error, MlflowException):
+        return error.error_code not in _LASTING
+    return isinstance(error, (OSError, OperationalError))
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Where the URI is a SQLite file: alone with it, among the drivers of this machine."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    with FileLock(database.with_name(f"{database.name}.lock")):
+        yield
+
+
+def _origin() -> dict[str, str]:
+    """Tags that lead from a run back to the code that made it."""
+    return {
+        "driver_host": platform.node(),
+        **git_state(),
+        **{f"{package}_version": version(package) for package in ("torch", "timm", "ray")},
+        "python_version": platform.python_version(),
+    }
