@@ -9,7 +9,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from relvit.cell import BACKBONES, SwinSpec, T2TSpec, unknown
+from relvit.messages import unknown
+from relvit.specs import BACKBONES, SwinSpec, T2TSpec
 from relvit.t2t import T2TViT
 
 

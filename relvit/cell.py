@@ -6,7 +6,6 @@ tables. A field that cannot act in a given cell must hold its neutral value (`Ce
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -16,6 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from relvit.messages import unknown
+from relvit.specs import BACKBONES, SwinSpec, T2TSpec, ViTSpec  # noqa: F401  (part of this module for its users)
 
 # The four tasks of section 2.1, in the column order of Table 4 read from right to left.
 TASKS = ("sprel", "dist", "ang", "abspos")
@@ -42,65 +44,6 @@ SCHEDULABLE = (
     *(f"{task}_weight" for task in OBJECTIVES),
     *_OF_PATCHES,
 )
-
-
-@dataclass(frozen=True)
-class ViTSpec:
-    """A Vision Transformer. patch_size: pixels a side of what one token sees; image_size: None for the data set's."""
-
-    dim: int
-    depth: int
-    heads: int
-    patch_size: int
-    image_size: int | None = None
-
-
-@dataclass(frozen=True)
-class SwinSpec:
-    """A Swin Transformer. dim: channels of the first stage, doubled by each of the following."""
-
-    dim: int
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    window: int
-    image_size: int | None = None
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels a side of one of the final tokens: patches of 4, merged 2 x 2 between stages."""
-        return 4 * 2 ** (len(self.depths) - 1)
-
-
-@dataclass(frozen=True)
-class T2TSpec:
-    """A T2T-ViT. token_dim: channels in its token transformers."""
-
-    dim: int
-    depth: int
-    heads: int
-    token_dim: int
-    image_size: int | None = None
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels a side of one token of the tasks: soft splits of stride 4, 2 and 2, then pooling of stride 2."""
-        return 32
-
-
-BACKBONES: dict[str, ViTSpec | SwinSpec | T2TSpec] = {
-    # Table 1.
-    "vit_s4": ViTSpec(dim=384, depth=12, heads=6, patch_size=4, image_size=32),
-    "vit_s8": ViTSpec(dim=384, depth=12, heads=6, patch_size=8, image_size=64),
-    "vit_s32": ViTSpec(dim=384, depth=12, heads=6, patch_size=32, image_size=224),
-    # Table 3: Swin-T (Liu et al., ICCV 2021) and T2T-ViT-14 (Yuan et al., ICCV 2021), both at 224 pixels.
-    "swin_t": SwinSpec(dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7, image_size=224),
-    "t2t_vit_14": T2TSpec(dim=384, depth=14, heads=6, token_dim=64, image_size=224),
-    # Ours: extra small, for a CPU.
-    "vit_xs4": ViTSpec(dim=96, depth=4, heads=3, patch_size=4),
-    "vit_xs8": ViTSpec(dim=96, depth=4, heads=3, patch_size=8),
-    "swin_xs8": SwinSpec(dim=32, depths=(2, 2), heads=(2, 4), window=4),
-    "t2t_xs": T2TSpec(dim=96, depth=4, heads=3, token_dim=32, image_size=64),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,16 +133,16 @@ class Cell:
         return BACKBONES[self.backbone].patch_size
 
     @cached_property
-    def _stretches(self) -> list[tuple[int, "Cell"]]:
+    def _schedule_segments(self) -> list[tuple[int, "Cell"]]:
         """From how many epochs of the last phase on, and what holds then."""
-        stretches = [(0, dataclasses.replace(self, schedule=NONE))]
+        segments = [(0, dataclasses.replace(self, schedule=NONE))]
         for epoch, changes in parse_schedule(self.schedule):
-            stretches.append((epoch, dataclasses.replace(stretches[-1][1], **changes)))
-        return stretches
+            segments.append((epoch, dataclasses.replace(segments[-1][1], **changes)))
+        return segments
 
     def after(self, epochs: int) -> "Cell":
         """What holds once so many epochs of the last phase are done: the cell without a schedule."""
-        return next(cell for start, cell in reversed(self._stretches) if start <= epochs)
+        return next(cell for start, cell in reversed(self._schedule_segments) if start <= epochs)
 
     def until(self, epochs: int) -> "Cell":
         """The cell that this one is through so many epochs of its last phase: without what is scheduled after them."""
@@ -337,14 +280,6 @@ def format_schedule(entries: Iterable[tuple[int, Mapping[str, Any]]]) -> str:
 def patch_crop_size(patch_size: int, patch_crop: float) -> int:
     """Side in pixels of the crop of a patch: the published code's round(P / 1.15) for patch_crop = 1 / 1.15."""
     return round(patch_size * patch_crop)
-
-
-def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """A sentence for a name that does not exist: the valid ones, and the one that was probably meant."""
-    valid = list(valid)
-    nearest = difflib.get_close_matches(str(name), valid, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {name!r}: one of {', '.join(valid)}{hint}"
 
 
 def parse_value(field: str, text: str) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from relvit.sources import DATASETS, DataError, NotHere, Source, interleaved_classes, read_source, shorten
+from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Source, interleaved_classes, read_source, shorten
 
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 CACHE_VERSION = 2
@@ -106,7 +106,7 @@ def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
         return json.loads(meta.read_text())["splits"]
     try:
         source = read_source(name, data_root, download=False)
-    except NotHere:
+    except DatasetNotDownloaded:
         return dict(DATASETS[name].counts)
     return {split: len(labels) for split, (_, labels) in source.splits.items()}
 
@@ -123,7 +123,8 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True) 
     """The decoded data set, after a look at the source: downloaded, decoded or decoded anew where needed.
 
     Safe to call from several processes at once: one works, the others wait.
-    Raises DataError, naming the files, where the source is missing, incomplete or unreadable; NotHere as `read_source`.
+    Raises DataError, naming the files, where the source is missing, incomplete or unreadable, and DatasetNotDownloaded
+    as `read_source`.
     """
     folder = _cache_folder(name, data_root, image_size)
     try:

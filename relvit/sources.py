@@ -71,13 +71,13 @@ class DatasetRow:
     aliases: tuple[str, ...] = ()
 
 
-class NotHere(DataError):
+class DatasetNotDownloaded(DataError):
     """A data set would have to be downloaded first."""
 
 
 def read_source(name: str, data_root: Path, download: bool = True) -> Source:
     """The source of a data set, downloaded if need be. Raises DataError where it is missing, incomplete or corrupt, and
-    NotHere where it would have to be downloaded and must not be."""
+    DatasetNotDownloaded where it would have to be downloaded and must not be."""
     source = _read_source(name, data_root, download)
     empty = [split for split, (_, labels) in source.splits.items() if not labels]
     if empty:
@@ -98,7 +98,7 @@ def _read_source(name: str, data_root: Path, download: bool) -> Source:
         if root.is_dir() and (root / "train").is_dir() != (root / "test").is_dir():
             return _read_class_folders(name, root)  # which says what is missing
         if not download:
-            raise NotHere(f"{name}: looked for {_layouts(row, root)}, found none")
+            raise DatasetNotDownloaded(f"{name}: looked for {_layouts(row, root)}, found none")
         _download(name, row, root)
     return row.read(root)
 

@@ -243,7 +243,7 @@ class _Run:
         self.datasets = [pretrain_dataset if phase.name == "pretrain" else dataset for phase in self.phases]
         self.history: list[Row] = []
         self.results: dict[str, float] = {}
-        self.holding = cell.after(0)  # the fields that hold now, of which a schedule may change some
+        self.current = cell.after(0)  # the fields that hold now, of which a schedule may change some
         self._start_phase(0, None)
 
     def _start_phase(self, index: int, pretrained: dict[str, Tensor] | None) -> None:
@@ -277,7 +277,7 @@ class _Run:
         self.schedule = learning_rates(
             rates, cell.warmup_epochs * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
         )
-        self.holding = cell.after(0)
+        self.current = cell.after(0)
         self.augment = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=True)
         self.plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
@@ -290,11 +290,11 @@ class _Run:
         """Let the fields hold that the cell's schedule sets for the epoch to come."""
         if self.phase.name == "pretrain" or self.cell.schedule == NONE:
             return
-        self.holding = self.cell.after(self.phase_epoch)
+        self.current = self.cell.after(self.phase_epoch)
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.holding.weight_decay
+            group["weight_decay"] = self.current.weight_decay
         mean, std = self.dataset.mean, self.dataset.std
-        self.augment = phase_augmentation(self.holding, self.phase, mean=mean, std=std, training=True)
+        self.augment = phase_augmentation(self.current, self.phase, mean=mean, std=std, training=True)
 
     @property
     def epoch(self) -> int:
@@ -351,7 +351,7 @@ class _Run:
             images, permutation = self.augment(images, self.draws)
             self.optimizer.zero_grad(set_to_none=True)
             losses = self._backward(images, labels, permutation)
-            norm = nn.utils.clip_grad_norm_(self.trained, self.holding.gradient_clip or math.inf)
+            norm = nn.utils.clip_grad_norm_(self.trained, self.current.gradient_clip or math.inf)
             self.optimizer.step()
             names = [name if name == "loss" else f"{name}_loss" for name in losses] + ["gradient_norm"]
             values.append(torch.stack([*losses.values(), norm]))
@@ -388,7 +388,7 @@ class _Run:
 
     @property
     def _weights(self) -> dict[str, float]:
-        return {task: getattr(self.holding, f"{task}_weight") for task in self.phase.tasks}
+        return {task: getattr(self.current, f"{task}_weight") for task in self.phase.tasks}
 
     def _losses(self, predictions: dict[str, Tensor], labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
         targets = self.targets(permutation)

@@ -12,7 +12,7 @@ from sweeps.planning.plan import PlanError, Request, datasets_of, plan_cells, sh
 from sweeps.planning.recipes import RECIPES, recipe
 from sweeps.planning.studies import STUDIES, study
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "analysis" / "published.csv"
+PUBLISHED = Path(__file__).resolve().parents[1] / "analysis" / "paper" / "published.csv"
 # The tasks of a published row that names none.
 TASKS_OF = {"supervised": "none", "drloc": "drloc"}
 

@@ -20,6 +20,7 @@ from analysis.output.typeset import CROSS, DASH, DOWN, UP, Column, Entry, Row, T
 from analysis.runs.comparability import acting_fields, conform, deviations
 from analysis.stats import seeds as statistics
 from relvit.cell import BACKBONES, DRLOC, FIELDS, NONE, ViTSpec, parse_tasks, task_combinations
+from relvit.paper import BACKBONE_NAMES, BEST, DATASET_NAMES, FAMILIES, METHODS
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -33,27 +34,6 @@ TASK_COLUMNS = (
 _FINETUNING = ("accuracy", "Finetuning", f"(Acc {UP})", True)
 OURS, PAPER = "Ours", "Paper"
 
-BEST = "sprel+abspos"  # the combination of Tables 2 and 3
-DATASET_NAMES = {
-    "cifar10": "CIFAR-10",
-    "svhn": "SVHN",
-    "cifar100": "CIFAR-100",
-    "flowers102": "Flower-102",
-    "tiny_imagenet": "TinyImagenet",
-}
-BACKBONE_NAMES = {
-    "vit_s4": "ViT-S/4",
-    "vit_s8": "ViT-S/8",
-    "vit_s32": "ViT-S/32",
-    "vit_xs4": "ViT-XS/4",
-    "vit_xs8": "ViT-XS/8",
-    "swin_t": "Swin-T",
-    "swin_xs8": "Swin-XS",
-    "t2t_vit_14": "T2T-ViT-14",
-    "t2t_xs": "T2T-ViT-XS",
-}
-FAMILIES = {"vit": "ViT", "swin": "Swin", "t2t": "T2T-ViT"}
-METHODS = {"supervised": "Supervised", "drloc": "L_drloc", "relvit": "RelViT"}
 _METHOD_OF_TASKS = {NONE: "supervised", DRLOC: "drloc", BEST: "relvit"}
 
 

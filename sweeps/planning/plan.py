@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import BACKBONES, FIELDS, NONE, Cell, canonical_tasks, make_cell, parse_value, unknown
-from relvit.data import DataError, NotHere, native_image_size, prepare
+from relvit.data import DataError, DatasetNotDownloaded, native_image_size, prepare
 from sweeps.planning.recipes import Recipe, recipe
 from sweeps.planning.studies import Spec, Study, study
 
@@ -298,7 +298,7 @@ def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> l
             }
             for seed, count in splits:
                 dataset.train_val(seed, count)
-        except NotHere as error:
+        except DatasetNotDownloaded as error:
             problems += [str(error)] if download else []
         except DataError as error:
             problems.append(str(error))

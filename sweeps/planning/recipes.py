@@ -10,59 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import BACKBONES, FIELDS, ViTSpec, type_errors, unknown
+from relvit import paper
+from relvit.cell import FIELDS, type_errors
+from relvit.messages import unknown
+from relvit.paper import section_3_1
 
 # What is trained, which a recipe leaves open.
 _NOT_A_RECIPES = ("dataset", "backbone", "protocol", "tasks", "seed", "pretrain_dataset", "image_size")
-
-# Fields of relvit.cell.Cell under the paper's settings for ViT.
-_PAPER: dict[str, Any] = {
-    "train_images": 0,  # all
-    "pretrain_epochs": 100,  # [3.1]
-    "epochs": 100,  # [3.1]
-    "warmup_epochs": 10,  # [3.1]
-    "batch_size": 256,  # [3.1], for ViT
-    "pretrain_learning_rate": 5e-4,  # [3.1]
-    "learning_rate": 5e-4,  # [3.1]
-    "weight_decay": 0.0,  # [3.1] "we avoid the use of dropout, drop-path, weight decay, and label smoothing"
-    "gradient_clip": 1.0,  # [code] --grad_clip_val 1.0
-    "drop_path": 0.0,  # [3.1]
-    "precision": "fp32",  # [code] Lightning's default
-    "selection": "best_val",  # [code] best epoch; there by the test split, here by the validation split
-    "schedule": "none",  # [3.1] has no other schedule than that of the learning rate
-    "crop_padding": 4,  # [code] RandomCrop(size, padding=4) for the 32 and 64 pixel sets; [3.1] says "resized crops"
-    "crop_min_area": 1.0,  # off, but see _AT_224
-    "flip_probability": 0.5,  # [3.1] "random horizontal flipping"
-    "pair_head": "bilinear",  # Eq. 8
-    "sprel_weight": 1.0,  # [2.2] "we minimize the sum of all the losses"
-    "dist_weight": 1.0,
-    "ang_weight": 1.0,
-    "abspos_weight": 1.0,
-    "drloc_weight": 0.5,  # [9] lambda for Swin; T2T-ViT has 0.1, see _T2T
-    "pretrain_position_embedding": False,  # [3.2] "we removed the positional encodings in the pre-training"
-    "permute_patches": False,  # [3.3] "the shuffling is optional"
-    "patch_crop": 1 / 1.15,  # [code] RandomCrop(round(P / 1.15)) of each patch, resized back to P
-    "jitter_probability": 0.8,  # [code] RandomApply(ColorJitter(0.4, 0.4, 0.4, 0.1), p=0.8)
-    "jitter_strength": 0.4,
-    "greyscale_probability": 0.2,  # [code] RandomGrayscale(p=0.2)
-    "mega_grid": 0,  # off; [code] has it in upstream_MEGApatch.sh
-}
-
-# [code] RandomResizedCrop, with torchvision's default area, where images have 224 pixels.
-_AT_224: dict[str, Any] = {"crop_padding": 0, "crop_min_area": 0.08}
-
-# [3.1] names patch augmentation "when using ViT backbone and SSL tasks"; [3.1] batch size 64 for the variants.
-_VARIANT: dict[str, Any] = {
-    "batch_size": 64,
-    "patch_crop": 1.0,
-    "jitter_probability": 0.0,
-    "jitter_strength": 0.0,
-    "greyscale_probability": 0.0,
-}
-_T2T: dict[str, Any] = {
-    "drloc_weight": 0.1,  # [9]
-    "drop_path": 0.0,  # [code] --drop_path_rate reaches ViT alone: T2T-ViT keeps its default of 0, Swin its own of 0.1
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +30,7 @@ class Recipe:
     fields: Mapping[str, Any]
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     image_sizes: Mapping[str, int] = field(default_factory=dict)
-    variants: Mapping[str, Any] = field(default_factory=lambda: _VARIANT)
+    variants: Mapping[str, Any] = field(default_factory=lambda: paper.VARIANT)
     tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def stand_in(self, name: str, value: str) -> str:
@@ -85,14 +39,7 @@ class Recipe:
 
     def for_backbone(self, backbone: str, image_size: int) -> dict[str, Any]:
         """The fields of a cell with this backbone and these images."""
-        fields = dict(self.fields)
-        if backbone in BACKBONES and not isinstance(BACKBONES[backbone], ViTSpec):
-            fields |= self.variants
-        if backbone.startswith("t2t"):
-            fields |= _T2T
-        if image_size >= 224:
-            fields |= _AT_224
-        return fields | self.tuned
+        return section_3_1(backbone, image_size, self.fields, self.variants) | self.tuned
 
 
 _CPU_SIZES = {"flowers102": 64}  # [ours] 8 x 8 patches of vit_xs8
@@ -105,20 +52,20 @@ _CPU_BACKBONES = {
 }
 
 RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(_PAPER),
+    "paper": Recipe(paper.VIT),
     # What the scripts published with the paper do where they differ from its section 3.1, as far as fields of a cell
     # can say it; the rest (schedule, checkpoint of the pre-training, patches in joint training): docs/reproduction.md.
     "reference": Recipe(
-        _PAPER
+        paper.VIT
         | {
             "weight_decay": 0.1,  # [code] README's commands: --weight_decay 0.1
-            "drop_path": 0.1,  # [code] README's commands: --drop_path_rate 0.1; for T2T-ViT see _T2T
+            "drop_path": 0.1,  # [code] README's commands: --drop_path_rate 0.1; for T2T-ViT see paper.T2T
             "pair_head": "low_rank",  # [code] MultiHeadAttentionScores: queries and keys of D // K channels
         }
     ),
     # All 16 cells of Table 4 on the embedded digits in minutes on two cores. Not the paper's numbers: its experiment.
     "demo": Recipe(
-        _PAPER
+        paper.VIT
         | {
             "pretrain_epochs": 20,  # [ours] SpRel accuracy is near its plateau
             "epochs": 20,  # [ours] the supervised cell passes 95 %
@@ -135,7 +82,7 @@ RECIPES: dict[str, Recipe] = {
     # A study on real 32 x 32 images that two cores can pay: few images, many epochs, which is also where pre-training
     # pays over equally long supervised training.
     "cpu": Recipe(
-        _PAPER
+        paper.VIT
         | {
             "train_images": 2000,  # [ours] supervised training saturates
             "batch_size": 128,  # [ours] 16 steps an epoch
@@ -144,7 +91,7 @@ RECIPES: dict[str, Recipe] = {
         },
         stand_ins={"backbone": _CPU_BACKBONES},
         image_sizes=_CPU_SIZES,
-        variants=_VARIANT | {"batch_size": 128},
+        variants=paper.VARIANT | {"batch_size": 128},
     ),
 }
 

@@ -21,19 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import FIELDS, NONE, task_combinations, type_errors, unknown
+from relvit.cell import FIELDS, NONE, task_combinations, type_errors
+from relvit.messages import unknown
+from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
 
 Spec = Mapping[str, Any]
-
-BEST = "sprel+abspos"  # the combination that section 3.2 uses throughout
-VIT_OF = {  # Table 2: the ViT that fits each data set's images
-    "cifar10": "vit_s4",
-    "svhn": "vit_s4",
-    "cifar100": "vit_s4",
-    "flowers102": "vit_s32",
-    "tiny_imagenet": "vit_s8",
-}
-TABLE3_DATASETS = ("cifar10", "svhn", "cifar100", "flowers102")
 
 
 @dataclass(frozen=True)
