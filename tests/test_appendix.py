@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_tables import line, planned, published_as_runs, row
+from helpers.paper_runs import line, planned, published_as_runs, row
 
 from analysis.output.typeset import Table
 from analysis.paper import appendix

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_tables import planned, row
+from helpers.paper_runs import planned, row
 
 from analysis.runs.comparability import conform, deviations, of_recipe
 from relvit.cell import FIELDS

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_train import TINY, newest, silent, take, unreadable, without_speeds
+from helpers.tiny import TINY, newest, silent, take, unreadable, without_speeds
 
 from relvit.cell import make_cell
 from relvit.train import train

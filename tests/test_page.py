@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from made_runs import made_runs, planned
+from helpers.made_runs import made_runs, planned
 
 from analysis.paper import drawing as figures
 from analysis.report import page

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_runs import planned
+from helpers.made_runs import planned
 
 from relvit import checkpoint
 from relvit.backbones import ViT, build_backbone

@@ -4,9 +4,9 @@ import random
 import re
 
 import pytest
+from helpers.searches import base
 from optuna.trial import TrialState
 from ray import tune
-from test_spaces import base
 
 from relvit.cell import parse_schedule
 from sweeps.search.population import PopulationSearch, boundaries, explore, replaced, select

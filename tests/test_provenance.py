@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_runs import made_runs
-from made_runs import planned as planned_runs
-from test_tables import planned, row
+from helpers.made_runs import made_runs
+from helpers.made_runs import planned as planned_runs
+from helpers.paper_runs import planned, row
 
 from analysis.output import provenance
 from analysis.output.provenance import ProvenanceError

@@ -7,56 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
+from helpers.searches import FEW, SPACE, base, opened, outcomes, quality, row, run, train
 from optuna.trial import TrialState
-from test_spaces import base
 
 from sweeps.planning.recipes import recipe, recipe_file
 from sweeps.search.optuna_study import DatabaseError
 from sweeps.search.report import comparable, importances
 from sweeps.search.search import SAMPLERS, Budget, Method, Search, is_twin, method_problems
 from sweeps.search.space import make_space
-
-SPACE = make_space(base("none", protocol="joint", epochs=9))
-FEW = make_space(base("none", protocol="joint", epochs=9), names=["gradient_clip"])
-
-
-def quality(cell, epoch):
-    """A made-up validation accuracy, the best at a learning rate of 0.001."""
-    return 90 - 1000 * abs(cell.learning_rate - 0.001) + epoch
-
-
-def row(cell, epoch):
-    return {"epoch": epoch, "epoch_seconds": 2.0, "joint_val_accuracy": quality(cell, epoch)}
-
-
-def train(search, asked, last=None):
-    """Report epochs until the search ends the trial, or up to `last`. Returns how many."""
-    for epoch in range(1, (last or asked.cell.total_epochs) + 1):
-        if search.report(asked, row(asked.cell, epoch)):
-            search.settle(asked)
-            return epoch
-    return last
-
-
-def run(search, limit=1000):
-    """Train trials one after the other; returns their cells."""
-    cells = []
-    while len(cells) < limit and (asked := search.next()) is not None:
-        cells.append(asked.cell)
-        train(search, asked)
-    return cells
-
-
-PLAIN = Method("random", "none")
-
-
-def opened(tmp_path, space=SPACE, method=PLAIN, trials=12, name="a", points=()):
-    return Search(name, space, method, Budget(trials=trials), f"sqlite:///{tmp_path}/optuna.db", points)
-
-
-def outcomes(search):
-    return [(trial.number, trial.state, trial.values, trial.params) for trial in search.trials]
-
 
 # Resume
 

@@ -4,8 +4,8 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from helpers.searches import FEW, opened, row, run
 from rich.console import Console
-from test_search import FEW, opened, row, run
 
 from sweeps.account.account import PRUNED, RUNNING, SEARCHED, Account
 from sweeps.search.queue import _SearchReporter

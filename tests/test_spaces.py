@@ -2,18 +2,12 @@
 
 import optuna
 import pytest
+from helpers.searches import base
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from ray import tune
 
-from relvit.cell import make_cell
 from sweeps.planning.recipes import RECIPES
 from sweeps.search.space import SpaceError, default_space, distribution, make_space, text
-
-
-def base(tasks="sprel+abspos", **fields):
-    what = {"dataset": "digits", "pretrain_dataset": "digits", "backbone": "vit_xs4", "image_size": 16, "seed": 7}
-    demo = RECIPES["demo"].for_backbone("vit_xs4", 16)
-    return make_cell(**{**demo, **what, "protocol": "pretrain_finetune", "tasks": tasks, **fields}).as_dict()
 
 
 def write(tmp_path, content):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_runs import planned
+from helpers.made_runs import planned
 from mlflow import MlflowClient
 
 from analysis.output.study_run import AttachError, attach

@@ -2,8 +2,8 @@
 
 import pandas as pd
 import pytest
+from helpers.searches import base
 from rich.console import Console
-from test_spaces import base
 
 from analysis import make_tables
 from analysis.paper.tuned import TUNED, UNTUNED, beside, pairs

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
+from helpers.paper_runs import published_as_runs
+from helpers.paper_runs import row as made_row
 from mlflow import MlflowClient
-from test_tables import published_as_runs
-from test_tables import row as made_row
 
 from analysis.report import page
 from relvit.cell import FIELDS, Cell

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import gathered, made_runs, planned
+from helpers.made_runs import gathered, made_runs, planned
 from PIL import Image
 from rich.console import Console
 

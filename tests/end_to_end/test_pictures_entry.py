@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import planned
+from helpers.made_runs import planned
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_data import (
+from helpers.made_data import (
     write_cifar10,
     write_cifar100,
     write_flowers102,

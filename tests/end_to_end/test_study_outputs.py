@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_runs import made_runs, planned
+from helpers.made_runs import made_runs, planned
 from mlflow import MlflowClient
 
 from sweeps.tracking.tracker import Tracker
