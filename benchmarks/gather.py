@@ -35,8 +35,9 @@ from mlflow.entities import Metric
 
 from analysis.runs.gather import gather
 from relvit.cell import Cell
+from relvit.vocabulary import HISTORY, HISTORY_POINTS
 from sweeps.planning.plan import Request, plan_cells
-from sweeps.tracking.history import HISTORY, POINTS, create_experiment, write_history
+from sweeps.tracking.history import create_experiment, write_history
 
 EXPERIMENT, NEW = "relvit", 10
 METRICS = (
@@ -111,7 +112,7 @@ class MadeStore:
         results = {"test_accuracy": 90 + float(values[-1, 1]), "selected_epoch": epochs, "training_seconds": epochs}
         latest = points[epochs - 1 :: epochs] + [Metric(*each, ended, epochs) for each in results.items()]
         points += latest[len(METRICS) :]
-        tags = _TAGS | {"mlflow.runName": cell.cell_id, "cell_id": cell.cell_id, POINTS: str(len(points))}
+        tags = _TAGS | {"mlflow.runName": cell.cell_id, "cell_id": cell.cell_id, HISTORY_POINTS: str(len(points))}
         tags["study"] = "figure2,table4" if number % 10 == 0 else "table4"
         folder = self.artifacts / f"{run_id}/artifacts"
         folder.mkdir(parents=True)
@@ -134,7 +135,7 @@ class MadeStore:
     def forget_artifacts(self) -> None:
         """Let the runs be such as were made before there were artifacts."""
         with sqlite3.connect(self.database) as connection:
-            connection.execute("DELETE FROM tags WHERE key = ?", (POINTS,))
+            connection.execute("DELETE FROM tags WHERE key = ?", (HISTORY_POINTS,))
         connection.close()
 
 

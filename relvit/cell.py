@@ -18,6 +18,7 @@ from typing import Any
 
 from relvit.messages import unknown
 from relvit.specs import BACKBONES, SwinSpec, T2TSpec, ViTSpec  # noqa: F401  (part of this module for its users)
+from relvit.vocabulary import LAST_PHASE
 
 # The four tasks of section 2.1, in the column order of Table 4 read from right to left.
 TASKS = ("sprel", "dist", "ang", "abspos")
@@ -31,7 +32,7 @@ NONE = "none"  # no tasks, no pair head, no pre-training data set
 # pretrain_finetune: train on the tasks (without tasks: on classification), then on classification (Tables 2 and 4).
 # pretrain_probe: the same first phase, then a linear classifier on frozen features (not in the paper).
 # pretrain: the first phase alone; what cells with the same first phase share.
-PROTOCOLS = ("joint", "pretrain_finetune", "pretrain_probe", "pretrain")
+PROTOCOLS = tuple(LAST_PHASE)
 
 HEADS = ("bilinear", "low_rank")
 PRECISIONS = ("fp32", "bf16")
@@ -165,6 +166,11 @@ class Cell:
     def has_pretraining(self) -> bool:
         """Whether there is a first phase that other cells may share."""
         return self.protocol != "joint"
+
+    @property
+    def last_phase(self) -> str:
+        """The phase after which the cell is tested."""
+        return LAST_PHASE[self.protocol]
 
     def pretraining(self) -> "Cell":
         """The first phase alone: equal for all cells that could share it. Only where `has_pretraining`."""

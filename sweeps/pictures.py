@@ -39,13 +39,11 @@ from relvit.backbones import Backbone
 from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
 from relvit.files import location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
+from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY
 from sweeps.account.account import Account
 from sweeps.cli.console import exit_status
 from sweeps.cluster.nodes import tracking_problems
-from sweeps.tracking.tracker import CELL_ID, STUDY
 
-ARTIFACTS = "pictures"
-DRAWN = "pictures"  # a run's tag, set once all its pictures are logged: their names, or "none"
 NOTHING, MISSING = 2, 1
 _PAGE = 1000
 _STYLE = {"font.size": 8, "axes.titlesize": 8, "figure.constrained_layout.use": True, "image.interpolation": "nearest"}
@@ -98,7 +96,7 @@ def main() -> int:
     missing = 0
     for number, run in enumerate(runs, start=1):
         name = f"[{number}/{len(runs)}] {run.data.tags[CELL_ID]}"
-        if not options.again and DRAWN in run.data.tags:
+        if not options.again and PICTURES_DRAWN in run.data.tags:
             print(f"{name}: has its pictures")
             continue
         try:
@@ -171,8 +169,8 @@ def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, i
         for name, content in drawn.items():
             path = Path(folder, f"{name}.png")
             path.write_bytes(content)
-            client.log_artifact(run.info.run_id, str(path), ARTIFACTS)
-    client.set_tag(run.info.run_id, DRAWN, ", ".join(drawn) or NONE)
+            client.log_artifact(run.info.run_id, str(path), PICTURES)
+    client.set_tag(run.info.run_id, PICTURES_DRAWN, ", ".join(drawn) or NONE)
     return "; ".join([f"logged {', '.join(drawn)}" if drawn else "nothing logged", *absent])
 
 

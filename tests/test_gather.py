@@ -361,7 +361,7 @@ def test_an_artifact_that_the_run_has_outgrown_is_not_believed(uri, tmp_path):
 
 
 def test_reader_and_writer_of_the_artifact_agree_on_its_name():
-    assert (module._HISTORY, module._HISTORY_POINTS) == (history.HISTORY, history.POINTS)
+    assert (module._HISTORY, module._HISTORY_POINTS) == (history.HISTORY, history.HISTORY_POINTS)
 
 
 # Old or whole

@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from sweeps.tracking.history import HISTORY, POINTS, SCHEMA, attach_history, create_experiment
+from relvit.vocabulary import HISTORY, HISTORY_POINTS
+from sweeps.tracking.history import SCHEMA, attach_history, create_experiment
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_it_holds_every_point_sorted_under_the_documented_schema(uri, run_id):
     table = artifact(uri, run_id)
     assert table.schema.equals(SCHEMA)
     assert rows(table) == [("accuracy", 2, 2000, "90.0"), ("loss", 1, 1000, "nan"), ("loss", 2, 2000, "0.5")]
-    assert MlflowClient(uri).get_run(run_id).data.tags[POINTS] == "3"
+    assert MlflowClient(uri).get_run(run_id).data.tags[HISTORY_POINTS] == "3"
 
 
 def test_a_run_that_went_on_gets_it_anew(uri, run_id):
@@ -52,7 +53,7 @@ def test_a_run_that_went_on_gets_it_anew(uri, run_id):
     client.log_batch(run_id, [Metric("loss", 0.25, 3000, 3)])
     attach_history(client, run_id)
     assert rows(artifact(uri, run_id))[-1] == ("loss", 3, 3000, "0.25")
-    assert client.get_run(run_id).data.tags[POINTS] == "4"
+    assert client.get_run(run_id).data.tags[HISTORY_POINTS] == "4"
 
 
 def test_a_run_without_points_has_an_empty_one(uri):
@@ -78,4 +79,4 @@ def test_an_artifact_that_cannot_be_written_is_a_warning(uri, run_id, caplog):
     with caplog.at_level(logging.WARNING, logger="sweeps.tracking.history"):
         attach_history(client, run_id)
     assert f"run {run_id} ends without the artifact {HISTORY}" in caplog.text
-    assert POINTS not in client.get_run(run_id).data.tags
+    assert HISTORY_POINTS not in client.get_run(run_id).data.tags

@@ -5,6 +5,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from relvit.vocabulary import GIT_COMMIT, GIT_DIRTY
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A job's copy of the working directory has no repository: sweeps/submit.py hands over what it knew.
@@ -14,7 +16,7 @@ COMMIT, DIRTY = "RELVIT_GIT_COMMIT", "RELVIT_GIT_DIRTY"
 def git_state(folder: Path = ROOT) -> dict[str, str]:
     """The tags git_commit and git_dirty ("true" where the tree differed); "unknown" outside a repository."""
     if COMMIT in os.environ:
-        return {"git_commit": os.environ[COMMIT], "git_dirty": os.environ.get(DIRTY, "unknown")}
+        return {GIT_COMMIT: os.environ[COMMIT], GIT_DIRTY: os.environ.get(DIRTY, "unknown")}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -23,11 +25,11 @@ def git_state(folder: Path = ROOT) -> dict[str, str]:
 
     try:
         return {
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": str(bool(git("status", "--porcelain"))).lower(),
+            GIT_COMMIT: git("rev-parse", "HEAD"),
+            GIT_DIRTY: str(bool(git("status", "--porcelain"))).lower(),
         }
     except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": "unknown", "git_dirty": "unknown"}
+        return {GIT_COMMIT: "unknown", GIT_DIRTY: "unknown"}
 
 
 def source_digest(root: Path = ROOT) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from relvit.vocabulary import GIT_COMMIT, GIT_DIRTY
 from sweeps.account.code_version import COMMIT, DIRTY, git_state
 from sweeps.account.secrets import redacted, secrets_of
 
@@ -158,7 +159,7 @@ def version_notes(client: "JobSubmissionClient") -> Iterator[str]:
 def submit(client: "JobSubmissionClient", folder: Path, entrypoint: list[str], submission_id: str | None) -> str:
     """Upload the folder and start the command in it on the head. Returns the job's id. Raises SubmitError."""
     origin = git_state(folder)
-    environment = {COMMIT: origin["git_commit"], DIRTY: origin["git_dirty"]}
+    environment = {COMMIT: origin[GIT_COMMIT], DIRTY: origin[GIT_DIRTY]}
     try:
         return client.submit_job(
             entrypoint=shlex.join(entrypoint),

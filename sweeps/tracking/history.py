@@ -22,9 +22,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from relvit.vocabulary import HISTORY, HISTORY_POINTS
+
 _LOGGER = logging.getLogger(__name__)
 
-HISTORY, POINTS = "history.parquet", "history_points"
 SCHEMA = pa.schema(
     {
         "metric": pa.dictionary(pa.int32(), pa.string()),
@@ -58,7 +59,7 @@ def attach_history(client: MlflowClient, run_id: str) -> None:
     except (MlflowException, OSError, ImportError) as error:  # a server refuses with OSError; S3 may lack its package
         _LOGGER.warning("run %s ends without the artifact %s, which speeds gathering up: %s", run_id, HISTORY, error)
     else:
-        client.set_tag(run_id, POINTS, len(points))
+        client.set_tag(run_id, HISTORY_POINTS, len(points))
 
 
 def write_history(points: Iterable[Metric], path: Path) -> None:

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from relvit.cell import FIELDS, parse_value
+from relvit.vocabulary import LAST_PHASE, SEARCH_RUN, STORAGE, TRIAL_STATE, val_accuracy
 
-SEARCH_RUN = "search_run"  # the tag of the run that stands for a search; it has no cell_id, so no table takes it
 _CANDIDATES = 50
 
 
@@ -31,7 +31,7 @@ def stand_for_search(
     client = MlflowClient(uri)
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
     found = client.search_runs(
-        [experiment_id], f"tags.{SEARCH_RUN} = '{name}' and tags.storage = '{storage}'", ViewType.ACTIVE_ONLY, 1
+        [experiment_id], f"tags.{SEARCH_RUN} = '{name}' and tags.{STORAGE} = '{storage}'", ViewType.ACTIVE_ONLY, 1
     )
     if found:
         run_id = found[0].info.run_id
@@ -42,7 +42,7 @@ def stand_for_search(
         run_id,
         metrics=[Metric(key, value, int(time.time() * 1000), 0) for key, value in metrics.items()],
         params=[Param(key, value) for key, value in params.items() if key not in known],
-        tags=[RunTag("storage", str(storage)), *(RunTag(key, value[:5000]) for key, value in tags.items())],
+        tags=[RunTag(STORAGE, str(storage)), *(RunTag(key, value[:5000]) for key, value in tags.items())],
     )
     client.log_artifacts(run_id, str(folder))
     client.set_terminated(run_id, "FINISHED")
@@ -60,13 +60,12 @@ def earlier_runs(uri: str, experiment: str, same: Mapping[str, Any]) -> list[dic
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
-    metric = {"joint": "joint", "pretrain_finetune": "finetune", "pretrain_probe": "probe"}[same["protocol"]]
-    metric += "_val_accuracy"
+    metric = val_accuracy(LAST_PHASE[same["protocol"]])
     conditions = " and ".join(f"params.{name} = '{value}'" for name, value in same.items())
     runs = client.search_runs(
         [found.experiment_id], conditions, ViewType.ACTIVE_ONLY, _CANDIDATES, [f"metrics.{metric} DESC"]
     )
-    complete = [run for run in runs if run.info.status == "FINISHED" or run.data.tags.get("trial_state") == "complete"]
+    complete = [run for run in runs if run.info.status == "FINISHED" or run.data.tags.get(TRIAL_STATE) == "complete"]
     best = {run.info.run_id: _highest(client, run, metric) for run in complete if metric in run.data.metrics}
     ranked = sorted((run for run in complete if run.info.run_id in best), key=lambda run: -best[run.info.run_id])
     return [

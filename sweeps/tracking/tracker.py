@@ -28,6 +28,23 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from relvit.cell import Cell
 from relvit.files import Location
+from relvit.vocabulary import (
+    CELL_ID,
+    DEVIATION,
+    DRIVER_HOST,
+    DUPLICATE,
+    FAILURE,
+    METHOD,
+    PACKAGES,
+    PHASE,
+    PYTHON_VERSION,
+    REASON,
+    RUN_NAME,
+    SELECTED_EPOCH,
+    STORAGE,
+    STUDY,
+    TEST,
+)
 from sweeps.account.code_version import git_state
 from sweeps.account.secrets import redacted
 from sweeps.tracking.history import attach_history, create_experiment
@@ -36,8 +53,6 @@ from sweeps.tracking.history import attach_history, create_experiment
 for _name in ("mlflow.store.db.utils", "alembic.runtime.migration"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-CELL_ID, STORAGE, STUDY, REASON, FAILURE = "cell_id", "storage", "study", "reason", "failure"
-DEVIATION, DUPLICATE = "deviation", "duplicate_of"
 _RUNNING, _FINISHED, _FAILED, _KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 _PAGE = 1000
 
@@ -134,11 +149,11 @@ class Tracker:
         the cell's own settings (sweeps/account/failures.py)."""
         cell_id = cell.cell_id
         tags = {
-            "mlflow.runName": cell_id,
+            RUN_NAME: cell_id,
             CELL_ID: cell_id,
             STORAGE: self._storage,
             STUDY: self._studies(cell_id),
-            "method": cell.method,
+            METHOD: cell.method,
             REASON: "",
             FAILURE: "",
             DEVIATION: deviation,
@@ -190,10 +205,10 @@ class Tracker:
         timestamp, changes nothing.
         """
         run_id, epoch = self._runs[cell_id].info.run_id, row["epoch"]
-        is_result = row["phase"] == "test"
+        is_result = row["phase"] == TEST
         if not is_result and epoch in self._logged[cell_id]:
             return
-        if is_result and "selected_epoch" in self._client.get_run(run_id).data.metrics:
+        if is_result and SELECTED_EPOCH in self._client.get_run(run_id).data.metrics:
             return
         now = timestamp or int(time.time() * 1000)
         if is_result:  # it shares its step with the last epoch's row, which has "epoch" and the usage
@@ -201,7 +216,7 @@ class Tracker:
         else:  # "epoch", in the same request, marks the row as logged
             numbers = {**{key: value for key, value in row.items() if key != "phase"}, **(usage or {})}
         metrics = [Metric(key, float(value), now, epoch) for key, value in numbers.items()]
-        tags = [RunTag("phase", row["phase"])] + [RunTag(key, value) for key, value in (worker or {}).items()]
+        tags = [RunTag(PHASE, row["phase"])] + [RunTag(key, value) for key, value in (worker or {}).items()]
         self._client.log_batch(run_id, metrics=metrics, tags=tags)
         if not is_result:
             self._logged[cell_id].add(epoch)
@@ -238,7 +253,7 @@ class Tracker:
         run = self._runs.get(cell.cell_id)
         if run is None or run.info.status != _FINISHED:
             return False
-        return run.data.metrics.get("epoch") == cell.total_epochs and "selected_epoch" in run.data.metrics
+        return run.data.metrics.get("epoch") == cell.total_epochs and SELECTED_EPOCH in run.data.metrics
 
     def missing_epochs(self, cell: Cell) -> list[int]:
         """The epochs of a cell whose rows its run lacks, by one request."""
@@ -280,8 +295,8 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 def _origin() -> dict[str, str]:
     """Tags that lead from a run back to the code that made it."""
     return {
-        "driver_host": platform.node(),
+        DRIVER_HOST: platform.node(),
         **git_state(),
-        **{f"{package}_version": version(package) for package in ("torch", "timm", "ray")},
-        "python_version": platform.python_version(),
+        **{f"{package}_version": version(package) for package in PACKAGES},
+        PYTHON_VERSION: platform.python_version(),
     }

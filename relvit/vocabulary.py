@@ -1,0 +1,52 @@
+"""The names that runs carry in MLflow: tags, artifacts, phases and results. Standard library only.
+
+sweeps/tracking writes them and analysis/runs reads them back; neither spells one itself. A run's parameters are the
+fields of its cell (relvit/cell.py), so they need no names here.
+"""
+
+# Tags of a cell's run
+CELL_ID = "cell_id"
+STUDY = "study"  # every study that the cell belongs to, sorted and joined by commas: "figure2,table4"
+STORAGE = "storage"  # the storage path whose account says what is done
+METHOD = "method"
+PHASE = "phase"  # the phase of the last row that was logged
+REASON = "reason"  # why the run failed or was interrupted
+FAILURE = "failure"  # the class of that (sweeps/account/failures.py)
+DEVIATION = "deviation"  # in what the training differs from the cell's own settings: "micro_batches=4"
+DUPLICATE = "duplicate_of"  # another run stands for the cell; a run with this tag has no cell_id
+HISTORY_POINTS = "history_points"  # how many points the artifact HISTORY holds
+PICTURES_DRAWN = "pictures"  # the pictures that were logged, or "none"
+
+# Where a run comes from: which code, which data, which machine
+GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST = "git_commit", "git_dirty", "source_digest"
+DATA_FINGERPRINT = "data_fingerprint"  # of the decoded images and labels
+DRIVER_HOST, HOST, DEVICE = "driver_host", "host", "device"
+PACKAGES = ("torch", "timm", "ray")
+PYTHON_VERSION = "python_version"
+VERSIONS = (PYTHON_VERSION, *(f"{package}_version" for package in PACKAGES))
+
+# Tags of a search's trials, of the cells that it tuned, and of the run that stands for the search
+SEARCH, TRIAL, TRIAL_STATE, STOPPED_EPOCH = "search", "trial", "trial_state", "stopped_epoch"
+TUNED_BY, TUNING_BUDGET, SEARCH_SPACE = "tuned_by", "tuning_budget", "search_space"
+SEARCH_RUN = "search_run"
+
+# Of the run that stands for a study: KIND is STUDY_KIND, and STUDY its name
+KIND, STUDY_KIND = "kind", "study"
+NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # what MLflow's own pages show
+
+# Artifacts
+HISTORY = "history.parquet"  # every metric of a run that has ended
+PICTURES = "pictures"  # the folder of sweeps/pictures.py
+ANALYSIS = "analysis"  # the folder of analysis/make_tables.py in the run of a study
+
+# Results: the row that a run ends with
+SELECTED_EPOCH, TRAINING_SECONDS, TEST_ACCURACY = "selected_epoch", "training_seconds", "test_accuracy"
+TEST = "test"  # the phase of that row
+
+# By protocol, the phase that a cell is tested after, with whose name its metrics start.
+LAST_PHASE = {"joint": "joint", "pretrain_finetune": "finetune", "pretrain_probe": "probe", "pretrain": "pretrain"}
+
+
+def val_accuracy(phase: str) -> str:
+    """The metric that selects a phase's weights, in per cent of the validation split."""
+    return f"{phase}_val_accuracy"
