@@ -210,7 +210,7 @@ def main() -> int:
     # A wrong request starts no download.
     problems += prepare_data(cells, options.data_root, download=not wrong)
     if problems:
-        from sweeps.cluster.nodes import tracking_problems
+        from sweeps.tracking.reachable import tracking_problems
 
         problems += tracking_problems(options.tracking_uri)
     try:
@@ -326,7 +326,7 @@ def sweep(
     is_lost: Callable[[], bool],
 ) -> int:
     """Train those cells of the plan. Ray and MLflow, which take seconds to import and start, come in here."""
-    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reachable import tracking_problems
 
     cells = list(studies)
     problems = tracking_problems(options.tracking_uri)

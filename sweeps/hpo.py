@@ -242,7 +242,7 @@ def main() -> int:
 
 def tune(options: argparse.Namespace, console: Console, account: Account, searches: list) -> int:
     """Search, report, train the winners. Ray and MLflow, which take seconds to start, come in here."""
-    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reachable import tracking_problems
 
     members: dict[str, str] = {}
     away = tracking_problems(options.tracking_uri)

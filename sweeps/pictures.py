@@ -42,7 +42,7 @@ from relvit.pictures import NoPicture, attention, patch_filters, position_simila
 from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY
 from sweeps.account.account import Account
 from sweeps.cli.console import exit_status
-from sweeps.cluster.nodes import tracking_problems
+from sweeps.tracking.reachable import tracking_problems
 
 NOTHING, MISSING = 2, 1
 _PAGE = 1000

@@ -45,7 +45,7 @@ def main() -> int:
     if not planned:
         return refuse([f"there is no account of cells under {options.storage}"])
 
-    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reachable import tracking_problems
     from sweeps.tracking.reconciliation import reconcile
     from sweeps.tracking.tracker import Tracker, TrackingError
 

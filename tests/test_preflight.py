@@ -15,16 +15,16 @@ from sweeps.cluster.nodes import (
     NodeError,
     Report,
     examine,
-    file_system_of,
     judge,
     not_visible,
     this_driver,
-    tracking_problems,
     verify_node,
     versions,
 )
 from sweeps.driver.trainable import CellTrainable, Checkpoints, trial_config
 from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking import reachable
+from sweeps.tracking.reachable import file_system_of, tracking_problems
 
 OWN = {"Python": "3.11", "torch": "2.15.0", "timm": "1.0.31", "the project": "aaaaaaaaaaaa"}
 
@@ -229,7 +229,7 @@ def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path, kind):
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.s3fs", "lustre"])
 def test_sqlite_on_a_network_file_system_is_refused_with_the_reason(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.cluster.nodes.file_system_of", lambda path: kind)
+    monkeypatch.setattr("sweeps.tracking.reachable.file_system_of", lambda path: kind)
     (problem,) = tracking_problems(f"sqlite:///{tmp_path}/mlflow.db")
     assert problem.startswith(f"{tmp_path}/mlflow.db is on a network file system ({kind}), where SQLite's locks")
 
@@ -264,8 +264,8 @@ def test_a_tracking_server_that_is_not_there_is_named(scheme):
 
 def test_a_tracking_server_that_accepts_and_stays_silent_is_named_in_time_for_all_else_to_be_looked_at(monkeypatch):
     # Half a minute is what a wrong request may take, imports included.
-    assert preflight._CONNECT_SECONDS + preflight._ANSWER_SECONDS < 25
-    monkeypatch.setattr(preflight, "_ANSWER_SECONDS", 0.2)
+    assert reachable._CONNECT_SECONDS + reachable._ANSWER_SECONDS < 25
+    monkeypatch.setattr(reachable, "_ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         (problem,) = tracking_problems(f"http://{address}")

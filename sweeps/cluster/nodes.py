@@ -7,10 +7,8 @@ are examined by the first trial that they are given.
 """
 
 import errno
-import os
 import platform
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,14 +18,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from relvit.data import DATASETS
 from relvit.files import Location, location, write_atomic
 from sweeps.account import leases
 from sweeps.account.account import mend
 from sweeps.account.code_version import source_digest
-from sweeps.account.secrets import holds_password, redacted
 
 # What a sweep of the smallest models leaves; a caller who knows more asks for more.
 MINIMUM_FREE_BYTES = 50_000_000
@@ -37,16 +33,6 @@ _VISIBLE_SECONDS = 10  # a network file system may show another's file with a de
 # A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
 # late, and because a node on which trials failed at once would be given all that are left.
 _LATE_SECONDS = 60
-# With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 18
-_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-# Types in /proc/mounts of what is reached over a network, where SQLite's locks are not to be trusted.
-_NETWORK_FILE_SYSTEMS = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys",
-    "fuse.juicefs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs",
-    "nfs4", "smb3", "smbfs",
-}  # fmt: skip
 
 _PROJECT = "the project"
 
@@ -58,118 +44,6 @@ class Report:
     versions: dict[str, str]
     free_bytes: int | None = None
     problems: list[str] = field(default_factory=list)
-
-
-# The tracking server
-
-
-def tracking_problems(uri: str) -> list[str]:
-    """Why runs cannot be written there, as far as it shows without writing; within 15 s."""
-    if holds_password(uri):
-        return [
-            f"the tracking URI {redacted(uri)} holds a password, which ps, tags and logs would show: leave it out and "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a database "
-            "of one's own, what its client reads (PGPASSWORD or ~/.pgpass)"
-        ]
-    scheme = urlsplit(uri).scheme.partition("+")[0]
-    if scheme in ("http", "https"):
-        return _server_problems(uri)
-    if scheme == "sqlite":
-        return _sqlite_problems(uri)
-    if scheme in _DATABASE_PORTS:
-        return _database_problems(uri, _DATABASE_PORTS[scheme])
-    if uri.startswith("databricks"):
-        return []
-    return [
-        f"the tracking URI {redacted(uri)} is none of a server (http://, https://), of a SQLite file "
-        f"(sqlite:///mlflow.db) or of a database ({', '.join(f'{name}://' for name in _DATABASE_PORTS)})"
-    ]
-
-
-def _server_problems(uri: str) -> list[str]:
-    import requests
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    given = get_default_host_creds(uri)
-    try:
-        answer = http_request(
-            given,
-            "/api/2.0/mlflow/experiments/search",
-            "POST",
-            json={"max_results": 1},
-            max_retries=0,
-            timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
-            raise_on_status=False,
-        )
-    except (MlflowException, requests.RequestException, OSError) as error:
-        cause = _root_cause(error)
-        return [f"no MLflow server answers at {uri} ({cause}): start it, or name another with --tracking-uri"]
-    if answer.status_code == 200:
-        return []
-    if answer.status_code == 401:
-        who = f"the password of {given.username!r}" if given.username else "a request without a user and password"
-        return [
-            f"the MLflow server at {uri} refuses {who}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "write ~/.mlflow/credentials"
-        ]
-    said = " ".join(answer.text.split())[:200]
-    return [f"what answers at {uri} does not answer as an MLflow server does: {answer.status_code} {said}"]
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return str(error) or type(error).__name__
-
-
-def _sqlite_problems(uri: str) -> list[str]:
-    path = Path(uri.partition(":///")[2].partition("?")[0]).absolute()
-    kind = file_system_of(path)
-    if kind not in _NETWORK_FILE_SYSTEMS:
-        return []
-    return [
-        f"{path} is on a network file system ({kind}), where SQLite's locks do not hold and a database is corrupted "
-        "sooner or later: name a MLflow server with --tracking-uri, or a database on a local disk"
-    ]
-
-
-def file_system_of(path: Path, mounts: str | None = None) -> str | None:
-    """The type of the file system that holds a path, by /proc/mounts; None where there is no such list."""
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mounts").read_text()
-        except OSError:
-            return None
-    path = Path(os.path.realpath(path))
-    found = None
-    longest = -1
-    for line in mounts.splitlines():
-        _, folder, kind, *_ = line.split(" ")
-        folder = folder.replace("\\040", " ")
-        # Of two at one place the later covers the former.
-        if path.is_relative_to(folder) and len(folder) >= longest:
-            found, longest = kind, len(folder)
-    return found
-
-
-def _database_problems(uri: str, default_port: int) -> list[str]:
-    try:
-        parts = urlsplit(uri)
-        host, port = parts.hostname, parts.port or default_port
-    except ValueError as error:
-        return [f"the tracking URI {uri} is not one: {error}"]
-    if not host:  # a socket of this machine
-        return []
-    try:
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        return [f"no database answers at {host}:{port} ({error}): start it, or name another with --tracking-uri"]
-    return []
-
-
-# The nodes
 
 
 def node_problems(

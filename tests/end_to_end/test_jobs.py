@@ -21,8 +21,8 @@ import pytest
 from mlflow import MlflowClient
 
 from relvit.cell import Cell
-from sweeps.cluster.nodes import tracking_problems
 from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.reachable import tracking_problems
 from sweeps.tracking.tracker import Tracker, TrackingError
 
 pytestmark = pytest.mark.end_to_end
