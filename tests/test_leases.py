@@ -3,22 +3,34 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import pytest
 
 from sweeps.account import leases
-from sweeps.account.leases import Lease, hold, read, seem_held
+from sweeps.account.leases import Lease, apparently_held, hold, read
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(leases, "BEAT", 0.05)
-    monkeypatch.setattr(leases, "EXPIRY", 0.5)
+    monkeypatch.setattr(leases, "HEARTBEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(leases, "LEASE_TIMEOUT", 0.5)
 
 
 def nothing():
     pass
+
+
+def eventually(condition):
+    """Whether it comes true within 10 s; an OSError means not yet."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if condition():
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def elsewhere(folder, name, cells, **fields):
@@ -59,7 +71,7 @@ def test_a_driver_that_is_alone_holds_what_it_asks_for_until_it_ends(tmp_path):
     with hold(tmp_path, ["a", "b"], nothing) as mine:
         assert mine.held == {"a", "b"}
         assert mine.others == {}
-        assert seem_held(tmp_path) == {"a", "b"}
+        assert apparently_held(tmp_path) == {"a", "b"}
     assert read(tmp_path) == []
 
 
@@ -69,7 +81,7 @@ def test_a_second_driver_gets_what_the_first_does_not_hold(tmp_path):
         assert set(second.others) == {"b"}
 
 
-def test_a_driver_on_another_machine_that_gives_signs_of_life_is_left_alone(tmp_path):
+def test_a_driver_on_another_machine_that_gives_heartbeats_is_left_alone(tmp_path):
     lease = elsewhere(tmp_path, "node-1", ["a"])
     with Living(tmp_path, lease), hold(tmp_path, ["a", "b"], nothing) as mine:
         assert mine.held == {"b"}
@@ -92,11 +104,11 @@ def test_clocks_do_not_matter(tmp_path):
 
 
 def test_a_dead_driver_of_this_machine_is_replaced_without_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(leases, "EXPIRY", 3600)
+    monkeypatch.setattr(leases, "LEASE_TIMEOUT", 3600)
     boot, namespace, _, _ = leases.this_process().rsplit("/", 3)
     # The number of this very process, begun at another time: a number that was given again.
     elsewhere(tmp_path, "gone", ["a"], process=f"{boot}/{namespace}/{leases.os.getpid()}/1")
-    assert seem_held(tmp_path) == set()
+    assert apparently_held(tmp_path) == set()
     with hold(tmp_path, ["a"], nothing) as mine:
         assert mine.held == {"a"}
 
@@ -113,6 +125,66 @@ def test_a_driver_that_was_replaced_is_told_once(tmp_path):
             time.sleep(0.01)
         assert mine.is_lost
     assert told == [True]
+
+
+@pytest.fixture
+def suspended(monkeypatch):
+    """Makes a driver of this process miss its heartbeats for longer than its lease, as a suspended one does."""
+
+    class Clock:
+        ahead = 0.0
+
+        def __call__(self):
+            return time.monotonic() + self.ahead
+
+    clock = Clock()
+    monkeypatch.setattr(leases, "_now", clock)
+    monkeypatch.setattr(leases, "HEARTBEAT_INTERVAL", 0.5)
+    monkeypatch.setattr(leases, "LEASE_TIMEOUT", 60)
+    return lambda: setattr(clock, "ahead", clock.ahead + 61)
+
+
+def test_a_driver_that_slept_through_its_replacement_knows_at_once_though_the_other_has_finished(tmp_path, suspended):
+    told = []
+    with hold(tmp_path, ["a"], lambda: told.append(True)) as mine:
+        suspended()
+        for lease in read(tmp_path):  # the other removed it when it took over, and its own when it had finished
+            (tmp_path / f"{lease.name}.json").unlink()
+        assert mine.is_lost
+        assert mine.may_not_write()
+        assert read(tmp_path) == []  # nor is the lease written again
+        assert told == [True]
+
+
+def test_a_driver_that_slept_and_was_not_replaced_goes_on(tmp_path, suspended):
+    with hold(tmp_path, ["a"], nothing) as mine:
+        suspended()
+        assert not mine.is_lost
+        assert not mine.may_not_write()
+        assert apparently_held(tmp_path) == {"a"}
+
+
+def test_a_driver_whose_lease_was_removed_is_told_by_its_next_heartbeat(tmp_path):
+    told = threading.Event()
+    with hold(tmp_path, ["a"], told.set) as mine:
+        (lease,) = read(tmp_path)
+        (tmp_path / f"{lease.name}.json").unlink()
+        assert told.wait(10)
+        assert mine.is_lost
+
+
+def test_while_the_storage_is_away_nobody_is_called_dead_and_writes_wait(tmp_path, suspended, monkeypatch):
+    def away(*arguments):
+        raise OSError("no route to the storage")
+
+    with hold(tmp_path, ["a"], nothing) as mine:
+        with monkeypatch.context() as broken:
+            broken.setattr(leases, "_write", away)
+            suspended()
+            assert not mine.is_lost
+            with pytest.raises(OSError, match="no heartbeat of this driver for 60 s"):
+                mine.may_not_write()
+        assert eventually(lambda: not mine.may_not_write())  # the next heartbeat
 
 
 def test_many_drivers_that_start_together_share_the_cells_without_a_quarrel(tmp_path):
@@ -135,7 +207,7 @@ def test_many_drivers_that_start_together_share_the_cells_without_a_quarrel(tmp_
     assert sorted(cell for mine in held for cell in mine) == cells
 
 
-def test_what_is_no_lease_stops_neither_reading_nor_the_signs_of_life(tmp_path):
+def test_what_is_no_lease_stops_neither_reading_nor_the_heartbeats(tmp_path):
     with hold(tmp_path, ["a"], nothing):
         (tmp_path / "x.json").write_text("{}")
         (lease,) = read(tmp_path)

@@ -139,7 +139,7 @@ class Account:
 
     def seem_held(self) -> set[str]:
         """Ids of the cells at which some driver seems to be at work now."""
-        return leases.seem_held(self.storage / "drivers")
+        return leases.apparently_held(self.storage / "drivers")
 
     def plan(self, studies: dict[Cell, str]) -> None:
         """Enter what was asked for, by study. studies: by cell, the names of its studies, joined by commas."""

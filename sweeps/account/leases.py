@@ -1,12 +1,15 @@
 """Which driver holds which cells, for drivers on any machines that share one storage path.
 
 Each driver keeps a file `drivers/NAME.json` under the storage path: who it is, which cells it holds, and a count that
-it raises every BEAT seconds. A lease whose count stands still for EXPIRY seconds has expired. Clocks of different
-machines are never compared, and nothing is asked of the storage but that a file that was written can be listed and
-read at once, so it works on NFS and in object stores too.
+it raises every HEARTBEAT_INTERVAL seconds. A lease whose count stands still for LEASE_TIMEOUT seconds has expired.
+Clocks of different machines are never compared, and nothing is asked of the storage but that a file that was written
+can be listed and read at once, so it works on NFS and in object stores too.
 
 Two drivers that start together agree by Lamport's bakery: each writes what it wants, then reads what others want; one
 that has decided wins, else the one with the smaller ticket.
+
+A driver that was suspended finds out when it wakes: by its own clock its last heartbeat is older than the timeout, so
+it looks whether its file is still there and still its own before it lets anything be written.
 """
 
 import json
@@ -23,8 +26,8 @@ from typing import Any
 
 from relvit.files import Location, write_atomic
 
-BEAT = 5.0  # seconds between two signs of life
-EXPIRY = 30.0  # seconds without one after which a driver counts as dead
+HEARTBEAT_INTERVAL = 5.0  # seconds
+LEASE_TIMEOUT = 30.0  # seconds without a heartbeat after which a driver counts as dead
 
 _CHOOSING, _HOLDING = "choosing", "holding"
 
@@ -45,25 +48,51 @@ class Lease:
 
 class Hold:
     """What a driver holds while it runs. held: ids of its cells; others: for each cell that another driver holds, who;
-    replaced: who held cells before and is dead; is_lost: whether another driver has taken over from this one."""
+    replaced: who held cells before and is dead."""
 
     def __init__(self, folder: Location, lease: Lease, lost: Callable[[], None]):
-        self._folder, self._lease, self._lost = folder, lease, lost
+        self._folder, self._lease, self._on_lost = folder, lease, lost
         self.held: frozenset[str] = frozenset()
         self.others: dict[str, str] = {}
         self.replaced: list[str] = []
-        self.is_lost = False
-        self._lock = threading.Lock()
+        self._lost = self._in_doubt = False
+        self._confirmed: float | None = None  # by `_now`, when the last heartbeat was begun that was written
+        self._writing = threading.Lock()
+        self._told = threading.Condition()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True, name="lease")
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another driver has taken over from this one, which must then write no more.
+
+        After LEASE_TIMEOUT seconds without a heartbeat, as when this process was suspended, the answer waits for the
+        next look at the storage. Where that fails nobody knows: see `may_not_write`.
+        """
+        with self._told:
+            if self._is_stale() and not self._in_doubt:
+                self._in_doubt = not self._told.wait_for(
+                    lambda: self._lost or self._in_doubt or not self._is_stale(), 2 * HEARTBEAT_INTERVAL
+                )
+            return self._lost
+
+    def may_not_write(self) -> bool:
+        """As `is_lost`, to be asked before a write. Raises OSError while the storage does not tell, so that the write
+        waits."""
+        if self.is_lost:
+            return True
+        if self._is_stale():
+            raise OSError(f"the storage has taken no heartbeat of this driver for {LEASE_TIMEOUT:g} s")
+        return False
+
     def acquire(self) -> None:
-        """Ask, decide, and give signs of life from the first moment."""
+        """Ask, decide, and give heartbeats from the first moment."""
         self._update()
         self._thread.start()
         others, dead = _decide(self._folder, self._lease)
         kept = tuple(cell for cell in self._lease.cells if cell not in others)
-        self._update(stage=_HOLDING, cells=kept, replaced=tuple(lease.name for lease in dead))
+        if not self._update(stage=_HOLDING, cells=kept, replaced=tuple(lease.name for lease in dead)):
+            return
         for lease in dead:
             _remove(self._folder, lease)
         self.held, self.others, self.replaced = frozenset(kept), others, [lease.who for lease in dead]
@@ -75,29 +104,59 @@ class Hold:
             self._thread.join()
         _remove(self._folder, self._lease)
 
-    def _update(self, **changes: Any) -> None:
-        with self._lock:
-            self._lease = replace(self._lease, beat=self._lease.beat + 1, **changes)
-            _write(self._folder, self._lease)
+    def _update(self, **changes: Any) -> bool:
+        """Write the lease with a higher count. False, and nothing is written, if another driver has taken over."""
+        with self._writing:
+            if self._lost:
+                return False
+            begun = _now()
+            was_stale = self._is_stale()
+            lost = self._is_replaced()
+            if not lost:
+                self._lease = replace(self._lease, beat=self._lease.beat + 1, **changes)
+                _write(self._folder, self._lease)
+                if was_stale:  # another driver may just have decided by the count that it had read
+                    time.sleep(2 * _poll())
+                    lost = self._is_replaced()
+                # Suspended meanwhile, this process may have written again what another had removed.
+                lost = lost or _now() - begun > LEASE_TIMEOUT
+            with self._told:
+                self._lost, self._in_doubt = lost, False
+                self._confirmed = begun
+                self._told.notify_all()
+        if lost:
+            self._on_lost()
+        return not lost
+
+    def _is_replaced(self) -> bool:
+        if self._confirmed is None:  # nobody has seen it yet
+            return False
+        try:
+            _path(self._folder, self._lease).read_bytes()
+        except FileNotFoundError:
+            return True
+        return any(self._lease.name in other.replaced for other in read(self._folder))
+
+    def _is_stale(self) -> bool:
+        return self._confirmed is not None and _now() - self._confirmed > LEASE_TIMEOUT
 
     def _live(self) -> None:
-        while not self._done.wait(BEAT):
+        while not self._done.wait(HEARTBEAT_INTERVAL):
             try:
-                if any(self._lease.name in other.replaced for other in read(self._folder)):
-                    self.is_lost = True
-                    self._lost()
+                if not self._update():
                     return
-                self._update()
-            except OSError:
-                continue  # the storage is away or full; others see no sign of life until it is back
+            except OSError:  # the storage is away or full; others see no heartbeat until it is back
+                with self._told:
+                    self._in_doubt = True
+                    self._told.notify_all()
 
 
 @contextmanager
 def hold(folder: Location, cells: Iterable[str], lost: Callable[[], None]) -> Iterator[Hold]:
     """Hold those of the cells that no living driver holds, for the length of the block.
 
-    Waits up to EXPIRY seconds to tell a living driver from a dead one. `lost` is called, once and in another thread,
-    if another driver took over because this one gave no sign of life: then it must write no more.
+    Waits up to LEASE_TIMEOUT seconds to tell a living driver from a dead one. `lost` is called, once and in another
+    thread, if another driver took over because this one gave no heartbeat.
     """
     name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
     who = f"process {os.getpid()} on {platform.node()}"
@@ -132,7 +191,7 @@ def _leases(folder: Location) -> dict[Location, Lease | None]:
     return leases
 
 
-def seem_held(folder: Location) -> set[str]:
+def apparently_held(folder: Location) -> set[str]:
     """The cells in leases of which nothing says that they have expired: a look without waiting."""
     return {cell for lease in read(folder) if not _is_over(lease) for cell in lease.cells}
 
@@ -151,7 +210,7 @@ def _decide(folder: Location, mine: Lease) -> tuple[dict[str, str], list[Lease]]
             sign = seen.setdefault(lease.name, _Seen(lease.beat))
             sign.look(lease.beat)
             goes_first = lease.stage == _HOLDING or (lease.ticket, lease.name) < (mine.ticket, mine.name)
-            if _is_over(lease) or sign.silent_for >= EXPIRY:
+            if _is_over(lease) or sign.silent_for >= LEASE_TIMEOUT:
                 dead.append(lease)
             elif goes_first and (sign.alive or _runs_here(lease)):
                 others |= {cell: lease.who for cell in lease.cells if cell in wanted}
@@ -159,7 +218,7 @@ def _decide(folder: Location, mine: Lease) -> tuple[dict[str, str], list[Lease]]
                 undecided = True  # it may be dead, or has to decide first what it leaves to this driver
         if not undecided:
             return others, dead
-        time.sleep(BEAT / 20)
+        time.sleep(_poll())
 
 
 class _Seen:
@@ -207,9 +266,23 @@ def _is_over(lease: Lease) -> bool:
     return _same_machine(lease) and not _runs_here(lease)
 
 
+def _now() -> float:
+    """Seconds by this machine's own clock, which also runs while the machine sleeps and which nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _poll() -> float:
+    """Seconds between two looks of a driver that decides."""
+    return HEARTBEAT_INTERVAL / 20
+
+
+def _path(folder: Location, lease: Lease) -> Location:
+    return folder / f"{lease.name}.json"
+
+
 def _write(folder: Location, lease: Lease) -> None:
-    write_atomic(folder / f"{lease.name}.json", json.dumps(asdict(lease)).encode())
+    write_atomic(_path(folder, lease), json.dumps(asdict(lease)).encode())
 
 
 def _remove(folder: Location, lease: Lease) -> None:
-    (folder / f"{lease.name}.json").unlink(missing_ok=True)
+    _path(folder, lease).unlink(missing_ok=True)
