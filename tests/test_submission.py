@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.account.code_version import COMMIT, DIRTY, git_state, source_digest
+from sweeps.account import code_version
+from sweeps.account.code_version import COMMIT, DIRTY, code_line, git_state, source_digest
 from sweeps.account.secrets import holds_password, redacted
 from sweeps.cluster import jobs
 from sweeps.serve_mlflow import credentials, server_environment
@@ -187,6 +188,35 @@ def test_a_job_knows_the_commit_that_its_submitter_told(monkeypatch, tmp_path):
     monkeypatch.setenv(COMMIT, "c0ffee")
     monkeypatch.setenv(DIRTY, "true")
     assert git_state(tmp_path) == {"git_commit": "c0ffee", "git_dirty": "true"}
+
+
+def a_repository(folder):
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m one"):
+        subprocess.run(["git", "-C", str(folder), *command.split()], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_the_commit_of_another_users_checkout_is_known(tmp_path, monkeypatch):
+    monkeypatch.delenv(COMMIT, raising=False)
+    a_repository(tmp_path)
+    for path in (tmp_path, tmp_path / ".git"):
+        os.chown(path, 65534, 65534)
+    state = git_state(tmp_path)
+    assert len(state["git_commit"]) == 40
+    assert state["git_dirty"] == "false"
+
+
+def test_what_runs_is_said_in_a_line_with_the_reason_where_no_commit_is_known(tmp_path, monkeypatch):
+    monkeypatch.delenv(COMMIT, raising=False)
+    monkeypatch.setattr(code_version, "ROOT", tmp_path)
+    digest = source_digest()
+    assert code_line() == (
+        f"code: commit unknown (no git repository here; sweeps/submit.py hands the commit to a job); sources {digest}"
+    )
+    a_repository(tmp_path)
+    (tmp_path / "new.py").touch()
+    commit = git_state(tmp_path)["git_commit"]
+    assert code_line() == f"code: commit {commit[:10]}, with uncommitted changes; sources {digest}"
 
 
 def test_the_digest_changes_with_any_source_that_trains_and_with_nothing_else(tmp_path):

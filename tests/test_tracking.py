@@ -11,6 +11,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UN
 
 from relvit.cell import Cell
 from sweeps.account.account import FAILED, Account
+from sweeps.account.code_version import source_digest
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.reconciliation import reconcile
 from sweeps.tracking.tracker import Tracker, TrackingError, is_passing
@@ -72,6 +73,7 @@ def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
     assert run.info.status == "FINISHED"
     assert run.data.params == {name: str(value) for name, value in cell.as_dict().items()}
     assert run.data.tags["host"] == "node-7"
+    assert run.data.tags["source_digest"] == source_digest()
     assert run.data.tags["cell_id"] == run.info.run_name == cell.cell_id
     assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
     assert points(uri, "test_accuracy") == [(2, 45.0)]

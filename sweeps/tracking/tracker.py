@@ -45,7 +45,7 @@ from relvit.vocabulary import (
     STUDY,
     TEST,
 )
-from sweeps.account.code_version import git_state
+from sweeps.account.code_version import code_tags
 from sweeps.account.secrets import redacted
 from sweeps.tracking.history import attach_history, create_experiment
 
@@ -296,7 +296,7 @@ def _origin() -> dict[str, str]:
     """Tags that lead from a run back to the code that made it."""
     return {
         DRIVER_HOST: platform.node(),
-        **git_state(),
+        **code_tags(),
         **{f"{package}_version": version(package) for package in PACKAGES},
         PYTHON_VERSION: platform.python_version(),
     }
