@@ -7,7 +7,7 @@ import pytest
 
 from relvit.cell import Cell
 from sweeps.account import leases
-from sweeps.account.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states, mend
+from sweeps.account.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states, remedy
 from sweeps.planning.plan import Request, plan_cells
 
 
@@ -235,7 +235,7 @@ def test_a_look_makes_nothing(tmp_path):
     ],
 )
 def test_what_a_store_says_is_told_with_what_mends_it(said, mends):
-    assert mend(OSError(said)).startswith(mends) or mends in mend(OSError(said))
+    assert remedy(OSError(said)).startswith(mends) or mends in remedy(OSError(said))
 
 
 def test_looking_at_a_storage_path_that_does_not_exist_does_not_make_it(tmp_path, cells):

@@ -6,13 +6,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from relvit.files import location
 from sweeps.account import leases
-from sweeps.account.failures import STORAGE, Setting, classify
+from sweeps.account.failures import NODE_LOST, STORAGE, NodeError, Setting, classify
 from sweeps.cluster import nodes as preflight
 from sweeps.cluster.nodes import (
-    NodeError,
     Report,
     examine,
     judge,
@@ -131,7 +131,28 @@ def test_the_proof_works_in_an_object_store_and_says_what_a_store_refuses(bucket
     assert "cannot write to the storage path s3://no-such-bucket/results" in problem
 
 
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use this machine's GPU")
+
+
+@needs_no_gpu
+def test_a_gpu_that_torch_cannot_use_is_a_problem_of_its_node_with_what_torch_says(tmp_path):
+    (problem,) = examine(str(tmp_path), str(tmp_path), [], ".proof", "a", uses_gpu=True).problems
+    assert problem.startswith(f"has a GPU that torch {torch.__version__} cannot use (")
+    with pytest.raises((RuntimeError, AssertionError)) as torchs:
+        torch.zeros(1, device="cuda")
+    assert str(torchs.value).strip().splitlines()[0] in problem
+    assert "--gpus 0" in problem
+
+
 # A node that joined later
+
+
+@needs_no_gpu
+def test_a_trial_that_was_given_a_gpu_which_torch_cannot_use_fails_as_a_lost_node(tmp_path, late):
+    with leases.hold(tmp_path / "drivers", ["a cell"], lost=lambda: None):
+        with pytest.raises(NodeError, match="node 10.0.0.9: has a GPU that torch .* cannot use") as raised:
+            verify_node(str(tmp_path), this_driver(), "10.0.0.9", uses_gpu=True)
+    assert classify(raised.value) == NODE_LOST
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Account:
             if not (self.storage / "account.json").exists():
                 _write_json(self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORM})
         except OSError as error:
-            return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {mend(error)}"]
+            return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {remedy(error)}"]
         return []
 
     def look(self) -> list[str]:
@@ -82,7 +82,7 @@ class Account:
         try:
             return self._foreign()
         except OSError as error:
-            return [f"the storage path {self.storage} cannot be read: {_cause(error)}; {mend(error)}"]
+            return [f"the storage path {self.storage} cannot be read: {_cause(error)}; {remedy(error)}"]
 
     def _foreign(self) -> list[str]:
         """Why the folder must be left alone: it is something else, or another version's. Nothing is written."""
@@ -277,8 +277,8 @@ def _differing(fields: set[str]) -> set[str]:
     return (fields - set(FIELDS)) | (set(FIELDS) - set(LATER_FIELDS) - fields)
 
 
-# What an object store says, and what mends it.
-_MENDS = {
+# What an object store says, and the remedy.
+_REMEDIES = {
     "NETWORK_CONNECTION": "check endpoint_override and scheme (http or https) in --storage, and that this machine may "
     "reach the store",
     "NO_SUCH_BUCKET": "make the bucket, or name another with --storage",
@@ -289,9 +289,9 @@ _MENDS = {
 }
 
 
-def mend(error: Exception) -> str:
+def remedy(error: Exception) -> str:
     """What to do about a storage path that cannot be used."""
-    return next((what for said, what in _MENDS.items() if said in str(error)), "choose another: --storage")
+    return next((what for said, what in _REMEDIES.items() if said in str(error)), "choose another: --storage")
 
 
 def _cause(error: OSError) -> str:

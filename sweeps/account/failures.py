@@ -20,7 +20,7 @@ RETRIES = {
     GPU_OOM: 8,  # each time with less: alone on its GPU, then in twice as many micro-batches
     NOT_FINITE: 0,
     BAD_DATA: 0,
-    NODE_LOST: 100,  # a node that was taken away says nothing about the cell
+    NODE_LOST: 100,  # a node that was taken away, or that has no GPU to use, says nothing about the cell
     STALLED: 2,  # no sign of progress for far longer than an epoch takes
     STORAGE: 100,  # full, read-only or away: each try waits, see `pause`
 }
@@ -50,6 +50,10 @@ def parse_classes(text: str) -> frozenset[str]:
     return frozenset(classes)
 
 
+class NodeError(RuntimeError):
+    """What is wrong with the node that a trial was given: the trial may be sound on another."""
+
+
 class DiedError(RuntimeError):
     """What ended a trial's process, where only Ray's text of it was kept."""
 
@@ -63,7 +67,7 @@ def classify(error: BaseException) -> str:
         return STORAGE
     if isinstance(cause, (OutOfMemoryError, MemoryError)):
         return HOST_OOM
-    if isinstance(cause, (NodeDiedError, ActorUnavailableError)):
+    if isinstance(cause, (NodeDiedError, ActorUnavailableError, NodeError)):
         return NODE_LOST
     if isinstance(cause, (ActorDiedError, DiedError)):
         if _says(cause, _LOW_ON_MEMORY):

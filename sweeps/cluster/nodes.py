@@ -1,14 +1,17 @@
-"""What can be known to fail before the first trial does: the tracking server, and what every node sees and has.
+"""Checks before the first trial: what every node of the cluster sees and has.
 
 Each node of the cluster writes a file under the storage path and reads those of the others, so that storage which is
-not shared is found now and not at the first checkpoint; it tells what room it has, which versions it runs and whether
-it sees the data. On one machine this is done in the driver and takes milliseconds. Nodes that an autoscaler adds later
-are examined by the first trial that they are given.
+not shared is found now and not at the first checkpoint; it tells what room it has, which versions it runs, whether it
+sees the data, and whether torch can use its GPUs. On one machine this is done in the driver and takes milliseconds.
+Nodes that an autoscaler adds later are examined by the first trial that they are given.
 """
 
 import errno
+import os
 import platform
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -22,8 +25,9 @@ from typing import Any
 from relvit.data import DATASETS
 from relvit.files import Location, location, write_atomic
 from sweeps.account import leases
-from sweeps.account.account import mend
-from sweeps.account.code_version import source_digest
+from sweeps.account.account import remedy
+from sweeps.account.code_version import ROOT, source_digest
+from sweeps.account.failures import NodeError
 
 # What a sweep of the smallest models leaves; a caller who knows more asks for more.
 MINIMUM_FREE_BYTES = 50_000_000
@@ -51,21 +55,27 @@ def node_problems(
     data_root: Path,
     datasets: Iterable[str] = (),
     needed_bytes: int = MINIMUM_FREE_BYTES,
+    gpus: float = 0,
 ) -> list[str]:
-    """What is wrong with the connected cluster's nodes, each thing once with the nodes that it is true of."""
+    """What is wrong with the connected cluster's nodes, each thing once with the nodes that it is true of. gpus: a
+    trial's; where it gets any, torch must be able to use those of every node that has some."""
     import ray
 
-    nodes = _names([node for node in ray.nodes() if node["Alive"]])
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = _names(alive)
+    with_gpu = {node["NodeID"] for node in alive if gpus and node["Resources"].get("GPU")}
     here = ray.get_runtime_context().get_node_id()
     proof = f".preflight-{uuid.uuid4().hex[:8]}"
     own = versions()
     wanted = (str(storage), str(data_root.absolute()), tuple(_own_folders(datasets, data_root)), proof)
     try:
         if set(nodes) == {here}:
-            reports: dict[str, Report | str] = {nodes[here]: examine(*wanted, nodes[here])}
+            reports: dict[str, Report | str] = {nodes[here]: examine(*wanted, nodes[here], here in with_gpu)}
             unseen: dict[str, list[str] | str] = {}
         else:
-            reports = _on_nodes(examine, {node: (*wanted, name) for node, name in nodes.items()}, nodes)
+            reports = _on_nodes(
+                examine, {node: (*wanted, name, node in with_gpu) for node, name in nodes.items()}, nodes
+            )
             wrote = [name for name, report in reports.items() if isinstance(report, Report) and not report.problems]
             unseen = _on_nodes(
                 not_visible,
@@ -139,8 +149,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def examine(storage: str, data_root: str, folders: Iterable[str], proof: str, node: str) -> Report:
-    """On a node: write its proof, and tell what it has. folders: names under the data root that must be there."""
+def examine(
+    storage: str, data_root: str, folders: Iterable[str], proof: str, node: str, uses_gpu: bool = False
+) -> Report:
+    """On a node: write its proof, and tell what it has. folders: names under the data root that must be there;
+    uses_gpu: whether trials are to train on its GPUs."""
     wrong = []
     free = None
     try:
@@ -149,9 +162,35 @@ def examine(storage: str, data_root: str, folders: Iterable[str], proof: str, no
         if isinstance(place, Path):
             free = shutil.disk_usage(place).free
     except (OSError, ValueError) as error:
-        wrong.append(f"cannot write to the storage path {storage} ({error}): {mend(error)}")
+        wrong.append(f"cannot write to the storage path {storage} ({error}): {remedy(error)}")
     wrong += _data_problems(Path(data_root), folders)
+    if uses_gpu:
+        # In a process of its own that sees every GPU: Ray hides them from a task that asks for none, and what has once
+        # used CUDA keeps memory on the GPU.
+        script = "from sweeps.cluster.nodes import gpu_problem; print(gpu_problem())"
+        environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        command = [sys.executable, "-c", script]
+        asked = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+        said = (asked.stdout if asked.returncode == 0 else asked.stderr).strip().splitlines()
+        wrong += said[-1:]
     return Report(versions(), free, wrong)
+
+
+def gpu_problem() -> str:
+    """Why torch cannot use the GPUs that this process is given; empty if it can."""
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda")
+    except torch.OutOfMemoryError:  # another's process fills it now
+        return ""
+    except (RuntimeError, AssertionError) as error:
+        return (
+            f"has a GPU that torch {torch.__version__} cannot use ({str(error).strip().splitlines()[0]}): install a "
+            "newer NVIDIA driver or the torch wheel for this one (https://pytorch.org/get-started/locally), or train "
+            "on CPUs with --gpus 0"
+        )
+    return ""
 
 
 def _data_problems(data_root: Path, folders: Iterable[str]) -> list[str]:
@@ -196,10 +235,6 @@ def _remove(storage: str, proof: str) -> None:
 # A node that joined later
 
 
-class NodeError(RuntimeError):
-    """What is wrong with the node that a trial was given: the trial may be sound on another."""
-
-
 @cache
 def this_driver() -> dict[str, Any]:
     """What a trial has to know of its driver in order to examine its own node: plain values."""
@@ -209,9 +244,10 @@ def this_driver() -> dict[str, Any]:
 _verified: set[str] = set()  # drivers for which this process has examined its node
 
 
-def verify_node(storage: str, driver: Mapping[str, Any], node: str) -> None:
+def verify_node(storage: str, driver: Mapping[str, Any], node: str, uses_gpu: bool = False) -> None:
     """In a trial's process, before it trains: whether the node sees the driver's lease under the storage path, has room
-    there and the driver's versions. Looks once for each driver; driver: what `this_driver` said there.
+    there, the driver's versions, and a GPU that torch can use if the trial was given one. Looks once for each driver;
+    driver: what `this_driver` said there.
 
     Raises NodeError, or OSError for want of room, which is waited for.
     """
@@ -220,6 +256,7 @@ def verify_node(storage: str, driver: Mapping[str, Any], node: str) -> None:
     deadline = time.monotonic() + _LATE_SECONDS
     while True:
         report, unseen = _look(storage, driver["process"])
+        report.problems.extend(filter(None, [gpu_problem()] if uses_gpu else []))
         wrong = judge({node: report}, {node: unseen}, driver["versions"], storage, needed_bytes=0)
         short = judge({node: report}, {}, driver["versions"], storage, MINIMUM_FREE_BYTES)
         if not wrong and not short:
