@@ -12,7 +12,6 @@ weights are missing, 2 where there is nothing to draw.
 
 import argparse
 import io
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -37,10 +36,10 @@ from relvit import data
 from relvit.augment import Augmentation
 from relvit.backbones import Backbone
 from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
-from relvit.files import location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
 from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY
 from sweeps.account.account import Account
+from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status
 from sweeps.tracking.reachable import tracking_problems
 
@@ -50,29 +49,16 @@ _STYLE = {"font.size": 8, "axes.titlesize": 8, "figure.constrained_layout.use": 
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pictures.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = shared.new_parser("pictures.py", __doc__)
     parser.add_argument("--study", metavar="NAME", help="only runs of this study (default: all finished runs)")
-    parser.add_argument(
-        "--storage", default="results", metavar="DIR",
-        help="where the sweep kept its weights, a folder or a place in an object store (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument(
-        "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
-        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )  # fmt: skip
-    parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
+    shared.add_storage(parser, "where the sweep kept its weights")
+    shared.add_data_root(parser)
+    shared.add_tracking(parser)
     parser.add_argument("--images", type=int, default=6, metavar="N", help="test images (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="also for runs that have their pictures")
     options = parser.parse_args(arguments)
     if options.images < 1:
         parser.error(f"--images must be at least 1, not {options.images}")
-    try:
-        options.storage = location(options.storage)
-    except ValueError as error:
-        parser.error(str(error))
     return options
 
 

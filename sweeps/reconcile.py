@@ -9,29 +9,20 @@ storage or MLflow cannot be used.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
 from sweeps.account.account import Account
-from sweeps.cli.console import BAD_REQUEST, exit_status, storage_place
+from sweeps.cli import options as shared
+from sweeps.cli.console import BAD_REQUEST, exit_status
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="reconcile.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--storage", type=storage_place, default=Path("results"), metavar="DIR",
-        help="the sweep's (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
-        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )  # fmt: skip
-    parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
+    parser = shared.new_parser("reconcile.py", __doc__)
+    shared.add_storage(parser, "the sweep's")
+    shared.add_tracking(parser)
     return parser.parse_args(arguments)
 
 
@@ -45,6 +36,7 @@ def main() -> int:
     if not planned:
         return refuse([f"there is no account of cells under {options.storage}"])
 
+    from sweeps.account.work import work_items
     from sweeps.tracking.reachable import tracking_problems
     from sweeps.tracking.reconciliation import reconcile
     from sweeps.tracking.tracker import Tracker, TrackingError
@@ -52,12 +44,11 @@ def main() -> int:
     problems = tracking_problems(options.tracking_uri)
     if problems:
         return refuse(problems)
-    members = {cell.cell_id: names for cell, names in planned.items()}
     try:
-        tracker = Tracker(options.tracking_uri, options.experiment, account.storage, members)
+        tracker = Tracker(options.tracking_uri, options.experiment, account.storage)
     except TrackingError as error:
         return refuse([str(error)])
-    changes = reconcile(planned, account, tracker, alive=account.seem_held(), thorough=True)
+    changes = reconcile(work_items(account, planned), account, tracker, alive=account.seem_held(), thorough=True)
     for change in changes:
         print(change)
     print(f"{len(planned)} cells looked at, {len(changes)} changes")

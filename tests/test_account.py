@@ -60,9 +60,9 @@ def test_what_happened_to_a_cell_is_told_in_order(tmp_path, cells):
 
 
 def test_all_that_any_command_planned_is_in_the_account(tmp_path, cells):
-    Account(tmp_path).plan({cells[0]: "table4"})
-    Account(tmp_path).plan({cells[1]: "figure2,table4"})
-    assert Account(tmp_path).planned() == {cells[0]: "table4", cells[1]: "figure2,table4"}
+    Account(tmp_path).plan({cells[0]: ("table4",)})
+    Account(tmp_path).plan({cells[1]: ("figure2", "table4")})
+    assert Account(tmp_path).planned() == {cells[0]: ("table4",), cells[1]: ("figure2", "table4")}
 
 
 def test_a_pretraining_that_is_dropped_leaves_nothing(tmp_path, cells):
@@ -86,7 +86,7 @@ def test_a_pretraining_of_which_all_planned_users_are_finished_is_dropped_whoeve
     cell, other = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel", "dist")))
     account, another = Account(tmp_path), Account(tmp_path)
     same = replace(cell, learning_rate=2 * cell.learning_rate)
-    account.plan(dict.fromkeys([cell, same, other], "table4"))
+    account.plan(dict.fromkeys([cell, same, other], ("table4",)))
     for shared in (cell.pretraining(), other.pretraining()):
         publish(account, shared)
     account.finish(cell, [])
@@ -101,7 +101,7 @@ def test_a_pretraining_of_which_all_planned_users_are_finished_is_dropped_whoeve
 
 def test_a_pretraining_that_is_planned_for_itself_is_not_dropped(tmp_path, cells):
     account, shared = Account(tmp_path), cells[1].pretraining()
-    account.plan({cells[1]: "table4", shared: "figure2"})
+    account.plan({cells[1]: ("table4",), shared: ("figure2",)})
     publish(account, shared)
     account.finish(cells[1], [])
     account.finish(shared, [])
@@ -111,7 +111,7 @@ def test_a_pretraining_that_is_planned_for_itself_is_not_dropped(tmp_path, cells
 
 def test_while_a_search_is_at_work_pretrainings_stay(tmp_path, cells):
     account, shared = Account(tmp_path), cells[1].pretraining()
-    account.plan({cells[1]: "table4"})
+    account.plan({cells[1]: ("table4",)})
     publish(account, shared)
     account.finish(cells[1], [])
     with leases.hold(tmp_path / "drivers", ["search a"], lost=lambda: None):
@@ -148,7 +148,7 @@ def test_cells_with_other_fields_are_refused_by_name(tmp_path, cells):
 
 def planned_fields(account, cell, change) -> None:
     """An account that holds nothing but a study, whose cell is changed."""
-    account.plan({cell: "table4"})
+    account.plan({cell: ("table4",)})
     path = account.storage / "studies/table4.json"
     path.write_text(json.dumps({cell_id: change(fields) for cell_id, fields in json.loads(path.read_text()).items()}))
 

@@ -7,8 +7,9 @@ import grpc
 import pytest
 from ray.core.generated import gcs_service_pb2 as gcs
 
-from sweeps.ablation import connected_problems, parse_arguments
+from sweeps.ablation import parse_arguments, sweep_of
 from sweeps.cluster import connection as cluster
+from sweeps.driver.session import connected_problems
 
 
 @pytest.fixture
@@ -50,13 +51,13 @@ def test_a_head_that_runs_no_trials_counts_with_the_workers_that_it_may_launch(n
 
 def test_a_budget_of_gpu_hours_is_refused_where_trials_get_no_gpu(nodes):
     nodes({"CPU": 4})
-    options = parse_arguments(["--gpu-hours", "1"])
-    assert connected_problems(options, [], 0.0) == [
+    sweep = sweep_of(parse_arguments(["--gpu-hours", "1"]))
+    assert connected_problems(sweep, [], 0.0) == [
         "--gpu-hours is a budget of GPUs, and trials get none here: use --hours"
     ]
     nodes({"CPU": 4, "GPU": 1})
-    assert connected_problems(options, [], 1.0) == []
-    assert connected_problems(parse_arguments([]), [], 0.0) == []
+    assert connected_problems(sweep, [], 1.0) == []
+    assert connected_problems(sweep_of(parse_arguments([])), [], 0.0) == []
 
 
 def test_an_address_where_nobody_listens_is_named_at_once():

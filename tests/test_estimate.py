@@ -6,7 +6,7 @@ import pytest
 
 import relvit.calibrate
 from relvit.calibrate import Cost
-from sweeps.account.account import Account
+from sweeps.account.account import PLANNED, Account, Status
 from sweeps.planning.cost import estimate, slots_here
 from sweeps.planning.plan import Request, plan_cells
 
@@ -27,6 +27,11 @@ def cells(tmp_path, study, tasks):
     return plan_cells(Request(study, "demo", tmp_path / "data", combinations=tasks))
 
 
+def unknown(cells):
+    """Cells of which no account knows anything."""
+    return dict.fromkeys(cells, Status(PLANNED))
+
+
 def finished_rows():
     """The history of a cell whose pre-training took 2 and 3 seconds an epoch by turns, and its fine-tuning 1."""
     rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 2.0 + epoch % 2} for epoch in range(1, 21)]
@@ -35,7 +40,9 @@ def finished_rows():
 
 
 def test_both_phases_of_a_cell_are_counted(tmp_path):
-    cost = estimate(cells(tmp_path, "table4", ("sprel",)), Account(tmp_path), tmp_path / "data", 1, 0)
+    cost = estimate(
+        Account(tmp_path).statuses(cells(tmp_path, "table4", ("sprel",))), Account(tmp_path), tmp_path / "data", 1, 0
+    )
     assert cost.trial_seconds == pytest.approx((40 * LOW_EPOCH, 40 * HIGH_EPOCH))
     assert cost.seconds == pytest.approx(tuple(seconds / cost.slots for seconds in cost.trial_seconds))
     assert cost.gpu_hours == (0, 0)
@@ -44,19 +51,27 @@ def test_both_phases_of_a_cell_are_counted(tmp_path):
 def test_a_pre_training_that_two_cells_share_is_counted_once(tmp_path):
     both = cells(tmp_path, "table4,probe", ("sprel",))
     assert len(both) == 2
-    cost = estimate(both, Account(tmp_path), tmp_path / "data", 1, 0)
+    cost = estimate(unknown(both), Account(tmp_path), tmp_path / "data", 1, 0)
     assert cost.trial_seconds[0] == pytest.approx(60 * LOW_EPOCH)
 
 
 def test_gpu_hours_are_trial_hours_times_the_gpus_of_a_trial(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    cost = estimate(cells(tmp_path, "table4", ("sprel",)), Account(tmp_path), tmp_path / "data", 0.25, 0.5)
+    cost = estimate(
+        Account(tmp_path).statuses(cells(tmp_path, "table4", ("sprel",))),
+        Account(tmp_path),
+        tmp_path / "data",
+        0.25,
+        0.5,
+    )
     assert cost.gpu_hours[0] == pytest.approx(40 * LOW_EPOCH / 3600 * 0.5)
     assert cost.slots == 4
 
 
 def test_memory_is_weights_gradients_moments_and_activations_of_a_batch(tmp_path):
-    cost = estimate(cells(tmp_path, "table4", ("sprel",)), Account(tmp_path), tmp_path / "data", 1, 0)
+    cost = estimate(
+        Account(tmp_path).statuses(cells(tmp_path, "table4", ("sprel",))), Account(tmp_path), tmp_path / "data", 1, 0
+    )
     # 16 bytes a parameter, 1 MB an image in a batch of 64, 1.2 GB for the process.
     assert cost.memory_bytes[0] == pytest.approx(16e6 + 64e6 + 1.2e9)
 
@@ -66,7 +81,7 @@ def test_what_is_finished_costs_nothing_and_tells_what_the_rest_will_cost(tmp_pa
     account = Account(tmp_path)
     account.finish(done, finished_rows())
     assert json.loads((account.folder(done) / "history.json").read_text())[-1]["test_accuracy"] == 90.0
-    cost = estimate([done, other], account, tmp_path / "data", 1, 0)
+    cost = estimate(account.statuses([done, other]), account, tmp_path / "data", 1, 0)
     assert cost.trial_seconds == pytest.approx((20 * 2.0 + 20 * 1.0, 20 * 3.0 + 20 * 1.0))
     assert (cost.measured, cost.calibrated) == (2, 0)
 
@@ -93,7 +108,7 @@ def test_a_finished_cell_tells_nothing_of_phases_that_train_otherwise(tmp_path, 
     )
     account = Account(tmp_path)
     account.finish(done, finished_rows())
-    cost = estimate(other, account, tmp_path / "data", 1, 0)
+    cost = estimate(account.statuses(other), account, tmp_path / "data", 1, 0)
     assert (cost.measured, cost.calibrated) == (measured, 2 - measured)
 
 
@@ -101,9 +116,9 @@ def test_a_cell_that_was_trained_on_a_gpu_tells_nothing_of_training_without(tmp_
     done, other = plan_cells(Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(0, 1)))
     account = Account(tmp_path)
     account.finish(done, finished_rows(), peak_gpu_bytes=2_000_000_000)
-    assert estimate([other], account, tmp_path / "data", 1, 0).measured == 0
+    assert estimate(account.statuses([other]), account, tmp_path / "data", 1, 0).measured == 0
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert estimate([other], account, tmp_path / "data", 1, 1).measured == 2
+    assert estimate(account.statuses([other]), account, tmp_path / "data", 1, 1).measured == 2
 
 
 def test_calibrations_with_and_without_augmented_patches_are_kept_apart(tmp_path, monkeypatch):
@@ -114,7 +129,7 @@ def test_calibrations_with_and_without_augmented_patches_are_kept_apart(tmp_path
     )
     for settings in ((), PLAIN_PATCHES):
         request = Request("table4", "demo", tmp_path / "data", combinations=("sprel",), settings=settings)
-        estimate(plan_cells(request), Account(tmp_path), tmp_path / "data", 1, 0)
+        estimate(unknown(plan_cells(request)), Account(tmp_path), tmp_path / "data", 1, 0)
     assert measured == ["pretrain", "finetune", "pretrain"]
 
 

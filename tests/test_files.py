@@ -105,7 +105,7 @@ def test_the_account_is_the_same_on_a_disk_and_in_a_store(folder, tmp_path):
     first, second = plan_cells(Request("table4", "demo", tmp_path, combinations=("none", "sprel")))
     account = Account(folder)
     assert account.check() == []
-    account.plan({first: "table4", second: "table4"})
+    account.plan({first: ("table4",), second: ("table4",)})
     with account.hold([first, second], lost=lambda: None) as mine:
         assert mine.held == {first.cell_id, second.cell_id}
         account.mark(first, RUNNING)
@@ -114,7 +114,7 @@ def test_the_account_is_the_same_on_a_disk_and_in_a_store(folder, tmp_path):
     again = Account(folder)
     assert again.check() == []
     assert again.seem_held() == set()
-    assert again.planned() == {first: "table4", second: "table4"}
+    assert again.planned() == {first: ("table4",), second: ("table4",)}
     assert [status.state for status in again.statuses([first, second]).values()] == [RUNNING, FAILED]
 
 

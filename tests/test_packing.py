@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sweeps.account.account import RUNNING, Account
+from sweeps.account.work import work_items
 from sweeps.cluster.connection import ClusterError
 from sweeps.driver import gpu_packing as packing
 from sweeps.driver.gpu_packing import gpus_for, measured_gpus
@@ -63,10 +64,14 @@ def gpu(monkeypatch):
     return set_peak
 
 
+def items(cells, account):
+    return work_items(account, dict.fromkeys(cells, ("table4",)))
+
+
 def test_where_a_step_runs_out_of_memory_each_trial_gets_a_gpu_and_it_is_said(gpu, tmp_path):
     gpu(lambda cell: 30e9 if cell.tasks == "dist" else 1e9)
     cells, notes = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel", "dist"))), []
-    assert measured_gpus(cells, Account(tmp_path), 1, notes.append) == 1.0
+    assert measured_gpus(items(cells, Account(tmp_path)), Account(tmp_path), 1, notes.append) == 1.0
     (note,) = notes
     assert note.startswith("a GPU of 24.0 GB does not hold a step of every cell: each trial gets a whole one")
 
@@ -75,10 +80,10 @@ def test_what_is_measured_is_a_micro_batch(gpu, tmp_path):
     measured = gpu(lambda cell: cell.batch_size * 0.1e9)
     (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",), settings=("batch_size=100",)))
     account = Account(tmp_path)
-    assert measured_gpus([cell], account, 1, print) == gpus_for(10.6e9, 24e9)
-    assert measured_gpus([cell], account, 3, print) == gpus_for(4.0e9, 24e9)
+    assert measured_gpus(items([cell], account), account, 1, print) == gpus_for(10.6e9, 24e9)
+    assert measured_gpus(items([cell], account), account, 3, print) == gpus_for(4.0e9, 24e9)
     account.mark(cell, RUNNING, micro_batches=4)  # what it was begun in
-    assert measured_gpus([cell], account, 3, print) == gpus_for(3.1e9, 24e9)
+    assert measured_gpus(items([cell], account), account, 3, print) == gpus_for(3.1e9, 24e9)
     assert [size for _, size in measured[::2]] == [100, 34, 25]
 
 
@@ -86,11 +91,11 @@ def test_what_is_known_of_whole_batches_does_not_stand_for_micro_batches(gpu, tm
     measured = gpu(lambda cell: 1e9)
     cell, other = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",), seeds=(0, 1)))
     account = Account(tmp_path)
-    account.plan(dict.fromkeys([cell, other], "table4"))
+    account.plan(dict.fromkeys([cell, other], ("table4",)))
     account.finish(cell, [], peak_gpu_bytes=10_000_000_000)
-    assert measured_gpus([other], account, 1, print) == gpus_for(10e9, 24e9)
+    assert measured_gpus(items([other], account), account, 1, print) == gpus_for(10e9, 24e9)
     assert not measured
-    assert measured_gpus([other], account, 2, print) == gpus_for(1.6e9, 24e9)
+    assert measured_gpus(items([other], account), account, 2, print) == gpus_for(1.6e9, 24e9)
     assert measured
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -11,8 +12,8 @@ from helpers.made_runs import made_runs, planned
 from analysis.paper import drawing as figures
 from analysis.report import page
 from analysis.report.page import TableHtml, write_page
-from sweeps.ablation import parse_arguments
-from sweeps.planning.plan import Request, plan
+from sweeps.ablation import parse_arguments, request_of
+from sweeps.planning.plan import plan
 
 VOID = {"meta", "link", "img", "br", "hr", "col"}
 TABLE = TableHtml("Accuracy", "<table><tbody><tr><td>90.13</td></tr></tbody></table>")
@@ -166,19 +167,8 @@ def test_every_run_is_listed_with_its_id_and_number(table4, tmp_path):
 def replanned(command: str, folder) -> set[str]:
     """The ids of the cells that the page's sweep command plans."""
     (line,) = [line for line in command.replace("\\\n", " ").splitlines() if "sweeps/ablation.py" in line]
-    options = parse_arguments(shlex.split(line)[2:])
-    request = Request(
-        study=options.study,
-        recipe=options.recipe,
-        data_root=folder,
-        dataset=options.dataset,
-        backbone=options.backbone,
-        image_size=options.image_size,
-        combinations=options.combinations,
-        seeds=options.seeds,
-        settings=tuple(options.settings),
-    )
-    return {cell.cell_id for cell in plan(request)}
+    request = request_of(parse_arguments(shlex.split(line)[2:]))
+    return {cell.cell_id for cell in plan(replace(request, data_root=folder))}
 
 
 @pytest.mark.parametrize(

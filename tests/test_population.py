@@ -38,7 +38,7 @@ def run(search, slots=1, epochs=10**9):
     live, started = [], []
     while True:
         while len(live) < slots and (asked := search.next()) is not None:
-            asked.again()
+            asked.restart()
             live.append(asked)
             started.append(asked.number)
         if not live:
@@ -193,7 +193,7 @@ def test_a_parent_does_not_go_on_before_its_fork_has_taken_over_its_checkpoint(t
     while (asked := search.next()) is not None:
         others.append(asked.number)
     assert len(others) == POPULATION - 2 and parent not in others
-    fork.again()
+    fork.restart()
     search.report(fork, row(fork.cell, 1))
     assert search.next().number == parent
 

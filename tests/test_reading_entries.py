@@ -12,7 +12,7 @@ def storage(tmp_path) -> str:
     """An account with one planned cell."""
     account = Account(tmp_path / "results")
     account.check()
-    account.plan({plan_cells(Request("table4", "demo", tmp_path, combinations=("none",)))[0]: "table4"})
+    account.plan({plan_cells(Request("table4", "demo", tmp_path, combinations=("none",)))[0]: ("table4",)})
     return str(account.storage)
 
 

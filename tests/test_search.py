@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sweeps.planning.recipes import recipe, recipe_file
 from sweeps.search.optuna_study import DatabaseError
 from sweeps.search.report import comparable, importances
-from sweeps.search.search import SAMPLERS, Budget, Method, Search, is_twin, method_problems
+from sweeps.search.search import SAMPLERS, Budget, Method, Search, is_duplicate, method_problems
 from sweeps.search.space import make_space
 
 # Resume
@@ -80,7 +80,7 @@ def test_two_equal_draws_are_one_cell_trained_once_and_told_the_same(tmp_path):
     for trial in search.trials:
         by_value.setdefault(trial.params["gradient_clip"], set()).add((trial.state, trial.values[0]))
     assert all(len(told) == 1 for told in by_value.values())
-    assert sum(is_twin(trial) for trial in search.trials) == 26
+    assert sum(is_duplicate(trial) for trial in search.trials) == 26
     assert search.training_epochs == 4 * 9
 
 

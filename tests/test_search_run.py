@@ -4,11 +4,11 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from helpers.searches import FEW, opened, row, run
 from rich.console import Console
+from sweeps.search.queue import _SearchReporter
+from test_search import FEW, opened, row, run
 
 from sweeps.account.account import PRUNED, RUNNING, SEARCHED, Account
-from sweeps.search.queue import _SearchReporter
 
 
 class Tracking:

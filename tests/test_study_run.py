@@ -18,8 +18,8 @@ def store(tmp_path_factory) -> tuple[str, MlflowClient, str]:
     client = MlflowClient(uri)
     experiment = client.create_experiment("relvit", artifact_location=(folder / "artifacts").as_uri())
     (cell,) = planned(folder, "table4", seeds=(0,), combinations=("sprel",))
-    tracker = Tracker(uri, "relvit", folder, {cell.cell_id: "table4"})
-    tracker.begin(cell)
+    tracker = Tracker(uri, "relvit", folder)
+    tracker.begin(cell, ("table4",))
     tracker.finish(cell.cell_id)
     return uri, client, experiment
 

@@ -1,7 +1,6 @@
 """One MLflow run per cell for ever: found, continued, no step twice, none left RUNNING."""
 
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UN
 from relvit.cell import Cell
 from sweeps.account.account import FAILED, Account
 from sweeps.account.code_version import source_digest
+from sweeps.account.work import work_items
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.reconciliation import reconcile
 from sweeps.tracking.tracker import Tracker, TrackingError, is_passing
 
-TABLE4 = defaultdict(lambda: "table4")  # every cell belongs to that study
+TABLE4 = ("table4",)
 WORKER = {"host": "node-7", "device": "cpu (test)"}
 ROWS = [
     {"epoch": 1, "phase": "pretrain", "pretrain_train_loss": 2.0, "learning_rate": 0.1},
@@ -45,7 +45,7 @@ def cell(tmp_path) -> Cell:
 
 
 def tracker(uri: str, tmp_path: Path) -> Tracker:
-    return Tracker(uri, "relvit", tmp_path / "results", TABLE4)
+    return Tracker(uri, "relvit", tmp_path / "results")
 
 
 def steps_by_metric(uri: str) -> dict[str, list[int]]:
@@ -65,7 +65,7 @@ def points(uri: str, metric: str) -> list[tuple[int, float]]:
 
 def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell)
+    tracking.begin(cell, TABLE4)
     for row in ROWS:
         tracking.log(cell.cell_id, row, WORKER)
     tracking.finish(cell.cell_id)
@@ -81,13 +81,13 @@ def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
 
 def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path, cell):
     first = tracker(uri, tmp_path)
-    first.begin(cell)
+    first.begin(cell, TABLE4)
     first.log(cell.cell_id, ROWS[0], WORKER)
     # The first driver dies here. The next one's trial yields its whole history again.
     second = tracker(uri, tmp_path)
     assert second.close_orphans() == [cell.cell_id]
     assert all_runs(uri)[0].info.status == "KILLED"
-    second.begin(cell)
+    second.begin(cell, TABLE4)
     assert all_runs(uri)[0].info.status == "RUNNING"
     for row in [*ROWS, *ROWS]:
         second.log(cell.cell_id, row, WORKER)
@@ -99,7 +99,7 @@ def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path,
 
 def test_the_result_row_repeats_no_step_of_the_last_epoch_s_row(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell)
+    tracking.begin(cell, TABLE4)
     for used, row in enumerate(ROWS):
         tracking.log(cell.cell_id, row, WORKER, usage={"host_memory_bytes": 1e9 + used, "gpu_memory_bytes": 2e9})
     tracking.finish(cell.cell_id)
@@ -114,17 +114,17 @@ def test_the_result_of_a_pre_training_alone_is_logged_once_too(uri, tmp_path, ce
     pretraining = cell.pretraining()
     rows = [ROWS[0], {"epoch": 1, "phase": "test", "test_sprel_accuracy": 30.0, "selected_epoch": 1}]
     for _ in range(2):
-        tracker(uri, tmp_path).rebuild(pretraining, rows)
+        tracker(uri, tmp_path).rebuild(pretraining, rows, TABLE4)
     assert points(uri, "test_sprel_accuracy") == [(1, 30.0)]
 
 
 def test_runs_under_another_storage_path_are_not_orphans_of_this_one(uri, tmp_path, cell):
-    Tracker(uri, "relvit", tmp_path / "elsewhere", TABLE4).begin(cell)
+    Tracker(uri, "relvit", tmp_path / "elsewhere").begin(cell, TABLE4)
     assert tracker(uri, tmp_path).close_orphans() == []
 
 
 def test_runs_of_cells_that_another_driver_holds_are_not_orphans(uri, tmp_path, cell):
-    tracker(uri, tmp_path).begin(cell)
+    tracker(uri, tmp_path).begin(cell, TABLE4)
     assert tracker(uri, tmp_path).close_orphans(alive={cell.cell_id}) == []
     assert all_runs(uri)[0].info.status == "RUNNING"
 
@@ -132,7 +132,7 @@ def test_runs_of_cells_that_another_driver_holds_are_not_orphans(uri, tmp_path, 
 def test_the_same_write_twice_leaves_one_point(uri, tmp_path, cell):
     # What happens when a request is carried out and its answer is lost on the way.
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell)
+    tracking.begin(cell, TABLE4)
     tracking.log(cell.cell_id, ROWS[0], WORKER, timestamp=1000)
     tracking._logged[cell.cell_id].clear()
     tracking.log(cell.cell_id, ROWS[0], WORKER, timestamp=1000)
@@ -141,14 +141,14 @@ def test_the_same_write_twice_leaves_one_point(uri, tmp_path, cell):
 
 def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(uri, tmp_path, cell):
     late = tracker(uri, tmp_path)  # looked before the run was there
-    tracker(uri, tmp_path).begin(cell)
-    late.begin(cell)
+    tracker(uri, tmp_path).begin(cell, TABLE4)
+    late.begin(cell, TABLE4)
     assert len(all_runs(uri)) == 1
 
 
 def test_of_several_runs_for_a_cell_the_finished_one_stands_for_it(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell)
+    tracking.begin(cell, TABLE4)
     client, (first,) = MlflowClient(uri), all_runs(uri)
     second = client.create_run(first.info.experiment_id, tags={"cell_id": cell.cell_id})
     client.set_terminated(second.info.run_id, "FINISHED")
@@ -161,7 +161,7 @@ def test_of_several_runs_for_a_cell_the_finished_one_stands_for_it(uri, tmp_path
 
 
 def test_a_deviation_from_the_cells_settings_is_a_tag(uri, tmp_path, cell):
-    tracker(uri, tmp_path).begin(cell, "micro_batches=4")
+    tracker(uri, tmp_path).begin(cell, TABLE4, "micro_batches=4")
     assert all_runs(uri)[0].data.tags["deviation"] == "micro_batches=4"
 
 
@@ -181,11 +181,11 @@ def test_only_what_may_pass_is_tried_again(error, passing):
 
 def test_a_failed_cell_has_its_reason_and_loses_it_when_it_is_run_again(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell)
+    tracking.begin(cell, TABLE4)
     tracking.fail(cell.cell_id, "pretrain loss is nan at step 3")
     (run,) = all_runs(uri)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "pretrain loss is nan at step 3")
-    tracking.begin(cell)
+    tracking.begin(cell, TABLE4)
     (run,) = all_runs(uri)
     assert (run.info.status, run.data.tags["reason"]) == ("RUNNING", "")
 
@@ -193,7 +193,7 @@ def test_a_failed_cell_has_its_reason_and_loses_it_when_it_is_run_again(uri, tmp
 def test_a_finished_cell_that_mlflow_lost_is_rebuilt_from_its_rows(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
     assert not tracking.is_finished(cell)
-    tracking.rebuild(cell, ROWS)
+    tracking.rebuild(cell, ROWS, TABLE4)
     assert points(uri, "finetune_val_accuracy") == [(2, 40.0)]
     assert tracker(uri, tmp_path).is_finished(cell)
 
@@ -202,16 +202,18 @@ def test_a_failed_cell_whose_rows_waited_when_the_driver_died_gets_them_from_the
     account = Account(tmp_path / "results")
     account.keep_history(cell, ROWS[:2])
     account.mark(cell, FAILED, "finetune loss is nan", failure="not_finite")
-    assert reconcile([cell], account, tracker(uri, tmp_path)) == [f"entered the failure of {cell.cell_id}"]
+    assert reconcile(work_items(account, {cell: TABLE4}), account, tracker(uri, tmp_path)) == [
+        f"entered the failure of {cell.cell_id}"
+    ]
     (run,) = all_runs(uri)
     assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "not_finite")
     assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
-    assert reconcile([cell], account, tracker(uri, tmp_path), thorough=True) == []
+    assert reconcile(work_items(account, {cell: TABLE4}), account, tracker(uri, tmp_path), thorough=True) == []
 
 
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):
-    tracker(uri, tmp_path).rebuild(cell, ROWS)
-    Tracker(uri, "relvit", tmp_path / "results", {cell.cell_id: "figure2"}).tag_study(cell)
+    tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
+    Tracker(uri, "relvit", tmp_path / "results").tag_study(cell, ("figure2",))
     (run,) = all_runs(uri)
     assert run.data.tags["study"] == "figure2,table4"
 
@@ -224,12 +226,12 @@ def test_a_tracking_uri_that_cannot_be_used_is_named(tmp_path):
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "bad.db").write_text("no database " * 100)
     with pytest.raises(TrackingError, match="bad.db cannot be used: .*file is not a database"):
-        Tracker(f"sqlite:///{tmp_path}/bad.db", "relvit", tmp_path, {})
+        Tracker(f"sqlite:///{tmp_path}/bad.db", "relvit", tmp_path)
 
 
 def test_a_database_whose_driver_is_not_installed_is_named_without_its_password(tmp_path):
     with pytest.raises(TrackingError, match=r"postgresql\+nodriver://me:\*\*\*@host/runs cannot be used") as error:
-        Tracker("postgresql+nodriver://me:hunter2@host/runs", "relvit", tmp_path, {})
+        Tracker("postgresql+nodriver://me:hunter2@host/runs", "relvit", tmp_path)
     assert "hunter2" not in str(error.value)
 
 
@@ -238,4 +240,4 @@ def test_a_deleted_experiment_is_refused_with_how_it_comes_back(uri, tmp_path):
     experiment = client.create_experiment("gone")
     client.delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"was deleted .* restore it .*--experiment-id {experiment}"):
-        Tracker(uri, "gone", tmp_path, {})
+        Tracker(uri, "gone", tmp_path)

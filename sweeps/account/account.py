@@ -14,7 +14,7 @@ All but the checkpoints can be read without torch, Ray or MLflow.
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -141,11 +141,11 @@ class Account:
         """Ids of the cells at which some driver seems to be at work now."""
         return leases.apparently_held(self.storage / "drivers")
 
-    def plan(self, studies: dict[Cell, str]) -> None:
-        """Enter what was asked for, by study. studies: by cell, the names of its studies, joined by commas."""
+    def plan(self, studies: Mapping[Cell, tuple[str, ...]]) -> None:
+        """Enter what was asked for. studies: by cell, the names of its studies."""
         planned: dict[str, dict[str, Any]] = {}
         for cell, names in studies.items():
-            for name in names.split(","):
+            for name in names:
                 planned.setdefault(name, {})[cell.cell_id] = cell.as_dict()
         for name, cells in planned.items():
             path = self.storage / "studies" / f"{name}.json"
@@ -153,13 +153,13 @@ class Account:
             if not cells.keys() <= before.keys():
                 _write_json(path, before | cells)
 
-    def planned(self) -> dict[Cell, str]:
+    def planned(self) -> dict[Cell, tuple[str, ...]]:
         """All that was ever asked for, as `plan` takes it."""
         studies: dict[Cell, list[str]] = {}
         for path in sorted(self.storage.glob("studies/*.json"), key=lambda path: path.name):
             for fields in json.loads(path.read_text()).values():
                 studies.setdefault(Cell(**fields), []).append(path.stem)
-        return {cell: ",".join(names) for cell, names in studies.items()}
+        return {cell: tuple(names) for cell, names in studies.items()}
 
     def folder(self, cell: Cell) -> Location:
         """Where the cell's files are."""
@@ -234,21 +234,26 @@ class Account:
                 users.setdefault(cell.pretraining(), []).append(cell)
         return users
 
-    def drop_unused_pretrainings(self) -> None:
+    def drop_unused_pretrainings(self, known: Mapping[Cell, Status] | None = None) -> None:
         """Remove the weights of every pre-training of which all planned users are finished, whoever trained them.
 
-        While a search is at work they stay: its trials, which are not planned, may share them.
+        known: statuses that were just read. While a search is at work the weights stay: its trials, which are not
+        planned, may share them.
         """
         published = {path.parent.name for path in self.storage.glob("cells/*/final-*.pt")}
         users = {shared: cells for shared, cells in self.pretraining_users().items() if shared.cell_id in published}
-        unused = [shared for shared, cells in users.items() if self.are_finished(cells)]
+        unused = [shared for shared, cells in users.items() if self.are_finished(cells, known)]
         if unused and not any(name.startswith("search ") for name in self.seem_held()):
             for shared in unused:
                 self.drop_pretraining(shared)
 
-    def are_finished(self, cells: Iterable[Cell]) -> bool:
-        """Whether all of the cells are finished."""
-        return all(status.state == FINISHED for status in self.statuses(cells).values())
+    def are_finished(self, cells: Iterable[Cell], known: Mapping[Cell, Status] | None = None) -> bool:
+        """Whether all of the cells are finished. known: statuses that need not be read again."""
+        known, cells = known or {}, list(cells)
+        if any(known[cell].state != FINISHED for cell in cells if cell in known):
+            return False
+        rest = self.statuses(cell for cell in cells if cell not in known)
+        return all(status.state == FINISHED for status in rest.values())
 
     def _entry(self, cell: Cell) -> dict[str, Any]:
         """The content of state.json; of a cell that this driver has entered, what it entered last."""

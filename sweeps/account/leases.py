@@ -97,6 +97,12 @@ class Hold:
             _remove(self._folder, lease)
         self.held, self.others, self.replaced = frozenset(kept), others, [lease.who for lease in dead]
 
+    def narrow(self, cells: Iterable[str]) -> None:
+        """Let go of all but these of the held cells."""
+        kept = frozenset(cells) & self.held
+        self._update(cells=tuple(sorted(kept)))
+        self.held = kept
+
     def release(self) -> None:
         """Let go."""
         self._done.set()

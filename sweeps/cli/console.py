@@ -1,31 +1,23 @@
-"""What the entries that start a sweep share: how they take a place, speak, refuse and stop."""
+"""What the entries that start a sweep share: how they speak, refuse, start and stop."""
 
-import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from relvit.files import Location, location
+from sweeps.cli.options import Places
 from sweeps.planning.plan import PlanError
 
 if TYPE_CHECKING:
     from sweeps.tracking.tracker import Tracker
 
-BAD_REQUEST, INTERRUPTED = 2, 130  # exit statuses
-
-
-def storage_place(text: str) -> Location:
-    """The type of --storage: `relvit.files.location`, with argparse saying what is wrong with it."""
-    try:
-        return location(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+# Exit statuses.
+SOME_FAILED, BAD_REQUEST, OUT_OF_BUDGET, LEFT_TO_ANOTHER, INTERRUPTED = 1, 2, 3, 4, 130
 
 
 def say(console: Console, line: str) -> None:
@@ -56,20 +48,18 @@ def exit_status(main: Callable[[], int]) -> int:
 
 
 @contextmanager
-def ray_and_mlflow(
-    options: argparse.Namespace, console: Console, storage: Location, members: Mapping[str, str]
-) -> Iterator[tuple["Tracker | None", str | None]]:
-    """MLflow's runs by --tracking-uri and --experiment, or why they cannot be had, on the connected cluster of
-    --address. Either takes seconds, imports among them, so they go side by side.
+def ray_and_mlflow(places: Places, console: Console) -> Iterator[tuple["Tracker | None", str | None]]:
+    """MLflow's runs, or why they cannot be had, on the connected cluster. Either takes seconds, imports among them, so
+    they go side by side.
 
     Raises PlanError if there is no cluster.
     """
     with ThreadPoolExecutor(1) as pool, interrupts_wait(console) as release:
-        opening = pool.submit(open_tracker, options, storage, members)
+        opening = pool.submit(open_tracker, places)
         from sweeps.cluster import connection as cluster
 
         try:
-            with cluster.connected(options.address):
+            with cluster.connected(places.address):
                 found = opening.result()
                 release()
                 yield found
@@ -110,13 +100,11 @@ def interrupts_wait(console: Console) -> Iterator[Callable[[], None]]:
         release()
 
 
-def open_tracker(
-    options: argparse.Namespace, storage: Location, members: Mapping[str, str]
-) -> tuple["Tracker | None", str | None]:
-    """MLflow's runs by --tracking-uri and --experiment, or why they cannot be had. It takes seconds."""
+def open_tracker(places: Places) -> tuple["Tracker | None", str | None]:
+    """MLflow's runs, or why they cannot be had. It takes seconds."""
     from sweeps.tracking.tracker import Tracker, TrackingError
 
     try:
-        return Tracker(options.tracking_uri, options.experiment, storage, members), None
+        return Tracker(places.tracking_uri, places.experiment, places.storage), None
     except TrackingError as error:
         return None, str(error)

@@ -5,13 +5,14 @@ each phase are run on one GPU of the cluster.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 
 import ray
 
 from relvit.cell import HEADS, NONE, Cell
 from sweeps.account.account import FINISHED, Account
+from sweeps.account.work import WorkItem
 from sweeps.cluster.connection import ClusterError
 
 # Beyond the most that was seen: fragments, other batches, cuDNN's workspaces.
@@ -36,8 +37,10 @@ def gpus_for(peak_bytes: float, total_bytes: float) -> float:
     return math.floor(1e4 / max(1, together)) / 1e4
 
 
-def measured_gpus(cells: Iterable[Cell], account: Account, micro_batches: int, note: Callable[[str], None]) -> float:
-    """GPUs a trial for all the cells, on the connected cluster; 0 where it has no GPU.
+def measured_gpus(
+    items: Iterable[WorkItem], account: Account, micro_batches: int, note: Callable[[str], None]
+) -> float:
+    """GPUs a trial for all the items, on the connected cluster; 0 where it has no GPU.
 
     micro_batches: parts of a batch that were asked for; a cell that was begun in more goes on in those. Where a few
     steps run out of a GPU's memory, each trial gets one whole, and the rule of that failure does the rest.
@@ -48,8 +51,9 @@ def measured_gpus(cells: Iterable[Cell], account: Account, micro_batches: int, n
 
     if not gpus_per_trial(None):
         return 0.0
-    parts = {cell: max(micro_batches, status.micro_batches) for cell, status in account.statuses(cells).items()}
-    known = _known_peaks(account)
+    statuses = {item.cell: item.status for item in items}
+    parts = {cell: max(micro_batches, status.micro_batches) for cell, status in statuses.items()}
+    known = _known_peaks(account, statuses)
     unknown = {_kind(cell, part): (cell.as_dict(), part) for cell, part in parts.items()}
     unknown = [each for kind, each in unknown.items() if kind not in known]
     measured, total = ray.get(ray.remote(num_gpus=1)(_measure).remote(unknown))
@@ -75,15 +79,13 @@ def _kind(cell: Cell, micro_batches: int) -> tuple:
     return (cell.backbone, cell.image_size, *batch, cell.precision, cell.pair_head, cell.mega_grid, tasks)
 
 
-def _known_peaks(account: Account) -> dict[tuple, int]:
-    finished = [
-        (_kind(cell, status.micro_batches), status.peak_gpu_bytes)
-        for cell, status in account.statuses(account.planned()).items()
-        if status.state == FINISHED and status.peak_gpu_bytes
-    ]
+def _known_peaks(account: Account, unfinished: Container[Cell]) -> dict[tuple, int]:
+    others = account.statuses(cell for cell in account.planned() if cell not in unfinished)
     peaks: dict[tuple, int] = {}
-    for kind, peak in finished:
-        peaks[kind] = max(peak, peaks.get(kind, 0))
+    for cell, status in others.items():
+        if status.state == FINISHED and status.peak_gpu_bytes:
+            kind = _kind(cell, status.micro_batches)
+            peaks[kind] = max(status.peak_gpu_bytes, peaks.get(kind, 0))
     return peaks
 
 

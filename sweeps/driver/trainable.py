@@ -8,7 +8,6 @@ the storage path belongs to the cell, whoever trains it.
 import gc
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ from ray import tune
 from ray.util import get_node_ip_address
 
 from relvit.cell import NONE, Cell
-from relvit.files import Location, location
+from relvit.files import location
+from sweeps.account.account import Account
 from sweeps.account.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
+from sweeps.account.work import WorkItem
 from sweeps.cluster.nodes import this_driver, verify_node
+from sweeps.driver.options import Options
 
 # What a report holds beside Ray's own entries.
 ROW, NOTES, WORKER, USAGE, FAILURE, FAILURE_CLASS = "row", "notes", "worker", "usage", "failure", "failure_class"
@@ -26,47 +28,27 @@ ROW, NOTES, WORKER, USAGE, FAILURE, FAILURE_CLASS = "row", "notes", "worker", "u
 TRIAL = "trial"  # the only entry of a trial's configuration: what `trial_config` makes
 
 
-@dataclass(frozen=True)
-class Checkpoints:
-    """When checkpoints are written and how many are kept, as `relvit.train.train` takes it."""
-
-    every: int | None = 1
-    minutes: float | None = None
-    keep: int = 2
-
-
-def trial_config(
-    cell: Cell,
-    folder: Location,
-    pretrained: Location | None,
-    data_root: Path,
-    setting: Setting,
-    checkpoints: Checkpoints,
-    test: bool = True,
-    stop_after: int | None = None,
-    forked: Location | None = None,
-) -> dict[str, Any]:
-    """The configuration of one trial: the cell as plain values, and where and with what to train it.
-
-    test: False ends the trial with its last epoch; the test split is left alone. stop_after: it ends with this epoch;
-    forked: where it goes on from, as `relvit.train.train` takes them.
-    """
+def trial_config(item: WorkItem, account: Account, setting: Setting, options: Options) -> dict[str, Any]:
+    """The configuration of one trial: the item as plain values, and where and with what to train it."""
+    cell, checkpoints = item.cell, options.checkpoints
+    # A deviation stays with the cell that has it: its pre-training is neither taken over nor left to others.
+    shares = cell.has_pretraining and cell.protocol != "pretrain" and not setting.deviation
     return {
         "cell": cell.as_dict(),
-        "folder": str(folder),
-        "storage": str(folder.parent.parent),  # where the account has it
+        "folder": str(account.folder(cell)),
+        "storage": str(account.storage),
         "driver": this_driver(),
-        "pretrained": str(pretrained) if pretrained else None,
-        "data_root": str(data_root),
+        "pretrained": str(account.folder(cell.pretraining())) if shares else None,
+        "data_root": str(options.data_root.absolute()),
         "cpus": setting.cpus,
         "gpus": setting.gpus,
         "micro_batches": setting.micro_batches,
         "checkpoint_every": checkpoints.every,
         "checkpoint_minutes": checkpoints.minutes,
         "keep": checkpoints.keep,
-        "test": test,
-        "stop_after": stop_after,
-        "forked": str(forked) if forked else None,
+        "test": item.test,
+        "stop_after": item.stop_after,
+        "forked": str(account.folder(item.forked)) if item.forked else None,
     }
 
 

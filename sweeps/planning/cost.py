@@ -7,7 +7,7 @@ machine: a few training steps of each kind of phase. Calibrations are kept under
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from relvit.cell import HEADS, NONE, TASKS, Cell
 from relvit.data import split_sizes
 from relvit.files import write_atomic
-from sweeps.account.account import FINISHED, Account
+from sweeps.account.account import FINISHED, Account, Status
 
 if TYPE_CHECKING:
     from relvit.calibrate import Cost
@@ -64,7 +64,9 @@ def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
     return max(1, at_once), each
 
 
-def estimate(cells: Iterable[Cell], account: Account, data_root: Path, cpus: float, gpus: float | None) -> Estimate:
+def estimate(
+    statuses: Mapping[Cell, Status], account: Account, data_root: Path, cpus: float, gpus: float | None
+) -> Estimate:
     """The cost of what is left of the plan. Each first phase that cells share is counted once."""
     from relvit.train import phases
 
@@ -74,7 +76,7 @@ def estimate(cells: Iterable[Cell], account: Account, data_root: Path, cpus: flo
     sizes_of = cache(lambda name, image_size: split_sizes(name, data_root, image_size))
     low = high = memory_low = memory_high = disk = largest = 0.0
     first_phases: set[str] = set()
-    for cell, status in account.statuses(cells).items():
+    for cell, status in statuses.items():
         if status.state == FINISHED:
             continue
         done = status.epoch

@@ -56,8 +56,8 @@ def plan_cells(request: Request) -> list[Cell]:
     return list(plan(request))
 
 
-def plan(request: Request) -> dict[Cell, str]:
-    """The cells as `plan_cells`, each with the names of the studies that it belongs to, joined by commas."""
+def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
+    """The cells as `plan_cells`, each with the names of the studies that it belongs to."""
     problems: list[str] = []
 
     def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -113,7 +113,7 @@ def plan(request: Request) -> dict[Cell, str]:
     if problems:
         raise PlanError(problems, cells if wanted else ())
     ordered = sorted(cells, key=lambda cell: request.seeds.index(cell.seed))
-    return {cell: ",".join(dict.fromkeys(members[cell])) for cell in ordered}
+    return {cell: tuple(dict.fromkeys(members[cell])) for cell in ordered}
 
 
 def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:

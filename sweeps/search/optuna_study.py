@@ -7,6 +7,7 @@ parameters.
 """
 
 import contextlib
+import copy
 import json
 import os
 import tempfile
@@ -76,7 +77,7 @@ class DurableStudy:
         self._sampler = sampler
         require_usable(url, name, definition)
         try:
-            _make_whole(url)
+            _create_atomically(url)
             # Other programs, such as the dashboard, may read meanwhile.
             patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
             self._database = _Database(url, engine_kwargs=patience)
@@ -87,17 +88,19 @@ class DurableStudy:
         except (OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
             raise DatabaseError(f"the Optuna storage {_public(url)} cannot be used: {error}") from error
         if url.startswith("sqlite"):
-            _hasten(self._database)
+            _enable_wal(self._database)
         self._stored = stored
         if not known:
             stored.set_user_attr(DEFINITION, json.dumps(definition, sort_keys=True))
         # The same name, which Hyperband draws a trial's bracket from.
+        self._attributes = dict(stored.user_attrs)
         self.study = optuna.create_study(study_name=name, directions=list(directions), pruner=pruner)
-        self._ids: list[int] = []
+        self.write: Callable[..., None] = _at_once
+        self._ids: dict[int, int] = {}  # by number, what the database calls the trial
         self._kept: dict[int, dict[str, Any]] = {}  # by trial, what of its system attributes the database has
         for trial in stored.get_trials(deepcopy=False):
             self.study.add_trial(trial)
-            self._ids.append(trial._trial_id)
+            self._ids[trial.number] = trial._trial_id
             self._kept[trial.number] = dict(trial.system_attrs)
 
     @property
@@ -107,15 +110,16 @@ class DurableStudy:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute of the study."""
-        return self._stored.user_attrs.get(name, default)
+        return self._attributes.get(name, default)
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Keep an attribute of the study."""
-        self._stored.set_user_attr(name, value)
+        self._attributes[name] = value
+        self.write(self._stored.set_user_attr, name, value)
 
     def ask(self, point: Mapping[str, Any] | None = None) -> Trial:
         """A new trial, whose parameters the caller draws before it calls `begin`; those of `point` are given."""
-        self.study.sampler = self._sampler(len(self._ids))
+        self.study.sampler = self._sampler(len(self.trials))
         if point is not None:
             self.study.enqueue_trial(dict(point))
         return self.study.ask()
@@ -124,9 +128,18 @@ class DurableStudy:
         """Enter a trial that `ask` gave, with its parameters, as RUNNING."""
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
-        frozen = self.trials[trial.number]
-        self._ids.append(self._database.create_new_trial(self._stored._study_id, template_trial=frozen))
+        frozen = copy.deepcopy(self.trials[trial.number])
         self._kept[trial.number] = dict(frozen.system_attrs)
+        self.write(self._create, frozen)
+
+    def _create(self, frozen: FrozenTrial) -> None:
+        if frozen.number not in self._ids:  # else it was carried out and not answered
+            made = self._database.create_new_trial(self._stored._study_id, template_trial=frozen)
+            self._ids[frozen.number] = made
+
+    def _write(self, method: Callable[..., Any], number: int, *arguments: Any) -> None:
+        """Write what belongs to a trial; its id is known once it is made."""
+        self.write(lambda: method(self._ids[number], *arguments))
 
     def running(self) -> list[Trial]:
         """The trials that another driver began and did not end, to be continued."""
@@ -142,14 +155,14 @@ class DurableStudy:
         trial.report(value, step)
         ends = trial.should_prune()
         self._keep_system_attributes(trial.number)
-        self._database.set_trial_intermediate_value(self._ids[trial.number], step, value)
+        self._write(self._database.set_trial_intermediate_value, trial.number, step, value)
         return ends
 
     def note(self, trial: Trial, **attributes: Any) -> None:
         """Keep attributes of a trial."""
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
-            self._database.set_trial_user_attr(self._ids[trial.number], name, value)
+            self._write(self._database.set_trial_user_attr, trial.number, name, value)
 
     def tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None, **attributes: Any) -> None:
         """Enter the outcome of a trial."""
@@ -157,15 +170,19 @@ class DurableStudy:
         self.study.tell(trial, values=values, state=state)
         self._keep_system_attributes(trial.number)
         outcome = self.trials[trial.number]
-        self._database.set_trial_state_values(self._ids[trial.number], outcome.state, outcome.values)
+        self._write(self._database.set_trial_state_values, trial.number, outcome.state, outcome.values)
 
     def _keep_system_attributes(self, number: int) -> None:
         """What samplers and pruners remember with a trial."""
         kept = self._kept[number]
         for name, value in self.trials[number].system_attrs.items():
             if kept.get(name) != value:
-                self._database.set_trial_system_attr(self._ids[number], name, value)
+                self._write(self._database.set_trial_system_attr, number, name, value)
                 kept[name] = value
+
+
+def _at_once(call: Callable[..., Any], *arguments: Any) -> None:
+    call(*arguments)
 
 
 class _Database(optuna.storages.RDBStorage):
@@ -191,7 +208,7 @@ class _Database(optuna.storages.RDBStorage):
         )
 
 
-def _hasten(database: optuna.storages.RDBStorage) -> None:
+def _enable_wal(database: optuna.storages.RDBStorage) -> None:
     """Commits that append to a log, without waiting for the disk: a killed process loses nothing by it, and others can
     read meanwhile."""
 
@@ -203,7 +220,7 @@ def _hasten(database: optuna.storages.RDBStorage) -> None:
     database.engine.dispose()
 
 
-def _make_whole(url: str) -> None:
+def _create_atomically(url: str) -> None:
     """Make a SQLite database with all of Optuna's tables in one step, so that nobody who opens it early, a dashboard or
     another driver, finds it half made and makes the rest itself."""
     if _exists(url):
@@ -213,7 +230,7 @@ def _make_whole(url: str) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
         made = Path(aside) / path.name
         database = optuna.storages.RDBStorage(f"{_SQLITE}{made}")
-        _hasten(database)
+        _enable_wal(database)
         with database.engine.connect():  # keeps the log's mode in the file
             pass
         database.engine.dispose()

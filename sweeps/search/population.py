@@ -18,7 +18,17 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search.sample import Domain
 
 from relvit.cell import Cell, schedulable
-from sweeps.search.search import FORKED_AFTER, PARENT, REPLACES, Asked, Budget, Method, Search, forked_epochs, is_fork
+from sweeps.search.search import (
+    FORKED_AFTER,
+    PARENT,
+    REPLACES,
+    ActiveTrial,
+    Budget,
+    Method,
+    Search,
+    forked_epochs,
+    is_fork,
+)
 from sweeps.search.space import Space, distribution, draw
 
 # Section 4.1.1 of the publication: truncation selection of a fifth; a perturbation by 1.2 or 0.8. A value is drawn anew
@@ -111,7 +121,7 @@ class PopulationSearch(Search):
         }
         self._outcomes: list[FrozenTrial] = []
 
-    def next(self, may_start: Callable[[Cell], bool] = lambda cell: True) -> Asked | None:
+    def next(self, may_start: Callable[[Cell], bool] = lambda cell: True) -> ActiveTrial | None:
         """The next member to train through its generation; None where all that is left must wait."""
         if self._held is not None or not (self._is_drawn() or self.exhausted()):
             asked = super().next(may_start)
@@ -127,7 +137,7 @@ class PopulationSearch(Search):
             cell = self.cell_of(self.trials[number])
             if ends[number] > current or number in parents or not may_start(cell):
                 continue
-            asked = Asked(self, self._waiting.pop(number), cell)
+            asked = ActiveTrial(self, self._waiting.pop(number), cell)
             asked.stop_after = cell.pretrain_epochs + current
             if is_fork(self.trials[number]):
                 asked.forked = self.cell_of(self.trials[self._attribute(number, PARENT)])
@@ -140,25 +150,21 @@ class PopulationSearch(Search):
         """Whether no member is left to be trained on, nor to be drawn."""
         return not self._members() and (self._is_drawn() or self.exhausted())
 
-    def has_left_over(self) -> bool:
-        """Whether members wait for being continued."""
-        return bool(self._waiting)
-
-    def report(self, asked: Asked, row: Mapping[str, Any]) -> bool:
+    def report(self, asked: ActiveTrial, row: Mapping[str, Any]) -> bool:
         """Take an epoch's row. Returns whether the member stops with it: at the end of its generation, or for good."""
         self._to_fork.discard(asked.number)
         ends = super().report(asked, row)
         asked.waits = not ends and asked.epoch == asked.stop_after
         return ends or asked.waits
 
-    def wait(self, asked: Asked) -> None:
+    def wait(self, asked: ActiveTrial) -> None:
         """The member has reached the end of its generation and waits for the others."""
         self._live.pop(asked.cell.cell_id)
         self._study.note(asked.trial, **{SECONDS: round(asked.seconds, 3)})
         self._waiting[asked.number] = asked.trial
         self.keep_time()
 
-    def settle(self, asked: Asked, reason: str = "") -> None:
+    def settle(self, asked: ActiveTrial, reason: str = "") -> None:
         """Enter the outcome of a member, as `Search`."""
         self._to_fork.discard(asked.number)
         super().settle(asked, reason)

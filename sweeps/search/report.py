@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
 from relvit.cell import parse_schedule
-from sweeps.search.search import FORKED_AFTER, PARENT, Search, is_fork, is_twin
+from sweeps.search.search import FORKED_AFTER, PARENT, Search, is_duplicate, is_fork
 from sweeps.search.space import distribution, text
 
 # Importance is judged this often, each time on a bootstrap sample of the trials and with another forest.
@@ -69,7 +69,7 @@ def comparable(search: Search) -> tuple[int | None, list[FrozenTrial]]:
     few that survived: there, all trials that reached the first epoch at which one was stopped, with its value. A fork
     has the values of its parent up to there, and other parameters.
     """
-    own = [trial for trial in search.trials if not is_twin(trial) and not is_fork(trial)]
+    own = [trial for trial in search.trials if not is_duplicate(trial) and not is_fork(trial)]
     stopped = [trial for trial in own if trial.state == TrialState.PRUNED and trial.intermediate_values]
     complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
     if search.multi_objective or not stopped:
@@ -147,7 +147,7 @@ def _write_csv(path: Path, head: list[str], rows: list[list[Any]]) -> None:
 
 def _history(search: Search, folder: Path) -> str:
     """Validation accuracy of each trial against the epochs spent until it ended."""
-    ended = [trial for trial in search.trials if trial.state.is_finished() and not is_twin(trial)]
+    ended = [trial for trial in search.trials if trial.state.is_finished() and not is_duplicate(trial)]
     ended.sort(key=lambda trial: trial.datetime_complete)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     spent, best, line = 0, float("-inf"), []
@@ -220,7 +220,7 @@ def _when(step: int | None) -> str:
 def _optunas_pictures(search: Search, folder: Path) -> list[str]:
     """Parallel coordinates of the complete trials, and the Pareto front of two objectives."""
     drawn = []
-    complete = [trial for trial in search.trials if trial.state == TrialState.COMPLETE and not is_twin(trial)]
+    complete = [trial for trial in search.trials if trial.state == TrialState.COMPLETE and not is_duplicate(trial)]
     if len(complete) < 2:
         return drawn
     study, many = search.study, search.multi_objective

@@ -1,7 +1,5 @@
-"""From what a user asked `sweeps/hpo.py` for to searches, and from ended searches to recipes, cells and reports."""
+"""From what a user asked `sweeps/hpo.py` for to searches that can be opened."""
 
-import argparse
-import dataclasses
 import json
 import os
 import re
@@ -10,22 +8,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
-
-from relvit.cell import Cell
-from relvit.files import write_atomic
-from sweeps.account.account import FINISHED, Account
+from relvit.cell import NONE, Cell
+from sweeps.account.account import Account
 from sweeps.account.secrets import holds_password, redacted
-from sweeps.cli.progress import duration
-from sweeps.planning.plan import PlanError, study_name
-from sweeps.planning.recipes import recipe, recipe_file
+from sweeps.cli.options import Places
+from sweeps.planning.plan import PlanError, Request, plan, study_name
+from sweeps.planning.recipes import recipe
+from sweeps.planning.studies import BEST
 from sweeps.search.optuna_study import DatabaseError, require_usable
 from sweeps.search.population import PopulationSearch, boundaries, replaced
-from sweeps.search.search import PBT, POPULATION, Budget, Method, Search, definition, method_problems, point_problems
+from sweeps.search.search import (
+    MULTI_OBJECTIVE,
+    PBT,
+    POPULATION,
+    Budget,
+    Method,
+    Search,
+    definition,
+    method_problems,
+    point_problems,
+)
 from sweeps.search.space import Space, SpaceError, make_space, text
 
 # Earlier runs that --warm-start mlflow takes.
 _EARLIER = 5
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What a user asked for, as typed. None: as the recipe, the study or the method says.
+
+    per_cell: a study whose cells are all searched, else one cell of `tasks` and `protocol`; seeds: of the tested cells;
+    cpus, gpus: of a trial.
+    """
+
+    places: Places
+    recipe: str = "demo"
+    settings: tuple[str, ...] = ()
+    per_cell: str | None = None
+    tasks: str | None = None
+    protocol: str | None = None
+    dataset: str | None = None
+    backbone: str | None = None
+    image_size: int | None = None
+    space: Path | None = None
+    tune: str | None = None
+    trials: int | None = None
+    hours: float | None = None
+    gpu_hours: float | None = None
+    searcher: str = "tpe"
+    scheduler: str | None = None
+    population: int | None = None
+    min_epochs: int | None = None
+    search_seed: int = 1000
+    warm_start: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    name: str | None = None
+    optuna_storage: str | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+    checkpoint_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,33 +84,72 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(options: argparse.Namespace, cells: list[Cell], account: Account) -> list[Prepared]:
+def base_cells(request: SearchRequest) -> list[Cell]:
+    """The recipe's cell for each search, with the search's seed. Raises PlanError."""
+    combinations, specs = None, ()
+    if request.per_cell:
+        combinations = tuple(request.tasks.split(",")) if request.tasks else None
+    else:
+        tasks = request.tasks or BEST
+        protocol = request.protocol or "pretrain_finetune"
+        # As in the paper, a supervised baseline keeps its position embedding.
+        embedding = {"pretrain_position_embedding": True} if tasks == NONE and protocol != "joint" else {}
+        spec = {"dataset": "cifar10", "backbone": "vit_s4", "protocol": protocol, "tasks": tasks, **embedding}
+        specs = (spec,)
+    given = {name: getattr(request, name) for name in ("recipe", "dataset", "backbone", "image_size", "settings")}
+    own = {"data_root": request.places.data_root, "combinations": combinations, "specs": specs}
+    problems = _contradictions(request)
+    try:
+        cells = list(plan(Request(study=request.per_cell or "--tasks", seeds=(request.search_seed,), **given, **own)))
+    except PlanError as error:
+        raise PlanError([*error.problems, *problems]) from error
+    problems += [f"--protocol {cell.protocol} has no phase that classifies" for cell in cells if not cell.epochs]
+    if problems:
+        raise PlanError(problems)
+    return cells
+
+
+def _contradictions(request: SearchRequest) -> list[str]:
+    problems = []
+    if request.per_cell and request.protocol:
+        problems.append("--protocol and --per-cell contradict each other: a study says its cells' protocols")
+    if request.search_seed in request.seeds:
+        problems.append(
+            f"--seeds {request.search_seed} is the search's own seed: its winner was selected on this seed, and "
+            "testing on it is optimistically biased; train with others, or change --search-seed"
+        )
+    if len(set(request.seeds)) < len(request.seeds):
+        problems.append(f"--seeds names a seed twice: {', '.join(map(str, request.seeds))}")
+    return problems
+
+
+def prepare(request: SearchRequest, cells: list[Cell], account: Account) -> list[Prepared]:
     """A search for each base cell, with all checked that can be checked without a cluster. Raises PlanError."""
     problems: list[str] = []
-    if options.name and not re.fullmatch(r"[A-Za-z0-9_.+-]+", options.name):
-        problems.append(f"--name {options.name!r} names files too: letters, digits, '_', '.', '+' and '-' alone")
-    scheduler = options.scheduler or ("none" if options.searcher in ("nsga2", "nsga3", "motpe") else "asha")
-    population = options.population or (POPULATION if scheduler == PBT else 0)
-    method = Method(options.searcher, scheduler, options.min_epochs, options.search_seed, population)
-    budget = Budget(options.trials, options.hours, options.gpu_hours)
-    names = options.tune.split(",") if options.tune else None
+    if request.name and not re.fullmatch(r"[A-Za-z0-9_.+-]+", request.name):
+        problems.append(f"--name {request.name!r} names files too: letters, digits, '_', '.', '+' and '-' alone")
+    scheduler = request.scheduler or ("none" if request.searcher in MULTI_OBJECTIVE else "asha")
+    population = request.population or (POPULATION if scheduler == PBT else 0)
+    method = Method(request.searcher, scheduler, request.min_epochs, request.search_seed, population)
+    budget = Budget(request.trials, request.hours, request.gpu_hours)
+    names = request.tune.split(",") if request.tune else None
     try:
-        url = storage_url(options, account)
+        url = storage_url(request, account)
     except PlanError as error:
         url, problems = "", problems + error.problems
     spaces: list[Space] = []
     for cell in cells:
         try:
-            spaces.append(make_space(cell.as_dict(), options.space, names))
+            spaces.append(make_space(cell.as_dict(), request.space, names))
         except SpaceError as error:
             problems += error.problems
     if len(spaces) < len(cells) or not cells:
         if not cells:  # the rest of what is wrong is said without a space too
             problems += [] if budget != Budget() else ["no budget: give at least one of --trials, --hours, --gpu-hours"]
         raise PlanError(problems)
-    warm = _warm_points(options, cells, spaces, problems)
+    warm = _warm_points(request, cells, spaces, problems)
     prepared = []
-    for cell, name, space, points in zip(cells, search_names(options, cells), spaces, warm):
+    for cell, name, space, points in zip(cells, search_names(request, cells), spaces, warm):
         problems += method_problems(method, budget, space)
         own, outside = space.point(cell.as_dict())
         notes = [f"the recipe's own {each}; the first trial draws it" for each in outside]
@@ -87,26 +168,26 @@ def prepare(options: argparse.Namespace, cells: list[Cell], account: Account) ->
     return prepared
 
 
-def storage_url(options: argparse.Namespace, account: Account) -> str:
+def storage_url(request: SearchRequest, account: Account) -> str:
     """Where the searches' state is kept. Raises PlanError where it has no place."""
-    if options.optuna_storage is None and not isinstance(account.storage, Path):
+    if request.optuna_storage is None and not isinstance(account.storage, Path):
         raise PlanError([f"{account.storage} cannot hold a database: give one with --optuna-storage"])
-    if options.optuna_storage != os.environ.get("OPTUNA_STORAGE") and holds_password(options.optuna_storage):
+    if request.optuna_storage != os.environ.get("OPTUNA_STORAGE") and holds_password(request.optuna_storage):
         raise PlanError(
             [
-                f"--optuna-storage {redacted(options.optuna_storage)} holds a password, which ps and logs would show: "
+                f"--optuna-storage {redacted(request.optuna_storage)} holds a password, which ps and logs would show: "
                 "set OPTUNA_STORAGE to the whole URL, or leave the password to what the database's client reads "
                 "(PGPASSWORD or ~/.pgpass)"
             ]
         )
-    return options.optuna_storage or f"sqlite:///{account.storage}/optuna.db"
+    return request.optuna_storage or f"sqlite:///{account.storage}/optuna.db"
 
 
-def search_names(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
+def search_names(request: SearchRequest, cells: list[Cell]) -> list[str]:
     """The name of each search: of --per-cell the study's, with what tells its cells apart."""
-    if not options.per_cell:
-        return [options.name or f"{cell.dataset}-{cell.backbone}-{cell.protocol}-{cell.tasks}" for cell in cells]
-    prefix = group(options, cells)
+    if not request.per_cell:
+        return [request.name or f"{cell.dataset}-{cell.backbone}-{cell.protocol}-{cell.tasks}" for cell in cells]
+    prefix = group(request, cells)
     fields = [cell.as_dict() for cell in cells]
     told = [name for name in ("dataset", "backbone", "protocol") if len({each[name] for each in fields}) > 1]
     names = ["-".join(str(each[name]) for name in [*told, "tasks"]) for each in fields]
@@ -115,30 +196,24 @@ def search_names(options: argparse.Namespace, cells: list[Cell]) -> list[str]:
     return [f"{prefix}/{n}-{cell.cell_id[-10:-4]}" if n in twice else f"{prefix}/{n}" for n, cell in zip(names, cells)]
 
 
-def group(options: argparse.Namespace, cells: list[Cell]) -> str:
+def group(request: SearchRequest, cells: list[Cell]) -> str:
     """The name of the whole command."""
-    return options.name or (study_name(options.per_cell) if options.per_cell else search_names(options, cells)[0])
-
-
-def finals_study(options: argparse.Namespace, searches: list[Search]) -> str:
-    """The study that the tested cells belong to: of --per-cell, "table4-tuned" beside "table4"."""
-    name = searches[0].name.partition("/")[0]
-    return f"{name}-tuned" if options.per_cell else f"hpo-{name}"
+    return request.name or (study_name(request.per_cell) if request.per_cell else search_names(request, cells)[0])
 
 
 # Warm start
 
 
 def _warm_points(
-    options: argparse.Namespace, cells: list[Cell], spaces: list[Space], problems: list[str]
+    request: SearchRequest, cells: list[Cell], spaces: list[Space], problems: list[str]
 ) -> list[list[dict[str, Any]]]:
     """For each search the configurations to begin with, besides the recipe's own."""
     points: list[list[dict[str, Any]]] = [[] for _ in cells]
     anywhere = {name for space in spaces for name in space.domains}
-    for source in options.warm_start:
+    for source in request.warm_start:
         if source == "mlflow":
             for cell, space, into in zip(cells, spaces, points):
-                into += _earlier_points(options, cell, space)
+                into += _earlier_points(request, cell, space)
             continue
         try:
             given = _points_in(Path(source))
@@ -175,13 +250,13 @@ def _points_in(path: Path) -> list[tuple[dict[str, Any], bool]]:
     return [(point, True) for point in points]
 
 
-def _earlier_points(options: argparse.Namespace, cell: Cell, space: Space) -> list[dict[str, Any]]:
+def _earlier_points(request: SearchRequest, cell: Cell, space: Space) -> list[dict[str, Any]]:
     """Configurations of the best earlier runs of the same data set, backbone, protocol and tasks, by validation
     accuracy, as far as they lie in the space."""
     from sweeps.tracking.search_runs import earlier_runs
 
     same = {name: getattr(cell, name) for name in ("dataset", "backbone", "protocol", "tasks")}
-    found = earlier_runs(options.tracking_uri, options.experiment, same)
+    found = earlier_runs(request.places.tracking_uri, request.places.experiment, same)
     inside = []
     for fields in found:
         point, outside = space.point(fields)
@@ -221,7 +296,7 @@ def describe(searches: list[Prepared]) -> Iterator[str]:
         )
 
 
-def open_searches(options: argparse.Namespace, prepared: list[Prepared], account: Account, gpus: float) -> list[Search]:
+def open_searches(prepared: list[Prepared], gpus: float) -> list[Search]:
     """The searches, taken up from the database. Raises PlanError."""
     try:
         return [
@@ -244,122 +319,3 @@ def standing(searches: list[Search]) -> str:
     known = ", ".join(f"{counts[state]} {word}" for state, word in words.items() if state in counts) or "none begun yet"
     many = f"{len(searches)} searches" if len(searches) > 1 else f"search {searches[0].name}"
     return f"{many}, budget {searches[0].budget}{' each' if len(searches) > 1 else ''}: {known}"
-
-
-# What comes out
-
-
-def folder(search: Search, account: Account) -> Path:
-    """Where the results of a search are."""
-    local = account.storage if isinstance(account.storage, Path) else Path("results")
-    return local / "hpo" / search.name
-
-
-def finals(options: argparse.Namespace, searches: list[Search], account: Account) -> dict[str, list[Cell]]:
-    """Write each search's recipe. Returns by search the cells of its best configuration, one a seed."""
-    found = {}
-    for search in searches:
-        best = search.best()
-        if best is None:
-            continue
-        cell = search.cell_of(best)
-        fields = {**{name: search.space.base[name] for name in _settings(options, search)}, **search.fields_of(best)}
-        content = {
-            **recipe_file(options.recipe, fields),
-            "tuned_for": {name: getattr(cell, name) for name in ("dataset", "backbone", "protocol", "tasks")},
-            "search": {
-                "name": search.name,
-                "budget": budget_text(search),
-                "trial": best.number,
-                "val_accuracy": best.values[0],
-                "cell_id": cell.cell_id,
-            },
-        }
-        write_atomic(folder(search, account) / "recipe.json", json.dumps(content, indent=2).encode() + b"\n")
-        found[search.name] = [dataclasses.replace(cell, seed=seed) for seed in options.seeds]
-    return found
-
-
-def _settings(options: argparse.Namespace, search: Search) -> list[str]:
-    """Fields that differ from the recipe by --set, or by a plain value in a space file."""
-    set_here = [setting.partition("=")[0] for setting in options.settings]
-    original = recipe(options.recipe).for_backbone(search.space.base["backbone"], search.space.base["image_size"])
-    changed = [
-        name
-        for name, value in search.space.base.items()
-        if name in original and name not in search.space.domains and options.space and value != original[name]
-    ]
-    return [name for name in dict.fromkeys([*set_here, *changed]) if name in original]
-
-
-def budget_text(search: Search) -> str:
-    """What a search was allowed and spent, for a caption."""
-    return (
-        f"{search.budget}, {search.method.sampler} with {search.method.scheduler}; spent {len(search.trials)} trials, "
-        f"{search.training_epochs} epochs"
-    )
-
-
-def unfinished(cells: list[Cell], account: Account) -> list[Cell]:
-    """The cells that are yet to be trained or tested."""
-    return [cell for cell in cells if account.status(cell).state != FINISHED]
-
-
-def report(
-    options: argparse.Namespace,
-    searches: list[Search],
-    finals: Mapping[str, list[Cell]],
-    account: Account,
-    tracker: Any,
-) -> Iterator[str]:
-    """Write each search's report, attach it to an MLflow run that stands for the search, tag the tested cells with the
-    budget. Yields a line for each search."""
-    from sweeps.search.report import write_report
-    from sweeps.tracking.search_runs import stand_for_search
-
-    for search in searches:
-        tests = []
-        for cell in finals.get(search.name, []):
-            if account.status(cell).state == FINISHED:
-                tests.append(account.history(cell)[-1]["test_accuracy"])
-                tracker.tag(
-                    cell.cell_id,
-                    {
-                        "tuned_by": search.name,
-                        "tuning_budget": budget_text(search),
-                        "search_space": ", ".join(search.space.domains),
-                    },
-                )
-        into = folder(search, account)
-        write_report(search, into, budget_text(search), tests)
-        best = search.best()
-        params = {
-            "searcher": search.method.sampler,
-            "scheduler": search.method.scheduler,
-            "search_seed": str(search.method.seed),
-            **{f"space.{name}": text(domain) for name, domain in search.space.domains.items()},
-            **{name: str(value) for name, value in search.space.base.items() if name not in search.space.domains},
-        }
-        numbers = {f"trials_{state}": float(count) for state, count in search.counts().items()}
-        numbers |= {"epochs_spent": float(search.training_epochs), "training_seconds": search.training_seconds}
-        if best is not None:
-            numbers["best_val_accuracy"] = best.values[0]
-        if tests:
-            numbers["tuned_test_accuracy"] = sum(tests) / len(tests)
-        where = (options.tracking_uri, options.experiment, account.storage)
-        stand_for_search(*where, search.name, params, {"tuning_budget": budget_text(search)}, numbers, into)
-        yield _summary(search, tests, into)
-
-
-def _summary(search: Search, tests: list[float], into: Path) -> str:
-    best = search.best()
-    if best is None:
-        return f"{search.name}: no complete trial; report in {into}"
-    recipe_trial = search.trials[0]
-    stopped = " when it was stopped" if recipe_trial.state == TrialState.PRUNED else ""
-    own = f", the recipe's own {recipe_trial.values[0]:.2f} %{stopped}" if recipe_trial.values else ""
-    tested = f"; test accuracy {sum(tests) / len(tests):.2f} % over {len(tests)} seeds" if tests else ""
-    return (
-        f"{search.name}: best validation accuracy {best.values[0]:.2f} % (trial {best.number}{own}){tested}; "
-        f"{search.training_epochs} epochs, {duration(search.training_seconds)} of training; {into}/recipe.json"
-    )

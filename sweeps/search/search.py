@@ -1,8 +1,8 @@
 """A hyperparameter search over the cells of one space: what to train next, when to stop it, what came out.
 
 No Ray, no MLflow: a search is asked for trials, told their epochs and their outcome. Each trial is a cell; two trials
-that draw the same cell are trained once and told the same. The objective is the validation accuracy of the weights that
-would be tested; the test split is never looked at.
+that draw the same cell are trained once and share the result. The objective is the validation accuracy of the weights
+that would be tested; the test split is never looked at.
 
 Optuna's samplers and pruners decide rather than Ray Tune's: their decisions follow from the study in the database
 alone, so that a killed search continues as if it had not been, where Tune's schedulers keep their rungs in the driver's
@@ -186,13 +186,13 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 @dataclass
-class Asked:
+class ActiveTrial:
     """A trial that is being trained, or about to be."""
 
     search: "Search"
     trial: Trial
     cell: Cell
-    twins: list[Trial] = field(default_factory=list)  # that drew the same cell and will be told the same
+    duplicates: list[Trial] = field(default_factory=list)  # that drew the same cell and will have its result
     value: float = -math.inf
     seconds: float = 0.0
     epoch: int = 0  # of all phases
@@ -209,7 +209,7 @@ class Asked:
         """Optuna's number of the trial."""
         return self.trial.number
 
-    def again(self) -> None:
+    def restart(self) -> None:
         """The training starts again, and reports from its first epoch."""
         self.value, self.seconds, self.epoch, self.state, self.waits = -math.inf, 0.0, 0, None, False
 
@@ -249,8 +249,8 @@ class Search:
         self._spent_before = float(self._study.attribute("seconds", 0.0))
         self._started = time.monotonic()
         self._left_over = self._study.running()
-        self._held: Asked | None = None
-        self._live: dict[str, Asked] = {}  # by cell id
+        self._held: ActiveTrial | None = None
+        self._live: dict[str, ActiveTrial] = {}  # by cell id
         self._ended: dict[str, FrozenTrial] = {}
         for trial in self._study.trials:
             if trial.state.is_finished():
@@ -276,25 +276,23 @@ class Search:
     @property
     def training_seconds(self) -> float:
         """Seconds of training of all trials that have ended."""
-        return sum(trial.user_attrs.get("training_seconds", 0.0) for trial in self.trials if not is_twin(trial))
+        return sum(trial.user_attrs.get("training_seconds", 0.0) for trial in self.trials if not is_duplicate(trial))
 
     @property
     def training_epochs(self) -> int:
         """Epochs of all trials that have ended."""
-        return sum(trial.user_attrs.get("epochs", 0) for trial in self.trials if not is_twin(trial))
+        return sum(trial.user_attrs.get("epochs", 0) for trial in self.trials if not is_duplicate(trial))
 
     @property
     def has_own_pretrainings(self) -> bool:
         """Whether each trial pre-trains for itself: anything is searched but the last phase's learning rate."""
         return set(self.space.domains) != {"learning_rate"}
 
-    def start_clock(self) -> None:
-        """Count wall time from here on."""
+    def start(self, write: Callable[..., None]) -> None:
+        """Count wall time from here on, and have the database written by `write(call, *arguments)`, which keeps the
+        order."""
         self._started = time.monotonic()
-
-    def has_left_over(self) -> bool:
-        """Whether trials wait for being continued."""
-        return bool(self._left_over)
+        self._study.write = write
 
     def exhausted(self) -> bool:
         """Whether the budget, or the space, allows no new trial."""
@@ -310,24 +308,24 @@ class Search:
             or self._repeats >= _REPEATS
         )
 
-    def next(self, may_start: Callable[[Cell], bool] = lambda cell: True) -> Asked | None:
+    def next(self, may_start: Callable[[Cell], bool] = lambda cell: True) -> ActiveTrial | None:
         """The next trial to train; None where there is none now.
 
         may_start: whether a cell can be trained now, or must wait for another's pre-training; the search then holds it
         and asks again.
         """
-        asked, self._held = self._held or self._draw(), None
-        if asked is not None and not may_start(asked.cell):
-            self._held, asked = asked, None
-        if asked is not None:
-            self._live[asked.cell.cell_id] = asked
+        self._held = self._held or self._draw()
+        if self._held is None or not may_start(self._held.cell):  # which may raise; nothing is lost then
+            return None
+        asked, self._held = self._held, None
+        self._live[asked.cell.cell_id] = asked
         return asked
 
     def finished(self) -> bool:
         """Whether nothing is left to hand out."""
         return self._held is None and not self._left_over and self.exhausted()
 
-    def _draw(self) -> Asked | None:
+    def _draw(self) -> ActiveTrial | None:
         """A trial with a cell that neither is nor was trained; settles the others on the way."""
         while self._left_over or not self.exhausted():
             continued = bool(self._left_over)
@@ -348,21 +346,21 @@ class Search:
                 self._study.begin(trial, cell_id=cell_id)
             if not self._is_settled(trial, cell):
                 self._repeats = 0
-                return Asked(self, trial, cell)
+                return ActiveTrial(self, trial, cell)
         return None
 
     def _is_settled(self, trial: Trial, cell: Cell) -> bool:
-        """Whether another trial trains the cell or did, so that this one is told the same, now or then."""
+        """Whether another trial trains the cell or did, so that this one copies its result, now or then."""
         if cell.cell_id in self._ended:
-            self._repeat(trial, self._ended[cell.cell_id])
+            self._copy_result(trial, self._ended[cell.cell_id])
         elif cell.cell_id in self._live:
-            self._live[cell.cell_id].twins.append(trial)
+            self._live[cell.cell_id].duplicates.append(trial)
         else:
             return False
         self._repeats += 1
         return True
 
-    def report(self, asked: Asked, row: Mapping[str, Any]) -> bool:
+    def report(self, asked: ActiveTrial, row: Mapping[str, Any]) -> bool:
         """Take an epoch's row. Returns whether the trial ends with it: stopped, or at its last epoch."""
         cell = asked.cell
         asked.epoch = int(row["epoch"])
@@ -380,7 +378,7 @@ class Search:
             asked.state = TrialState.PRUNED
         return asked.state is not None
 
-    def settle(self, asked: Asked, reason: str = "") -> None:
+    def settle(self, asked: ActiveTrial, reason: str = "") -> None:
         """Enter the outcome of a trial: as `report` left it, or failed for a reason."""
         state = TrialState.FAIL if reason else asked.state
         assert state is not None, "a trial is settled when it has ended"
@@ -395,8 +393,8 @@ class Search:
         self._live.pop(asked.cell.cell_id, None)
         outcome = self.trials[asked.number]
         self._ended[asked.cell.cell_id] = outcome
-        for twin in asked.twins:
-            self._repeat(twin, outcome)
+        for duplicate in asked.duplicates:
+            self._copy_result(duplicate, outcome)
         self.keep_time()
 
     def take_outcomes(self) -> list[FrozenTrial]:
@@ -408,8 +406,8 @@ class Search:
         if self.budget.hours is not None:
             self._study.set_attribute("seconds", self.seconds)
 
-    def _repeat(self, trial: Trial, outcome: FrozenTrial) -> None:
-        """Tell a trial what another one of the same cell came to."""
+    def _copy_result(self, trial: Trial, outcome: FrozenTrial) -> None:
+        """Give a duplicate the result of the trial that trained the same cell."""
         for step, value in outcome.intermediate_values.items():
             self._study.report(trial, step, value)
         values = outcome.values if outcome.state == TrialState.COMPLETE else None
@@ -435,8 +433,8 @@ class Search:
         return {state: states.count(state) for state in ("complete", "pruned", "fail", "running") if state in states}
 
 
-def is_twin(trial: FrozenTrial) -> bool:
-    """Whether a trial was told what another one of the same cell came to, and not trained."""
+def is_duplicate(trial: FrozenTrial) -> bool:
+    """Whether a trial copied the result of another one with the same cell, and was not trained."""
     return "same_as" in trial.user_attrs
 
 

@@ -6,29 +6,31 @@ yielded again when it is continued.
 
 from collections.abc import Container, Iterable
 
-from relvit.cell import Cell
 from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.failures import Setting
+from sweeps.account.work import WorkItem
 from sweeps.tracking.tracker import Tracker
 
 
 def reconcile(
-    cells: Iterable[Cell], account: Account, tracker: Tracker, alive: Container[str] = (), thorough: bool = False
+    items: Iterable[WorkItem], account: Account, tracker: Tracker, alive: Container[str] = (), thorough: bool = False
 ) -> list[str]:
     """Returns a sentence for each change. alive: ids of cells that a driver is at work on, which are left alone.
 
     thorough: ask MLflow for the steps of every finished run (a request a run) instead of its last one alone.
     """
-    cells = [cell for cell in cells if cell.cell_id not in alive]
     changes = [
         f"closed the run of {cell_id}, left RUNNING by a driver that died" for cell_id in tracker.close_orphans(alive)
     ]
     changes += [f"marked run {run_id} as a duplicate" for run_id in tracker.mark_duplicates()]
-    for cell, status in account.statuses(cells).items():
+    for item in items:
+        cell, status = item.cell, item.status
+        if cell.cell_id in alive:
+            continue
         if status.state == FINISHED:
-            changes += _finished(cell, status, account, tracker, thorough)
+            changes += _finished(item, account, tracker, thorough)
         elif status.state == FAILED and tracker.status(cell.cell_id) != "FAILED":
-            tracker.begin(cell, _deviation(status))
+            tracker.begin(cell, item.studies, _deviation(status))
             for row in account.history(cell):
                 tracker.log(cell.cell_id, row)
             tracker.fail(cell.cell_id, status.reason, status.failure)
@@ -36,18 +38,19 @@ def reconcile(
     return changes
 
 
-def _finished(cell: Cell, status: Status, account: Account, tracker: Tracker, thorough: bool) -> list[str]:
+def _finished(item: WorkItem, account: Account, tracker: Tracker, thorough: bool) -> list[str]:
+    cell = item.cell
     if tracker.is_finished(cell):
         missing = tracker.missing_epochs(cell) if thorough else []
         if not missing:
-            tracker.tag_study(cell)
+            tracker.tag_study(cell, item.studies)
             return []
         change = f"filled {len(missing)} missing steps of the run of {cell.cell_id}"
     elif tracker.status(cell.cell_id) is None:
         change = f"rebuilt the run of {cell.cell_id} from the account"
     else:
         change = f"completed the run of {cell.cell_id} from the account"
-    tracker.rebuild(cell, account.history(cell), _deviation(status))
+    tracker.rebuild(cell, account.history(cell), item.studies, _deviation(item.status))
     return [change]
 
 

@@ -17,7 +17,7 @@ from relvit.vocabulary import LAST_PHASE, SEARCH_RUN, STORAGE, TRIAL_STATE, val_
 _CANDIDATES = 50
 
 
-def stand_for_search(
+def log_search_summary(
     uri: str,
     experiment: str,
     storage: Path,

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -75,10 +75,9 @@ class TrackingError(ValueError):
 class Tracker:
     """The runs of one experiment. Open it in one process only where the tracking URI is a SQLite file."""
 
-    def __init__(self, uri: str, experiment: str, storage: Location, studies: Mapping[str, str]):
-        """studies: by cell id, the names of its studies, joined by commas. Raises TrackingError if the URI cannot be
-        used."""
-        self._members, self._storage = studies, str(storage.absolute())
+    def __init__(self, uri: str, experiment: str, storage: Location):
+        """Raises TrackingError if the URI cannot be used."""
+        self._storage = str(storage.absolute())
         self._uri = uri
         try:
             with _one_at_a_time(uri):  # two drivers that make the tables of one new database spoil it
@@ -144,15 +143,15 @@ class Tracker:
             self._end(cell_id, _KILLED, "the driver died")
         return orphans
 
-    def begin(self, cell: Cell, deviation: str = "") -> None:
-        """Make the cell's run, or take it up again, and set it RUNNING. deviation: what in this training differs from
-        the cell's own settings (sweeps/account/failures.py)."""
+    def begin(self, cell: Cell, studies: Iterable[str] = (), deviation: str = "") -> None:
+        """Make the cell's run, or take it up again, and set it RUNNING. studies: names that are added to those of the
+        run; deviation: what in this training differs from the cell's own settings (sweeps/account/failures.py)."""
         cell_id = cell.cell_id
         tags = {
             RUN_NAME: cell_id,
             CELL_ID: cell_id,
             STORAGE: self._storage,
-            STUDY: self._studies(cell_id),
+            STUDY: self._studies(cell_id, studies),
             METHOD: cell.method,
             REASON: "",
             FAILURE: "",
@@ -178,17 +177,17 @@ class Tracker:
         """The epochs whose rows the run has."""
         return {int(metric.value) for metric in self._client.get_metric_history(run.info.run_id, "epoch")}
 
-    def _studies(self, cell_id: str) -> str:
-        """The studies that the cell belongs to: those its run knows of, and this one."""
+    def _studies(self, cell_id: str, more: Iterable[str]) -> str:
+        """The studies that the cell belongs to, as its run's tag: those that the run knows of, and more."""
         run = self._runs.get(cell_id)
         known = run.data.tags.get(STUDY, "").split(",") if run else []
-        return ",".join(sorted({*known, *self._members[cell_id].split(",")} - {""}))
+        return ",".join(sorted({*known, *more} - {""}))
 
-    def tag_study(self, cell: Cell) -> None:
-        """Let the run of a finished cell know that this study has it too."""
-        studies, run = self._studies(cell.cell_id), self._runs[cell.cell_id]
-        if studies != run.data.tags.get(STUDY):
-            self._client.set_tag(run.info.run_id, STUDY, studies)
+    def tag_study(self, cell: Cell, studies: Iterable[str]) -> None:
+        """Let the run of a finished cell know that these studies have it too."""
+        tag, run = self._studies(cell.cell_id, studies), self._runs[cell.cell_id]
+        if tag != run.data.tags.get(STUDY):
+            self._client.set_tag(run.info.run_id, STUDY, tag)
 
     def log(
         self,
@@ -259,9 +258,11 @@ class Tracker:
         """The epochs of a cell whose rows its run lacks, by one request."""
         return sorted(set(range(1, cell.total_epochs + 1)) - self._epochs(self._runs[cell.cell_id]))
 
-    def rebuild(self, cell: Cell, history: list[dict[str, Any]], deviation: str = "") -> None:
+    def rebuild(
+        self, cell: Cell, history: list[dict[str, Any]], studies: Iterable[str] = (), deviation: str = ""
+    ) -> None:
         """Make the run of a finished cell whole again from its rows in the account."""
-        self.begin(cell, deviation)
+        self.begin(cell, studies, deviation)
         for row in history:
             self.log(cell.cell_id, row)
         self.finish(cell.cell_id)

@@ -59,11 +59,11 @@ def points(folder: Path) -> list[tuple]:
 def test_runs_come_by_their_artifacts_or_without_and_a_dead_server_costs_nothing(server, tmp_path, monkeypatch):
     uri, process = server
     none, sprel, dist = cells()
-    tracking = Tracker(uri, "relvit", tmp_path / "results", {cell.cell_id: "table4" for cell in cells()})
+    tracking = Tracker(uri, "relvit", tmp_path / "results")
     expected = []
     for cell in (none, sprel):
         rows = [{"epoch": epoch, "phase": "joint", "learning_rate": 0.5**epoch} for epoch in (1, 2)]
-        tracking.rebuild(cell, rows)
+        tracking.rebuild(cell, rows, ("table4",))
         expected += [(cell.cell_id, name, row["epoch"], row[name]) for row in rows for name in row if name != "phase"]
     expected.sort()
 
@@ -81,7 +81,7 @@ def test_runs_come_by_their_artifacts_or_without_and_a_dead_server_costs_nothing
     client, run_ids = MlflowClient(uri), gathered.runs["run_id"]
     client.delete_tag(run_ids[0], "history_points")
     next((tmp_path / "artifacts").glob(f"*/{run_ids[1]}/artifacts/history.parquet")).write_bytes(b"PAR1")
-    tracking.begin(dist)
+    tracking.begin(dist, ("table4",))
     tracking.log(dist.cell_id, {"epoch": 1, "phase": "joint", "learning_rate": 0.5})
     gathered = gather(uri, "relvit", tmp_path / "again")
     (note,) = gathered.notes

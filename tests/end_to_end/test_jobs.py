@@ -254,7 +254,7 @@ def test_without_the_password_no_run_is_written(site, client, password, tmp_path
     (problem,) = tracking_problems(site.mlflow)
     assert f"the MLflow server at {site.mlflow} refuses" in problem
     with pytest.raises(TrackingError):
-        Tracker(site.mlflow, "intruder", tmp_path, {})
+        Tracker(site.mlflow, "intruder", tmp_path)
     assert call(f"{site.mlflow}/api/2.0/mlflow/runs/create", {"experiment_id": "0"}, {}) == 401
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", site.password)
@@ -264,7 +264,7 @@ def test_without_the_password_no_run_is_written(site, client, password, tmp_path
 def test_with_the_password_a_run_is_written(site, client, tmp_path):
     assert tracking_problems(site.mlflow) == []
     cell: Cell = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",)))[0]
-    tracker = Tracker(site.mlflow, "with-password", tmp_path, {cell.cell_id: "table4"})
-    tracker.begin(cell)
+    tracker = Tracker(site.mlflow, "with-password", tmp_path)
+    tracker.begin(cell, ("table4",))
     (run,) = client.search_runs([client.get_experiment_by_name("with-password").experiment_id])
     assert run.data.tags["cell_id"] == cell.cell_id

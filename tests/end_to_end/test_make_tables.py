@@ -51,10 +51,9 @@ def store(folder: Path, rows: list[dict]) -> None:
     studies: dict[str, set[str]] = {}
     for cell, row in zip(cells, rows):
         studies.setdefault(cell.cell_id, set()).add(row["study"])
-    names = {cell_id: ",".join(sorted(each)) for cell_id, each in studies.items()}
-    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", folder, names)
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", folder)
     for cell, row in zip(cells, rows):
-        tracker.begin(cell)
+        tracker.begin(cell, studies[cell.cell_id])
         results = {name: value for name, value in row.items() if name.startswith("test_")}
         tracker.log(cell.cell_id, {"epoch": cell.total_epochs, "phase": "test", **results})
         tracker.finish(cell.cell_id)

@@ -31,12 +31,10 @@ def finished(digits, tmp_path_factory) -> tuple[Path, list[Cell]]:
     folder = tmp_path_factory.mktemp("finished")
     cells = planned(folder, "table4", seeds=(0,), combinations=("none", "sprel", "dist"), settings=TINY)
     account = Account(folder / "results")
-    tracker = Tracker(
-        f"sqlite:///{folder}/mlflow.db", "relvit", account.storage, {cell.cell_id: "table4" for cell in cells}
-    )
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", account.storage)
     for cell in cells:
         rows = [] if cell.tasks == "dist" else list(train(cell, digits, account.folder(cell)))
-        tracker.rebuild(cell, rows)
+        tracker.rebuild(cell, rows, ("table4",))
     return folder, cells
 
 
@@ -76,7 +74,7 @@ def test_what_keeps_one_run_from_its_pictures_is_said_and_tried_again_and_holds_
     cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel"), settings=TINY)
     account = Account(tmp_path / "results")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = Tracker(uri, "relvit", account.storage, {cell.cell_id: "table4" for cell in cells})
+    tracker = Tracker(uri, "relvit", account.storage)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("relvit").experiment_id
     # The first in MLflow's order, of another program or an older version: no cell can be made of it.
@@ -84,7 +82,7 @@ def test_what_keeps_one_run_from_its_pictures_is_said_and_tried_again_and_holds_
     client.log_param(old, "dataset", "digits")
     client.set_terminated(old)
     for cell in cells:
-        tracker.rebuild(cell, list(train(cell, digits, account.folder(cell))))
+        tracker.rebuild(cell, list(train(cell, digits, account.folder(cell))), ("table4",))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pictures.py", "--images", "2", "--tracking-uri", uri])
 

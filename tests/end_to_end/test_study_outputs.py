@@ -22,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     cells = planned(folder, "figure2", seeds=(0, 1))
     runs, metrics = made_runs(cells, "figure2")
-    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", folder, {cell.cell_id: "figure2" for cell in cells})
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", folder)
     for cell, run in zip(cells, runs.to_dict("records")):
         rows = [
             {"epoch": step, "phase": "made up", **dict(zip(points["metric"], points["value"]))}
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
         ]
         result = {"epoch": cell.total_epochs, "phase": "test", "test_sprel_accuracy": 50.0}
         result |= {name: run[name] for name in ("test_accuracy", "training_seconds")}
-        tracker.rebuild(cell, [*rows, result])
+        tracker.rebuild(cell, [*rows, result], ("figure2",))
     return folder
 
 

@@ -1,0 +1,155 @@
+"""The options that entries share, each defined once, and what they are below the entries: plain records."""
+
+import argparse
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relvit.cell import BACKBONES
+from relvit.data import DATASETS
+from relvit.files import Location, location
+from sweeps.planning.plan import Request
+from sweeps.planning.recipes import RECIPES
+
+AUTO = "auto"  # of --gpus
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a sweep keeps, reads and tracks things, and the cluster that it runs on."""
+
+    storage: Location
+    data_root: Path
+    tracking_uri: str
+    experiment: str
+    address: str
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Places":
+        """As the user named them."""
+        return cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+
+
+def new_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows an entry's docstring as it is written."""
+    return argparse.ArgumentParser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def storage_place(text: str) -> Location:
+    """The type of --storage: `relvit.files.location`, with argparse saying what is wrong with it."""
+    try:
+        return location(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_storage(group: Any, what: str = "where the account of cells and the checkpoints are kept") -> None:
+    """--storage."""
+    group.add_argument(
+        "--storage", type=storage_place, default=Path("results"), metavar="DIR",
+        help=f"{what}: a folder that every node sees, or s3://BUCKET/FOLDER (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_data_root(group: Any) -> None:
+    """--data-root."""
+    group.add_argument(
+        "--data-root", type=Path, default=Path("data"), metavar="DIR",
+        help="where data sets are, or are downloaded to (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_tracking(group: Any) -> None:
+    """--tracking-uri and --experiment."""
+    group.add_argument(
+        "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), metavar="URI",
+        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )  # fmt: skip
+    group.add_argument(
+        "--experiment", default="relvit", metavar="NAME", help="MLflow's experiment (default: %(default)s)"
+    )
+
+
+def add_cluster(group: Any) -> None:
+    """--address and --cpus."""
+    group.add_argument(
+        "--address", default=os.environ.get("RAY_ADDRESS", "local"), metavar="ADDRESS",
+        help="a Ray cluster, or 'local' to start one on this machine (default: $RAY_ADDRESS, else local)",
+    )  # fmt: skip
+    group.add_argument(
+        "--cpus", type=float, default=1, metavar="N", help="CPUs a trial, a torch thread each (default: 1)"
+    )
+
+
+def add_cell_options(group: Any, recipe: str, default: str) -> None:
+    """What both a plan and a search take about cells. recipe: what --recipe is for; default: whose value holds where
+    nothing is given."""
+    group.add_argument(
+        "--recipe", default="demo", metavar="NAME",
+        help=f"{recipe}: {', '.join(RECIPES)}, or a file that a search wrote, FILE.json (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dataset", metavar="NAME",
+        help=f"{', '.join(DATASETS)}, or a folder DATA_ROOT/NAME with train/CLASS/ and test/CLASS/, in place of the "
+        f"one data set of a study (default: {default})",
+    )  # fmt: skip
+    add_data_root(group)
+    group.add_argument("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)} (default: {default})")
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the data set's)")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
+        help="change one field of the recipe, for instance epochs=50; may be repeated",
+    )  # fmt: skip
+
+
+def request_of(arguments: argparse.Namespace, study: str, seeds: tuple[int, ...], **more: Any) -> Request:
+    """The plan's request, of `add_cell_options` and more."""
+    names = ("recipe", "data_root", "dataset", "backbone", "image_size")
+    given = {name: getattr(arguments, name) for name in names}
+    return Request(study=study, seeds=seeds, settings=tuple(arguments.settings), **given, **more)
+
+
+def parse_seeds(parser: argparse.ArgumentParser, text: str, or_none: str = "") -> tuple[int, ...]:
+    """Whole numbers separated by commas. or_none: what else the option takes, for the message."""
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        parser.error(f"--seeds takes whole numbers separated by commas{or_none}, not {text!r}")
+
+
+def require_above_zero(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str]) -> None:
+    """End with a message where one of these options is given and not above 0."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
+
+
+def require_gpus(parser: argparse.ArgumentParser, gpus: float | str | None) -> None:
+    """End with a message where no trial can have so many GPUs."""
+    if gpus in (None, AUTO):
+        return
+    if gpus < 0:
+        parser.error(f"--gpus must be at least 0, not {gpus:g}")
+    if gpus > 1 and gpus % 1:
+        parser.error(f"--gpus above 1 must be a whole number, not {gpus:g}: a trial shares at most one GPU")
+
+
+def lost_paths(places: Places) -> list[str]:
+    """Paths that would be lost with a submitted job's copy of the working directory, which Ray removes."""
+    if "runtime_resources" not in Path.cwd().parts:
+        return []
+    relative = [
+        (option, isinstance(path, Path) and not path.is_absolute())
+        for option, path in (("--storage", places.storage), ("--data-root", places.data_root))
+    ]
+    uri = places.tracking_uri
+    relative.append(("--tracking-uri", uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")))
+    return [
+        f"{option} is a relative path, and this job runs in a copy of the working directory that Ray removes when it "
+        f"is done: give an absolute path that every node sees{' or a server' if option == '--tracking-uri' else ''}"
+        for option, is_relative in relative
+        if is_relative
+    ]

@@ -1,0 +1,144 @@
+"""A plan as a source of work: each item once, in the plan's order."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from relvit.cell import Cell
+from sweeps.account.account import FAILED, FINISHED, Account, Status
+from sweeps.account.work import WorkItem
+from sweeps.cli.progress import SweepProgress, duration
+from sweeps.driver.source import Ending, Verdict
+
+
+class PlanSource:
+    """The items of a plan that are to be trained. finished, failed and training_seconds: what came of them so far."""
+
+    draws_late = False
+
+    def __init__(
+        self,
+        items: list[WorkItem],
+        account: Account,
+        keep_pretrainings: bool = False,
+        known: Mapping[Cell, Status] | None = None,
+    ):
+        """known: statuses of the plan's other cells, which need not be read again."""
+        self._waiting, self._account, self._keep_pretrainings = list(items), account, keep_pretrainings
+        self._known = {**(known or {}), **{item.cell: item.status for item in items}}
+        self._pending = {item.cell: None for item in items}
+        self._users = {} if keep_pretrainings else account.pretraining_users()
+        self._left = _epochs_left(items, account)
+        self.epochs = len(self._left)
+        self.progress: SweepProgress | None = None
+        self.finished = 0
+        self.failed: dict[Cell, str] = {}
+        self.training_seconds = 0.0
+
+    def begin(self, write: Callable[..., None]) -> None:
+        """Drop pre-trainings that earlier drivers left behind."""
+        self._write = write
+        write(self._tidy)
+
+    def next(self, may_start: Callable[[WorkItem], bool]) -> WorkItem | None:
+        """The first item that need not wait."""
+        item = next((item for item in self._waiting if may_start(item)), None)
+        if item is not None:
+            self._waiting.remove(item)
+        return item
+
+    def is_done(self) -> bool:
+        """Whether all are handed out."""
+        return not self._waiting
+
+    def started(self, item: WorkItem) -> None:
+        """Show it."""
+        if self.progress:
+            self.progress.running(item.cell)
+
+    def heard(self, item: WorkItem, row: dict[str, Any]) -> Verdict:
+        """A cell ends with its result. An epoch counts once, also if cells share it or it is trained again."""
+        if row["phase"] == "test":
+            return Verdict.STOP
+        key = _epoch_key(item.cell, row["epoch"])
+        if key in self._left:
+            self._left.discard(key)
+            self.training_seconds += row["epoch_seconds"]
+            if self.progress:
+                self.progress.epoch()
+        return Verdict.CONTINUE
+
+    def waits(self, item: WorkItem) -> Ending:
+        """A cell of a plan never waits."""
+        raise AssertionError("a plan has no Verdict.WAIT")
+
+    def ended(self, item: WorkItem, row: dict[str, Any], failure: str = "", reason: str = "") -> Ending:
+        """Finished with its result, or failed."""
+        cell = item.cell
+        del self._pending[cell]
+        if failure:
+            self.failed[cell] = reason
+        else:
+            self.finished += 1
+        if self.progress:
+            said = f"FAILED: {reason}" if failure else f"{_tested(row)}  {duration(row['training_seconds'])}"
+            self.progress.ended(cell, said, failed=bool(failure))
+        then = ()
+        users = self._users.get(cell.pretraining()) if cell.has_pretraining else None
+        if users and self._pending.keys().isdisjoint(users):
+            then = (partial(self._drop_if_unused, cell.pretraining()),)
+        return Ending(cell, FAILED if failure else FINISHED, reason, failure, then=then)
+
+    def take_endings(self) -> Iterable[Ending]:
+        """None: a cell of a plan ends with its trial."""
+        return ()
+
+    def stopped(self) -> list[Cell]:
+        """The cells that have not ended, those never begun among them."""
+        self._write(self._tidy)
+        return list(self._pending)
+
+    def stop_reason(self, item: WorkItem) -> str:
+        """The same for all."""
+        return "the sweep was stopped"
+
+    def _tidy(self) -> None:
+        """Drop pre-trainings that this driver leaves behind, and those that others left: one that was killed before it
+        came to this, or two that each saw the other's cells at work."""
+        if not self._keep_pretrainings:
+            done = {cell for cell, status in self._known.items() if status.state == FINISHED}
+            known = {cell: self._known[cell] for cell in (*done, *self._pending)}
+            self._account.drop_unused_pretrainings(known)
+
+    def _drop_if_unused(self, shared: Cell) -> None:
+        """Cells that failed, or are another driver's, may still need it."""
+        if self._account.are_finished(self._users[shared]):
+            self._account.drop_pretraining(shared)
+
+
+def _epochs_left(items: list[WorkItem], account: Account) -> set[tuple[str, int]]:
+    """Which epochs are there to train: those after each cell's checkpoint, and each shared first phase once."""
+    left = {_epoch_key(item.cell, epoch) for item in items for epoch in range(1, item.cell.total_epochs + 1)}
+    published: dict[str, bool] = {}
+    for item in items:
+        cell, done = item.cell, item.status.epoch
+        if cell.has_pretraining and done < cell.pretrain_epochs:
+            shared = cell.pretraining()
+            if shared.cell_id not in published:
+                published[shared.cell_id] = account.is_published(shared)
+            done = cell.pretrain_epochs if published[shared.cell_id] else done
+        left -= {_epoch_key(cell, epoch) for epoch in range(1, done + 1)}
+    return left
+
+
+def _epoch_key(cell: Cell, epoch: int) -> tuple[str, int]:
+    in_first_phase = cell.has_pretraining and epoch <= cell.pretrain_epochs
+    return (cell.pretraining() if in_first_phase else cell).cell_id, epoch
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """A cell's result for a person; of a pre-training alone what its tasks came to."""
+    if "test_accuracy" in row:
+        return f"test accuracy {row['test_accuracy']:5.2f} %"
+    tested = (f"{name.removeprefix('test_')} {value:.2f}" for name, value in row.items() if name.startswith("test_"))
+    return ", ".join(tested) or "pre-trained"

@@ -1,0 +1,83 @@
+"""Which trials have fallen silent, and what the budget allows."""
+
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+from relvit.cell import Cell
+
+# A trial that reports nothing for so many times the median epoch of its kind, and for at least so many seconds, counts
+# as stuck. The first report of a trial waits for its process, its data and torch as well. Until an epoch of the kind
+# was seen, nothing is known of how long one takes; hours then tell a slow trial from one that never ends.
+STALL_FACTOR, STALL_SECONDS, FIRST_REPORT_SECONDS, UNKNOWN_SECONDS = 20.0, 120.0, 900.0, 6 * 3600.0
+
+
+class Watchdog:
+    """Knows when each trial last reported, and how long epochs of a kind usually take."""
+
+    def __init__(self):
+        self._last: dict[str, tuple[Cell, float, int]] = {}  # with the epoch of its last row, 0 before its first
+        self._seconds: dict[tuple, deque[float]] = {}
+
+    def started(self, trial_id: str, cell: Cell) -> None:
+        """A trial has started, or was ended and is given time to be reported dead."""
+        self._last[trial_id] = (cell, time.monotonic(), self._last.get(trial_id, (cell, 0.0, 0))[2])
+
+    def reported(self, trial_id: str, cell: Cell, row: dict[str, Any]) -> None:
+        """Take a row. Rows of a checkpoint, which a trial that continues yields first, tell how long an epoch takes as
+        others do."""
+        self._last[trial_id] = (cell, time.monotonic(), row["epoch"])
+        if row["phase"] != "test":
+            self._seconds.setdefault(_kind(cell, row["epoch"]), deque(maxlen=1000)).append(row["epoch_seconds"])
+
+    def ended(self, trial_id: str) -> None:
+        """Watch a trial no longer."""
+        self._last.pop(trial_id, None)
+
+    def limit(self, trial_id: str) -> float:
+        """Seconds of silence after which the trial counts as stuck."""
+        cell, _, epoch = self._last[trial_id]
+        seconds = self._seconds.get(_kind(cell, min(epoch + 1, cell.total_epochs)))
+        if not seconds:
+            return UNKNOWN_SECONDS
+        return max(STALL_SECONDS if epoch else FIRST_REPORT_SECONDS, STALL_FACTOR * statistics.median(seconds))
+
+    def silent(self) -> list[str]:
+        """The trials that count as stuck."""
+        now = time.monotonic()
+        return [trial_id for trial_id, (_, since, _) in self._last.items() if now - since > self.limit(trial_id)]
+
+
+def _kind(cell: Cell, epoch: int) -> tuple:
+    """What epochs have in common that take about equally long."""
+    first = cell.has_pretraining and epoch <= cell.pretrain_epochs
+    dataset = cell.pretrain_dataset if first else cell.dataset
+    return (dataset, cell.train_images, cell.backbone, cell.image_size, cell.precision, first)
+
+
+class Budget:
+    """Hours since the start and GPU-hours of all trials so far, against what may be spent; None: no limit."""
+
+    def __init__(self, hours: float | None, gpu_hours: float | None):
+        self._hours, self._gpu_hours = hours, gpu_hours
+        self._started = time.monotonic()
+        self._spent = 0.0  # GPU-seconds of trials that have ended
+        self._running: dict[str, tuple[float, float]] = {}
+
+    def started(self, trial_id: str, gpus: float) -> None:
+        """A trial holds so many GPUs from now on."""
+        self._running[trial_id] = (gpus, time.monotonic())
+
+    def ended(self, trial_id: str) -> None:
+        """The trial holds none any more."""
+        gpus, since = self._running.pop(trial_id, (0.0, 0.0))
+        self._spent += gpus * (time.monotonic() - since)
+
+    def is_spent(self) -> bool:
+        """Whether there is nothing left of it."""
+        now = time.monotonic()
+        if self._hours is not None and now - self._started >= 3600 * self._hours:
+            return True
+        gpu_seconds = self._spent + sum(gpus * (now - since) for gpus, since in self._running.values())
+        return self._gpu_hours is not None and gpu_seconds >= 3600 * self._gpu_hours

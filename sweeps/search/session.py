@@ -1,0 +1,161 @@
+"""A search from its request to the exit status: check, hold, search, report, train and test the winners."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from relvit.cell import Cell
+from sweeps.account import leases
+from sweeps.account.account import FINISHED, Account
+from sweeps.account.failures import Setting
+from sweeps.account.work import work_items
+from sweeps.cli.console import INTERRUPTED, SOME_FAILED, ray_and_mlflow, refuse, say, stop_for_another
+from sweeps.driver.options import Checkpoints, Options
+from sweeps.driver.session import train_items
+from sweeps.planning.plan import PlanError, datasets_of, prepare_data
+from sweeps.search.request import Prepared, SearchRequest, base_cells, describe, open_searches, prepare, standing
+from sweeps.search.results import finals, finals_study, report
+
+if TYPE_CHECKING:
+    from sweeps.search.search import Search
+    from sweeps.tracking.tracker import Tracker
+
+
+def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -> int:
+    """Search, then train the best configurations with other seeds and test them. Returns the exit status.
+
+    only_plan: print the spaces and where they stand, and start nothing.
+    """
+    account = Account(request.places.storage)
+    try:
+        cells, problems = base_cells(request), []
+    except PlanError as error:
+        cells, problems = [], error.problems
+    try:
+        searches = prepare(request, cells, account)
+    except PlanError as error:
+        return refuse(problems + error.problems)
+    if problems:
+        return refuse(problems)
+    if only_plan:
+        for line in describe(searches):
+            say(console, line)
+        return 0
+    problems = account.check() + prepare_data(cells, request.places.data_root)
+    if problems:
+        return refuse(problems)
+    names = [f"search {search.name}" for search in searches]
+    with leases.hold(account.storage / "drivers", names, lost=lambda: stop_for_another(console)) as hold:
+        if hold.others:
+            return refuse([f"{name} is in the hands of {who}; wait for it" for name, who in hold.others.items()])
+        return _start(request, console, account, searches, lambda: hold.is_lost)
+
+
+def _start(
+    request: SearchRequest, console: Console, account: Account, searches: list[Prepared], is_lost: Callable[[], bool]
+) -> int:
+    """Ray and MLflow, which take seconds to start, come in here."""
+    from sweeps.cluster.nodes import tracking_problems
+
+    problems = tracking_problems(request.places.tracking_uri)
+    if problems:
+        return refuse(problems)
+    try:
+        with ray_and_mlflow(request.places, console) as (tracker, problem):
+            if problem:
+                return refuse([problem])
+            return _search_and_test(request, console, account, searches, tracker, is_lost)
+    except PlanError as error:
+        return refuse(error.problems)
+
+
+def _search_and_test(
+    request: SearchRequest,
+    console: Console,
+    account: Account,
+    prepared: list[Prepared],
+    tracker: "Tracker",
+    is_lost: Callable[[], bool],
+) -> int:
+    """The same on the connected cluster. Raises PlanError where it is not fit for the searches."""
+    from sweeps.cluster import connection as cluster
+    from sweeps.cluster.nodes import node_problems
+    from sweeps.tracking.reconciliation import reconcile
+
+    gpus = cluster.gpus_per_trial(request.gpus)
+    problems = cluster.resource_problems(request.cpus, gpus)
+    names = [name for name, _ in datasets_of([search.base for search in prepared])]
+    problems += node_problems(account.storage, request.places.data_root, names)
+    if request.gpu_hours and not gpus:
+        problems.append("--gpu-hours is a budget of GPUs, and trials get none here: use --trials or --hours")
+    if problems:
+        return refuse(problems)
+    searches = open_searches(prepared, gpus)
+    for change in reconcile([], account, tracker, alive=account.seem_held()):
+        say(console, f"note: {change}")
+    options = Options(Setting(request.cpus, gpus), request.places.data_root, Checkpoints(request.checkpoint_every))
+    say(console, standing(searches))
+    if not all(search.finished() for search in searches):
+        left = _search(searches, console, account, tracker, options, is_lost)
+        if left or not all(search.finished() for search in searches):
+            say(console, f"interrupted with {left} trials to continue; run the same command")
+            return INTERRUPTED
+    without = [search.name for search in searches if search.best() is None]
+    for name in without:
+        say(console, f"FAILED {name}: no trial was trained to its end, so there is no best configuration")
+    winners = finals(request, searches, account)
+    study = (finals_study(request, searches),)
+    studies = {cell: study for cells in winners.values() for cell in cells}
+    account.plan(studies)
+    failed, interrupted = _test(studies, console, account, tracker, options)
+    if interrupted:
+        say(console, f"interrupted with {interrupted} cells to go; run the same command")
+        return INTERRUPTED
+    reconcile(work_items(account, studies), account, tracker, alive=account.seem_held())
+    for line in report(request.places, searches, winners, account, tracker):
+        say(console, line)
+    return SOME_FAILED if failed or without else 0
+
+
+def _search(
+    searches: list["Search"],
+    console: Console,
+    account: Account,
+    tracker: "Tracker",
+    options: Options,
+    is_lost: Callable[[], bool],
+) -> int:
+    """Search until every budget is spent or the user interrupts. Returns how many trials have not ended."""
+    from sweeps.driver.driver import run
+    from sweeps.search.source import SearchSource
+
+    source = SearchSource(searches, account, lambda line: say(console, line))
+    source.enter_left_out(tracker)
+    outcome = run(source, account, tracker, options, lambda note: say(console, f"note: {note}"), is_lost)
+    if outcome.untracked:
+        say(
+            console,
+            f"note: MLflow did not take {outcome.untracked} writes about trials; the Optuna storage has them all",
+        )
+    return len(outcome.interrupted)
+
+
+def _test(
+    studies: dict[Cell, tuple[str, ...]], console: Console, account: Account, tracker: "Tracker", options: Options
+) -> tuple[int, int]:
+    """Train and test the winners that are not finished, and that no other driver is training. Returns how many failed
+    and how many are to go."""
+    with account.hold(studies, lost=lambda: stop_for_another(console)) as hold:
+        items = work_items(account, studies)
+        wanted = [item for item in items if item.status.state != FINISHED]
+        to_train = [item for item in wanted if item.cell.cell_id in hold.held]
+        left = len(wanted) - len(to_train)
+        if left:
+            others = ", ".join(sorted(set(hold.others.values())))
+            say(console, f"{left} cells are left to {others}, which is training them")
+        if not to_train:
+            return 0, left
+        say(console, f"training {len(to_train)} cells of the best configurations, to be tested")
+        source, outcome = train_items(items, to_train, console, account, tracker, options, lambda: hold.is_lost)
+    return len(source.failed), len(outcome.interrupted) + left
