@@ -1,16 +1,19 @@
-"""What the driver does with what it hears of trials, without Ray: trials, MLflow and the progress are stand-ins."""
+"""What the driver does with what it hears of a plan's trials, without Ray: trials and MLflow are stand-ins."""
 
+import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
+from helpers.driving import Driving
+from ray.tune.search import Searcher
 
 from relvit.cell import Cell
-from sweeps.account.account import FAILED, Account
-from sweeps.account.failures import NOT_FINITE, STORAGE, Setting
-from sweeps.driver import driver as engine
-from sweeps.driver.driver import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Options
-from sweeps.driver.trainable import FAILURE, FAILURE_CLASS, ROW, TRIAL, USAGE, WORKER
+from sweeps.account.account import FAILED, FINISHED, RUNNING, Account
+from sweeps.account.failures import CRASH, GPU_OOM, NOT_FINITE, STORAGE
+from sweeps.account.work import work_items
+from sweeps.driver import queue, watchdog
+from sweeps.driver.plan_source import PlanSource
+from sweeps.driver.watchdog import FIRST_REPORT_SECONDS, STALL_SECONDS, UNKNOWN_SECONDS, Budget, Watchdog
 from sweeps.planning.plan import Request, plan_cells
 
 TWO_AND_TWO = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1")
@@ -20,47 +23,11 @@ def planned(tmp_path, *combinations: str) -> list[Cell]:
     return plan_cells(Request("table4", "demo", tmp_path, combinations=combinations, settings=TWO_AND_TWO))
 
 
-class Tracking:
-    """Takes MLflow's place and remembers what it was told."""
-
-    def __init__(self):
-        self.told = []
-
-    def __getattr__(self, name):
-        return lambda *arguments: self.told.append((name, *arguments))
-
-
-class Sweep:
-    """A reporter in the middle of a sweep of these cells."""
-
-    def __init__(self, folder, cells: list[Cell], **options):
-        self.account, self.tracking, self.notes, self.again = Account(folder), Tracking(), [], []
-        self.account.plan(dict.fromkeys(cells, "table4"))
-        progress = SimpleNamespace(note=self.notes.append, **dict.fromkeys(("running", "epoch", "ended"), _nothing))
-        how = Options(Setting(1, 0), folder / "data", **options)
-        self.is_lost = False
-        work = engine._Work(cells, self.account)
-        self.reporter = engine._Reporter(self.account, self.tracking, progress, cells, work, how, lambda: self.is_lost)
-        self.reporter.queue = SimpleNamespace(release=_nothing, again=self.again.append)
-
-    def start(self, cell: Cell) -> SimpleNamespace:
-        trial = SimpleNamespace(trial_id=cell.cell_id, config={TRIAL: {"cell": cell.as_dict()}})
-        self.reporter.on_trial_start(0, [], trial)
-        return trial
-
-    def report(self, trial: SimpleNamespace, *rows: dict) -> None:
-        for row in rows:
-            self.reporter.on_trial_result(0, [], trial, {ROW: row, WORKER: {}, USAGE: {}})
-
-    def fail(self, trial: SimpleNamespace, failure: str, reason: str) -> None:
-        self.reporter.on_trial_result(0, [], trial, {FAILURE: reason, FAILURE_CLASS: failure})
-
-    def limit(self, trial: SimpleNamespace) -> float:
-        return self.reporter._watch.limit(trial)
-
-
-def _nothing(*arguments, **named):
-    pass
+def driving(folder, cells: list[Cell], **options) -> Driving:
+    account, studies = Account(folder), dict.fromkeys(cells, ("table4",))
+    account.plan(studies)
+    source = PlanSource(work_items(account, studies), account, options.get("keep_pretrainings", False))
+    return Driving(source, account, **options)
 
 
 def rows(cell: Cell, seconds: float = 1.0) -> list[dict]:
@@ -72,50 +39,121 @@ def rows(cell: Cell, seconds: float = 1.0) -> list[dict]:
     return [*epochs, {"epoch": cell.total_epochs, "phase": "test", "test_accuracy": 50.0, "training_seconds": 4.0}]
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """A full storage is tried again at once."""
+    monkeypatch.setattr("sweeps.driver.reporter.pause", lambda failure, times: 0.0)
+
+
 # Silence
 
 
 def test_a_trial_that_continues_is_judged_by_the_epochs_that_it_yields_again(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
-    checkpoint = Account(tmp_path).folder(cell) / "000002-0123456789abcdef.pt"
-    Account(tmp_path).mark(cell, "running")
-    checkpoint.touch()
-    sweep = Sweep(tmp_path, [cell])
-    trial = sweep.start(cell)
-    sweep.report(trial, rows(cell, seconds=600)[0])
-    assert sweep.limit(trial) == engine.STALL_FACTOR * 600
+    watch = Watchdog()
+    watch.started("a", cell)
+    watch.reported("a", cell, rows(cell, seconds=600)[0])
+    assert watch.limit("a") == watchdog.STALL_FACTOR * 600
 
 
 def test_until_an_epoch_of_its_kind_was_seen_a_trial_has_hours(tmp_path):
     slow, other = planned(tmp_path, "sprel", "dist")
-    sweep = Sweep(tmp_path, [slow, other])
-    trial = sweep.start(slow)
-    assert sweep.limit(trial) == UNKNOWN_SECONDS >= 3600
-    sweep.report(trial, *rows(slow)[:2])
+    watch = Watchdog()
+    watch.started("a", slow)
+    assert watch.limit("a") == UNKNOWN_SECONDS >= 3600
+    for row in rows(slow)[:2]:
+        watch.reported("a", slow, row)
     # The second phase may be another data set.
-    assert sweep.limit(trial) == UNKNOWN_SECONDS
-    assert sweep.limit(sweep.start(other)) == FIRST_REPORT_SECONDS
-    sweep.report(trial, rows(slow)[2])
-    assert sweep.limit(trial) == STALL_SECONDS
+    assert watch.limit("a") == UNKNOWN_SECONDS
+    watch.started("b", other)
+    assert watch.limit("b") == FIRST_REPORT_SECONDS
+    watch.reported("a", slow, rows(slow)[2])
+    assert watch.limit("a") == STALL_SECONDS
 
 
-# The storage goes away
+def test_a_trial_that_falls_silent_is_ended_and_tried_again(tmp_path, monkeypatch):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep, killed = driving(tmp_path, [cell]), []
+    monkeypatch.setattr("sweeps.driver.reporter.ray.kill", killed.append)
+    monkeypatch.setattr(watchdog, "STALL_SECONDS", -1.0)
+    monkeypatch.setattr(watchdog, "STALL_FACTOR", -1.0)
+    trial = sweep.start()
+    trial.temporary_state.ray_actor = "its process"
+    sweep.report(trial, rows(cell)[0])
+    sweep.step(trial)
+    assert killed == ["its process"]
+    sweep.die(trial, "The actor died", tmp_path)
+    assert "was stuck and is started again from its newest checkpoint" in sweep.notes[-1]
+    assert sweep.start().cell == cell
+
+
+# What fails
+
+
+def test_too_little_gpu_memory_leads_to_a_gpu_alone_then_to_micro_batches_that_the_run_tells(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = driving(tmp_path, [cell], gpus=0.5)
+    trial = sweep.start()
+    assert (trial.config["gpus"], trial.config["micro_batches"]) == (0.5, 1)
+    assert trial.config["pretrained"] is not None
+    sweep.fail(trial, GPU_OOM, "out of memory")
+    trial = sweep.start()
+    assert (trial.config["gpus"], trial.config["micro_batches"]) == (1.0, 1)
+    sweep.fail(trial, GPU_OOM, "out of memory")
+    trial = sweep.start()
+    assert (trial.config["gpus"], trial.config["micro_batches"]) == (1.0, 2)
+    assert trial.config["pretrained"] is None  # a deviation is neither shared nor taken over
+    sweep.report(trial, *rows(cell))
+    sweep.reporter.close()
+    begun = [told[2:] for told in sweep.tracking.told if told[0] == "begin"]
+    assert begun == [(("table4",), ""), (("table4",), "micro_batches=2")]
+    assert Account(tmp_path).status(cell).micro_batches == 2
+
+
+def test_a_process_that_dies_again_and_again_fails_its_cell_with_the_last_reason(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = driving(tmp_path, [cell])
+    for _ in range(4):
+        sweep.die(sweep.start(), "The actor died", tmp_path)
+    assert sweep.start() == Searcher.FINISHED
+    sweep.reporter.close()
+    status = Account(tmp_path).status(cell)
+    assert (status.state, status.failure, status.reason) == (FAILED, CRASH, "The actor died (for the 4th time)")
 
 
 def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_same(tmp_path, monkeypatch):
     (cell,) = planned(tmp_path, "sprel")
-    sweep = Sweep(tmp_path, [cell])
-    trial = sweep.start(cell)
+    sweep = driving(tmp_path, [cell])
+    trial = sweep.start()
 
     def away(cell):
         raise OSError("AWS Error NETWORK_CONNECTION during ListObjectsV2 operation")
 
-    monkeypatch.setattr(sweep.account, "status", away)
-    sweep.fail(trial, STORAGE, "OSError: AWS Error NETWORK_CONNECTION")
-    (entry,) = sweep.again
-    assert entry.config[TRIAL]["cell"] == cell.as_dict()
-    # Not known to be past its first phase, it goes the way of those that are not.
-    assert entry.pretraining == sweep.account.folder(cell.pretraining())
+    monkeypatch.setattr(queue, "_PAUSE", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.account, "is_published", away)
+        sweep.fail(trial, STORAGE, "OSError: AWS Error NETWORK_CONNECTION")
+        assert sweep.start() is None
+    assert sweep.start().cell == cell
+
+
+def test_what_the_storage_does_not_take_waits_until_it_does(tmp_path, monkeypatch):
+    (cell,) = planned(tmp_path, "sprel")
+    monkeypatch.setattr("sweeps.tracking.outbox._FIRST_PAUSE", 0.01)
+    sweep = driving(tmp_path, [cell])
+    mark, full = sweep.account.mark, [True]
+
+    def sometimes(*arguments, **details):
+        if full:
+            raise OSError(28, "No space left on device")
+        mark(*arguments, **details)
+
+    monkeypatch.setattr(sweep.account, "mark", sometimes)
+    sweep.report(sweep.start(), *rows(cell))
+    full.clear()
+    assert sweep.reporter.close() == 0
+    assert Account(tmp_path).status(cell).state == FINISHED
+    assert Account(tmp_path).history(cell) == rows(cell)
 
 
 # What is left of a cell that failed
@@ -123,12 +161,12 @@ def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_sa
 
 def test_the_rows_of_a_cell_that_failed_are_kept_with_those_that_no_checkpoint_held(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
-    sweep = Sweep(tmp_path, [cell])
+    sweep = driving(tmp_path, [cell])
     reported = rows(cell)
-    trial = sweep.start(cell)
+    trial = sweep.start()
     sweep.report(trial, *reported[:3])
     sweep.fail(trial, STORAGE, "OSError: No space left on device")  # tried again
-    trial = sweep.start(cell)
+    trial = sweep.start()
     sweep.report(trial, *reported[:2])  # the newest whole checkpoint's
     sweep.fail(trial, NOT_FINITE, "finetune loss is nan")
     sweep.reporter.close()
@@ -139,38 +177,43 @@ def test_the_rows_of_a_cell_that_failed_are_kept_with_those_that_no_checkpoint_h
 def test_a_cell_that_fails_before_its_first_row_leaves_the_rows_of_an_earlier_start(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
     Account(tmp_path).keep_history(cell, rows(cell)[:1])
-    sweep = Sweep(tmp_path, [cell])
-    sweep.fail(sweep.start(cell), NOT_FINITE, "finetune loss is nan")
+    sweep = driving(tmp_path, [cell])
+    sweep.fail(sweep.start(), NOT_FINITE, "finetune loss is nan")
     sweep.reporter.close()
     assert Account(tmp_path).history(cell) == rows(cell)[:1]
 
 
 def test_a_finished_cell_has_each_row_once_in_order(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
-    sweep = Sweep(tmp_path, [cell])
-    trial = sweep.start(cell)
+    sweep = driving(tmp_path, [cell])
+    trial = sweep.start()
     sweep.report(trial, *rows(cell)[:3])
     sweep.fail(trial, STORAGE, "OSError: No space left on device")
-    sweep.report(sweep.start(cell), *rows(cell))
+    sweep.report(sweep.start(), *rows(cell))
     sweep.reporter.close()
     assert Account(tmp_path).history(cell) == rows(cell)
+    assert sweep.source.training_seconds == 4.0  # an epoch that was trained twice counts once
 
 
 # Pre-trainings that nobody needs any more
+
+
+def publish(account: Account, cell: Cell) -> None:
+    account.folder(cell).mkdir(parents=True)
+    (account.folder(cell) / "final-0123456789abcdef.pt").touch()
 
 
 def test_of_two_drivers_that_split_the_users_of_a_pretraining_the_last_drops_it(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
     other, shared = replace(cell, learning_rate=2 * cell.learning_rate), cell.pretraining()
     account = Account(tmp_path)
-    account.plan({cell: "table4", other: "table4"})
-    account.folder(shared).mkdir(parents=True)
-    (account.folder(shared) / "final-0123456789abcdef.pt").touch()
-    first, second = Sweep(tmp_path, [cell]), Sweep(tmp_path, [other])
-    first.report(first.start(cell), *rows(cell))
+    account.plan({cell: ("table4",), other: ("table4",)})
+    publish(account, shared)
+    first, second = driving(tmp_path, [cell]), driving(tmp_path, [other])
+    first.report(first.start(), *rows(cell))
     first.reporter.close()
     assert account.is_published(shared)
-    second.report(second.start(other), *rows(other))
+    second.report(second.start(), *rows(other))
     second.reporter.close()
     assert not account.is_published(shared)
 
@@ -179,12 +222,10 @@ def test_of_two_drivers_that_split_the_users_of_a_pretraining_the_last_drops_it(
 def test_what_a_killed_driver_left_is_dropped_by_the_next(tmp_path, keep):
     cell, left = planned(tmp_path, "sprel", "dist")
     account = Account(tmp_path)
-    account.plan({left: "table4"})
+    account.plan({left: ("table4",)})
     account.finish(left, rows(left))
-    account.folder(left.pretraining()).mkdir(parents=True)
-    (account.folder(left.pretraining()) / "final-0123456789abcdef.pt").touch()
-    sweep = Sweep(tmp_path, [cell], keep_pretrainings=keep)
-    sweep.reporter.drop_unused_pretrainings()
+    publish(account, left.pretraining())
+    sweep = driving(tmp_path, [cell], keep_pretrainings=keep)
     sweep.reporter.close()
     assert account.is_published(left.pretraining()) is keep
 
@@ -194,29 +235,64 @@ def test_what_a_killed_driver_left_is_dropped_by_the_next(tmp_path, keep):
 
 def test_a_driver_that_was_replaced_leaves_runs_and_account_to_the_other(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
-    sweep = Sweep(tmp_path, [cell])
-    trial = sweep.start(cell)
+    sweep = driving(tmp_path, [cell])
+    trial = sweep.start()
     sweep.report(trial, rows(cell)[0])
-    assert sweep.reporter._tracking.close(30) == sweep.reporter._accounting.close(30) == 0
-    told, entered = list(sweep.tracking.told), Account(tmp_path).events(cell)
-
-    sweep = Sweep(tmp_path, [cell])
-    sweep.is_lost = True
-    sweep.report(sweep.start(cell), *rows(cell)[:2])
-    assert sweep.reporter.interrupt_rest() == [cell]
     assert sweep.reporter.close() == 0
-    assert [name for name, *_ in told] == ["begin", "log"]
-    assert sweep.tracking.told == []
-    assert Account(tmp_path).events(cell) == entered
+    assert sweep.tracking.names() == ["begin", "log"]
+    entered = Account(tmp_path).events(cell)
+
+    sweep = driving(tmp_path, [cell])
+    trial = sweep.start()
+    sweep.is_lost = True
+    assert sweep.report(trial, *rows(cell)[:2])  # stopped with its first row
+    assert sweep.reporter.stop() == [cell]
+    assert sweep.reporter.close() == 0
+    assert sweep.tracking.names() in ([], ["begin"])
+    assert [event[1] for event in Account(tmp_path).events(cell)[len(entered) :]] in ([], [RUNNING])
 
 
 def test_a_pre_training_alone_finishes_with_what_its_tasks_came_to(tmp_path):
     cell = planned(tmp_path, "sprel")[0].pretraining()
-    sweep, said = Sweep(tmp_path, [cell]), []
-    sweep.reporter._progress.ended = lambda cell, text, failed: said.append(text)
+    sweep, said = driving(tmp_path, [cell]), []
+    sweep.source.progress = Progress(said)
     rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 1.0} for epoch in (1, 2)]
     result = {"epoch": 2, "phase": "test", "test_sprel_accuracy": 48.5, "selected_epoch": 2, "training_seconds": 2.0}
-    sweep.report(sweep.start(cell), *rows, result)
+    sweep.report(sweep.start(), *rows, result)
     sweep.reporter.close()
-    assert sweep.account.status(cell).state == "finished"
+    assert sweep.account.status(cell).state == FINISHED
     assert said == ["sprel_accuracy 48.50  2 s"]
+
+
+class Progress:
+    """Keeps what a person is told of cells that have ended."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def running(self, cell):
+        pass
+
+    def epoch(self):
+        pass
+
+    def ended(self, cell, outcome, failed):
+        self.said.append(outcome)
+
+
+# The budget
+
+
+def test_hours_are_counted_from_the_start_and_gpu_hours_while_trials_hold_gpus(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    hours, gpu_hours = Budget(2.0, None), Budget(None, 1.0)
+    gpu_hours.started("a", 0.5)
+    now[0] = 3600.0
+    gpu_hours.ended("a")  # half a GPU-hour
+    gpu_hours.started("b", 1.0)
+    assert not hours.is_spent() and not gpu_hours.is_spent()
+    now[0] = 3600.0 * 1.5
+    assert gpu_hours.is_spent() and not hours.is_spent()
+    now[0] = 3600.0 * 2
+    assert hours.is_spent()

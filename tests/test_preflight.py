@@ -10,7 +10,9 @@ import torch
 
 from relvit.files import location
 from sweeps.account import leases
+from sweeps.account.account import Account
 from sweeps.account.failures import NODE_LOST, STORAGE, NodeError, Setting, classify
+from sweeps.account.work import WorkItem
 from sweeps.cluster import nodes as preflight
 from sweeps.cluster.nodes import (
     Report,
@@ -21,7 +23,8 @@ from sweeps.cluster.nodes import (
     verify_node,
     versions,
 )
-from sweeps.driver.trainable import CellTrainable, Checkpoints, trial_config
+from sweeps.driver.options import Options
+from sweeps.driver.trainable import CellTrainable, trial_config
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking import reachable
 from sweeps.tracking.reachable import file_system_of, tracking_problems
@@ -216,8 +219,8 @@ def test_what_mends_itself_soon_is_waited_for(tmp_path, late, monkeypatch):
 
 def test_a_trial_examines_its_node_before_it_trains(tmp_path, late):
     (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",)))
-    folder = tmp_path / "results" / "cells" / cell.cell_id
-    config = trial_config(cell, folder, None, tmp_path / "no data", Setting(1, 0), Checkpoints())
+    options = Options(Setting(1, 0), tmp_path / "no data")
+    config = trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options)
     trial = CellTrainable.__new__(CellTrainable)
     trial._begin(config)
     with pytest.raises(NodeError, match=f"under the storage path {tmp_path}/results"):

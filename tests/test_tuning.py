@@ -1,23 +1,27 @@
-"""Requests of a search that are refused before anything starts."""
+"""Requests of a search that are refused before anything starts, and the line that says what came out."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from optuna.trial import TrialState
+from helpers.searches import opened, run, train
 
 from sweeps.account.account import Account
-from sweeps.hpo import base_cells, parse_arguments
+from sweeps.cli.options import Places
 from sweeps.planning.plan import PlanError
-from sweeps.search.request import _summary, prepare, storage_url
+from sweeps.search.request import SearchRequest, base_cells, prepare, storage_url
+from sweeps.search.results import summary
+from sweeps.search.search import Method
+
+
+def request(folder, **asked) -> SearchRequest:
+    return SearchRequest(Places(folder, folder / "data", "sqlite:///mlflow.db", "relvit", "local"), **asked)
 
 
 def test_a_password_typed_for_the_search_s_database_is_refused_beside_what_else_is_wrong(tmp_path, monkeypatch):
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    url = "postgresql://me:hunter2@db/optuna"
-    options = parse_arguments(["--optuna-storage", url, "--name", "a/b", "--trials", "4"])
+    asked = request(tmp_path, optuna_storage="postgresql://me:hunter2@db/optuna", name="a/b", trials=4)
     with pytest.raises(PlanError) as caught:
-        prepare(options, base_cells(options), Account(tmp_path))
+        prepare(asked, base_cells(asked), Account(tmp_path))
     said = "\n".join(caught.value.problems)
     assert "postgresql://me:***@db/optuna holds a password" in said and "set OPTUNA_STORAGE" in said
     assert "hunter2" not in said
@@ -25,24 +29,35 @@ def test_a_password_typed_for_the_search_s_database_is_refused_beside_what_else_
 
 
 def test_a_password_in_the_environment_is_seen_by_nobody_and_taken(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://me:hunter2@db/optuna")
-    assert storage_url(parse_arguments([]), Account(tmp_path)) == "postgresql://me:hunter2@db/optuna"
+    url = "postgresql://me:hunter2@db/optuna"
+    monkeypatch.setenv("OPTUNA_STORAGE", url)
+    assert storage_url(request(tmp_path, optuna_storage=url), Account(tmp_path)) == url
 
 
 def test_a_search_is_kept_beside_its_account_unless_a_database_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    assert storage_url(parse_arguments([]), Account(tmp_path)) == f"sqlite:///{tmp_path}/optuna.db"
-    named = parse_arguments(["--optuna-storage", "sqlite:///elsewhere.db"])
+    assert storage_url(request(tmp_path), Account(tmp_path)) == f"sqlite:///{tmp_path}/optuna.db"
+    named = request(tmp_path, optuna_storage="sqlite:///elsewhere.db")
     assert storage_url(named, Account(tmp_path)) == "sqlite:///elsewhere.db"
 
 
-@pytest.mark.parametrize(
-    ("state", "said"),
-    [(TrialState.PRUNED, "the recipe's own 11.00 % when it was stopped)"), (TrialState.COMPLETE, "own 11.00 %)")],
-)
-def test_a_recipe_that_was_stopped_early_is_not_held_against_the_best_as_if_complete(state, said):
-    recipes, best = SimpleNamespace(values=[11.0], state=state), SimpleNamespace(values=[88.0], number=3)
-    search = SimpleNamespace(
-        name="search", trials=[recipes], best=lambda: best, training_epochs=20, training_seconds=60.0
-    )
-    assert said in _summary(search, [], Path("results"))
+def test_the_search_s_own_seed_is_refused_for_the_tests(tmp_path):
+    with pytest.raises(PlanError, match="--seeds 7 is the search's own seed: .* optimistically biased"):
+        base_cells(request(tmp_path, search_seed=7, seeds=(0, 7), trials=4))
+
+
+def test_a_recipe_that_was_stopped_early_is_not_held_against_the_best_as_if_complete(tmp_path):
+    complete = opened(tmp_path, name="whole", trials=2, points=[{"learning_rate": 0.009}])
+    run(complete)
+    first = f"{complete.trials[0].values[0]:.2f}"
+    assert f"the recipe's own {first} %)" in summary(complete, [], Path("results"))
+
+    stopped = opened(tmp_path, method=Method("random", "asha"), trials=9, points=[{"learning_rate": 0.009}])
+    recipe_s = stopped.next()
+    others = [stopped.next() for _ in range(5)]
+    for other in others:
+        train(stopped, other)
+    train(stopped, recipe_s)
+    assert stopped.trials[0].state.name == "PRUNED"
+    assert "the recipe's own " in summary(stopped, [], Path("results"))
+    assert " % when it was stopped)" in summary(stopped, [], Path("results"))

@@ -21,7 +21,8 @@ import errno, sys, time
 from pathlib import Path
 sys.argv[0] = "{root}/sweeps/ablation.py"
 sys.path[0] = "{root}"
-import sweeps.driver.driver as engine
+import sweeps.driver.driver as driver
+import sweeps.driver.watchdog as watchdog
 from sweeps.driver.trainable import CellTrainable
 
 class Faulty(CellTrainable):
@@ -41,8 +42,8 @@ class Faulty(CellTrainable):
             raise ArithmeticError("loss is nan")
         yield from rows
 
-engine.CellTrainable = Faulty
-engine.STALL_SECONDS = 5.0
+driver.CellTrainable = Faulty
+watchdog.STALL_SECONDS = 5.0
 import sweeps.ablation as ablation
 sys.exit(ablation.main())
 """
