@@ -86,7 +86,7 @@ def hold_and_sweep(sweep: Sweep, console: Console, account: Account, studies: Ma
 def reach_problems(sweep: Sweep) -> list[str]:
     """What is wrong with the tracking server and, where the request names something that Ray alone can judge, with the
     cluster: starting Ray takes seconds."""
-    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reachable import tracking_problems
 
     return tracking_problems(sweep.places.tracking_uri) + (_cluster_problems(sweep, []) if sweep.gpus else [])
 
@@ -127,7 +127,7 @@ def _sweep(
     is_lost: Callable[[], bool],
 ) -> int:
     """Ray and MLflow, which take seconds to import and start, come in here."""
-    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reachable import tracking_problems
 
     cells = [item.cell for item in to_train]
     problems = tracking_problems(sweep.places.tracking_uri)

@@ -21,15 +21,13 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from relvit.cell import Cell, schedulable, unknown
+from relvit.vocabulary import val_accuracy
 from sweeps.search.optuna_study import MAXIMIZE, MINIMIZE, DurableStudy
 from sweeps.search.space import Space, has_numbers, searched_fields
 
 REDUCTION = 3  # of the trials at each rung, one in this many goes on to this many times the epochs
 # A finite space is exhausted when this many draws in a row were trained before.
 _REPEATS = 200
-
-# The rows of the phase that classifies hold the objective.
-_LAST_PHASE = {"joint": "joint", "pretrain_finetune": "finetune", "pretrain_probe": "probe"}
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -369,7 +367,7 @@ class Search:
         step = asked.epoch - cell.pretrain_epochs
         if step < 1:
             return False
-        accuracy = float(row[f"{_LAST_PHASE[cell.protocol]}_val_accuracy"])
+        accuracy = float(row[val_accuracy(cell.last_phase)])  # the phase that classifies
         asked.value = max(asked.value, accuracy) if cell.selection == "best_val" else accuracy
         ends = not self.multi_objective and self._study.report(asked.trial, step, asked.value)
         if asked.epoch == cell.total_epochs:

@@ -56,7 +56,7 @@ def _start(
     request: SearchRequest, console: Console, account: Account, searches: list[Prepared], is_lost: Callable[[], bool]
 ) -> int:
     """Ray and MLflow, which take seconds to start, come in here."""
-    from sweeps.cluster.nodes import tracking_problems
+    from sweeps.tracking.reachable import tracking_problems
 
     problems = tracking_problems(request.places.tracking_uri)
     if problems:

@@ -12,14 +12,13 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from relvit.cell import Cell
+from relvit.vocabulary import SEARCH, STOPPED_EPOCH, TRIAL, TRIAL_STATE
 from sweeps.account.account import FAILED, FINISHED, PRUNED, RUNNING, SEARCHED, Account
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import duration
 from sweeps.driver.source import Ending, Verdict
 from sweeps.search.search import ActiveTrial, Search, forked_epochs
 from sweeps.tracking.tracker import Tracker
-
-TRIAL_STATE = "trial_state"  # a tag of a trial's run: running, complete, pruned or fail
 
 
 class SearchSource:
@@ -153,7 +152,7 @@ class SearchSource:
             then.append(partial(self._remove_checkpoints, cell))
             if cell.has_pretraining and search.has_own_pretrainings:
                 then.append(partial(self._account.drop_pretraining, cell.pretraining()))
-        tags = {**_tags(search, trial.number, trial.state.name.lower()), "stopped_epoch": str(epoch)}
+        tags = {**_tags(search, trial.number, trial.state.name.lower()), STOPPED_EPOCH: str(epoch)}
         studies = (taken_up,) if taken_up else ()
         return Ending(cell, state, reason, failure, tuple(tags.items()), tuple(then), studies, rows)
 
@@ -168,7 +167,7 @@ def trials_study(name: str) -> str:
 
 
 def _tags(search: Search, number: int, state: str) -> dict[str, str]:
-    return {"search": search.name, "trial": str(number), TRIAL_STATE: state}
+    return {SEARCH: search.name, TRIAL: str(number), TRIAL_STATE: state}
 
 
 def _last_epoch(trial: FrozenTrial, cell: Cell) -> int:
