@@ -24,7 +24,7 @@ from relvit.cell import TASKS, Cell
 from sweeps.account.account import Account, count_states
 from sweeps.account.failures import GROUPS, RETRIES, parse_classes
 from sweeps.cli import options as shared
-from sweeps.cli.console import INTERRUPTED, SOME_FAILED, exit_status, refuse, say
+from sweeps.cli.console import INTERRUPTED, SOME_FAILED, exit_status, new_console, refuse, say
 from sweeps.cli.options import AUTO, Places
 from sweeps.cli.plan_view import show_plan
 from sweeps.cli.webhook import WebhookError, message, notify, webhook
@@ -127,7 +127,7 @@ def sweep_of(options: argparse.Namespace) -> Sweep:
 
 def main() -> int:
     options = parse_arguments()
-    console, account, sweep = Console(), Account(options.storage), sweep_of(options)
+    console, account, sweep = new_console(), Account(options.storage), sweep_of(options)
     try:
         studies, problems = plan(request_of(options)), []
     except PlanError as error:

@@ -18,11 +18,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
-from rich.console import Console
-
 from relvit.cell import NONE, PROTOCOLS, TASKS
 from sweeps.cli import options as shared
-from sweeps.cli.console import exit_status
+from sweeps.cli.console import exit_status, new_console
 from sweeps.cli.options import Places
 from sweeps.planning.studies import BEST, STUDIES
 
@@ -121,7 +119,7 @@ def main() -> int:
     names = [name for name in SearchRequest.__dataclass_fields__ if name != "places"]
     given = {name: getattr(options, name) for name in names}
     given |= {name: tuple(given[name]) for name in ("settings", "warm_start")}
-    return search_and_test(SearchRequest(places, **given), Console(), options.plan)
+    return search_and_test(SearchRequest(places, **given), new_console(), options.plan)
 
 
 if __name__ == "__main__":

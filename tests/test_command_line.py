@@ -75,3 +75,28 @@ def test_a_command_that_ctrl_c_ends_says_so_and_has_its_own_exit_status(capsys):
     assert exit_status(command) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted; nothing is lost: run the same command to continue\n"
     assert exit_status(lambda: 3) == 3
+
+
+def test_a_command_goes_on_without_its_lines_when_nobody_can_read_them(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from sweeps.cli.console import new_console, say
+console = new_console()
+for number in range(3):
+    say(console, "x" * 100_000)
+    console.print("a line of rich's own")
+Path(sys.argv[1]).write_text("went on")
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "end")],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "end").read_text() == "went on"

@@ -224,7 +224,8 @@ def test_a_driver_that_was_replaced_writes_nothing_more(tmp_path):
     driver = driving(tmp_path, search)
     trial = driver.start()
     driver.report(trial, *rows(trial.cell, last=2))
-    driver.is_lost = True
+    driver.drain()
+    driver.hold.is_lost = True
     assert driver.report(trial, rows(trial.cell)[2])  # stopped
     assert driver.reporter.stop() == [trial.cell]
     driver.reporter.close()

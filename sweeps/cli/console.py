@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
@@ -18,6 +18,41 @@ if TYPE_CHECKING:
 
 # Exit statuses.
 SOME_FAILED, BAD_REQUEST, OUT_OF_BUDGET, LEFT_TO_ANOTHER, INTERRUPTED = 1, 2, 3, 4, 130
+
+
+class _Lasting:
+    """Standard output that a process survives: once it cannot be written (a terminal that is gone, a pipe without a
+    reader, a full disk), what is written goes nowhere."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._surviving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._surviving():
+            self._stream.flush()
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is still buffered would fail again when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def new_console() -> Console:
+    """The console that an entry writes to, whatever becomes of its terminal."""
+    return Console(file=cast(TextIO, _Lasting(sys.stdout)))
 
 
 def say(console: Console, line: str) -> None:

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial
 
 from relvit.cell import Cell
 from sweeps.account.account import Account
+from sweeps.account.leases import Hold
 from sweeps.driver.options import Options, Outcome
 from sweeps.driver.reporter import Reporter
 from sweeps.driver.source import Source
@@ -32,15 +33,15 @@ def run(
     tracker: Tracker,
     options: Options,
     note: Callable[[str], None],
-    is_lost: Callable[[], bool] = lambda: False,
+    hold: Hold,
 ) -> Outcome:
     """Train until the source is done, the budget is spent or the user interrupts.
 
-    note: tells a person something. is_lost: whether another driver has taken the cells over; their runs and states are
-    then left to it.
+    note: tells a person something. hold: on the cells, or on the searches; once another driver has taken them over,
+    their runs and states are left to it.
     """
     started = time.monotonic()
-    reporter = Reporter(source, account, tracker, options, note, is_lost)
+    reporter = Reporter(source, account, tracker, options, note, hold)
     source.begin(reporter.enter)
     reporter.enter_endings()
     try:

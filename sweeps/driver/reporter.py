@@ -28,6 +28,7 @@ from sweeps.account.failures import (
     classify,
     pause,
 )
+from sweeps.account.leases import Hold
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import duration
 from sweeps.driver.options import Options
@@ -54,8 +55,8 @@ _HOW = {
 class Reporter(Callback):
     """Hears of every trial in the driver; the only writer of MLflow and of the cells' states, through outboxes.
 
-    note: tells a person something; is_lost: whether another driver has taken the cells over: from then on nothing is
-    written, and what trials still report is dropped.
+    note: tells a person something; hold: on the cells; once another driver has taken them over nothing is written, and
+    what trials still report is dropped.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class Reporter(Callback):
         tracker: Tracker,
         options: Options,
         note: Callable[[str], None],
-        is_lost: Callable[[], bool] = lambda: False,
+        hold: Hold,
     ):
-        self._source, self._account, self._tracker, self._is_lost = source, account, tracker, is_lost
-        self._note = note
-        self._tracking = Outbox("MLflow", is_passing, note, is_lost)
-        self._accounting = Outbox("the storage", may_pass, note, is_lost)
+        self._source, self._account, self._tracker = source, account, tracker
+        self._note, self._hold = note, hold
+        self._tracking = Outbox("MLflow", is_passing, note, hold.may_not_write)
+        self._accounting = Outbox("the storage", may_pass, note, hold.may_not_write)
         self._watch = Watchdog()
         self._budget = Budget(options.hours, options.gpu_hours)
         self._said_spent = False
@@ -79,7 +80,7 @@ class Reporter(Callback):
         self._history: dict[str, dict[tuple[int, bool], dict[str, Any]]] = {}  # by cell: rows by epoch, and if of test
         self._peak: dict[str, int] = {}
         self._begun: set[str] = set()  # cells whose runs are RUNNING
-        self.queue = TrialQueue(source, account, options, self.is_out_of_budget)
+        self.queue = TrialQueue(source, account, options, lambda: self.is_out_of_budget() or hold.is_lost)
         self.stopper = _Stopper(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class Reporter(Callback):
         """Ask the source what becomes of a trial after a row, before the row is entered. Returns whether it stops."""
         if not self.queue.is_live(trial_id):
             return False
-        if self._is_lost():
+        if self._hold.is_lost:
             return True
         verdict = self._source.heard(self.queue.assignment(trial_id).item, row)
         self._verdicts[trial_id] = verdict
@@ -118,7 +119,7 @@ class Reporter(Callback):
     ) -> None:
         for note in result.get(NOTES, ()):
             self._note(note)
-        if self._is_lost():
+        if self._hold.is_lost:
             return
         assigned = self.queue.assignment(trial.trial_id)
         item, cell = assigned.item, assigned.item.cell
@@ -144,7 +145,7 @@ class Reporter(Callback):
         self._end(item, self._source.waits(item) if verdict is Verdict.WAIT else self._source.ended(item, row))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if self._is_lost():
+        if self._hold.is_lost:
             return
         self._leave(trial)
         stuck = trial.trial_id in self._stuck
@@ -153,7 +154,7 @@ class Reporter(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """End trials that have fallen silent, enter what ended without a trial, stop all where the budget is spent."""
-        if self._is_lost():
+        if self._hold.is_lost:
             return
         silent = self._watch.silent()
         for trial in [trial for trial in trials if trial.trial_id in silent] if silent else ():

@@ -1,6 +1,6 @@
 """A plan from the lease on its cells to the exit status: hold, read, check, train, say what came of it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from relvit.cell import Cell
 from sweeps.account.account import FAILED, FINISHED, Account
 from sweeps.account.failures import CRASH, Setting
+from sweeps.account.leases import Hold
 from sweeps.account.work import WorkItem, work_items
 from sweeps.cli.console import (
     BAD_REQUEST,
@@ -73,7 +74,7 @@ def hold_and_sweep(sweep: Sweep, console: Console, account: Account, studies: Ma
         if problems:
             return refuse(problems)
         account.plan(studies)
-        status = _sweep(sweep, console, account, items, to_train, lambda: hold.is_lost)
+        status = _sweep(sweep, console, account, items, to_train, hold)
     others = {item.cell.cell_id: hold.others.get(item.cell.cell_id) for item in wanted}
     names = sorted({who for who in others.values() if who})
     if names and status != BAD_REQUEST:
@@ -124,7 +125,7 @@ def _sweep(
     account: Account,
     items: list[WorkItem],
     to_train: list[WorkItem],
-    is_lost: Callable[[], bool],
+    hold: Hold,
 ) -> int:
     """Ray and MLflow, which take seconds to import and start, come in here."""
     from sweeps.tracking.reachable import tracking_problems
@@ -148,7 +149,7 @@ def _sweep(
         with ray_and_mlflow(sweep.places, console) as (tracker, problem):
             if problem:
                 raise PlanError([problem, *connected_problems(sweep, cells)])
-            source, outcome = _train(sweep, console, account, tracker, items, to_train, is_lost)
+            source, outcome = _train(sweep, console, account, tracker, items, to_train, hold)
     except PlanError as error:
         return refuse(error.problems)
     return _say_outcome(console, account, source, outcome) or _say_left(console, left)
@@ -161,7 +162,7 @@ def _train(
     tracker: "Tracker",
     items: list[WorkItem],
     to_train: list[WorkItem],
-    is_lost: Callable[[], bool],
+    hold: Hold,
 ) -> tuple["PlanSource", Outcome]:
     """Train on the connected cluster. Raises PlanError where it is not fit for the cells."""
     from sweeps.cluster import connection as cluster
@@ -187,7 +188,7 @@ def _train(
     if sweep.hours or sweep.gpu_hours:
         place = {cell: number for number, cell in enumerate(by_row(item.cell for item in to_train))}
         to_train = sorted(to_train, key=lambda item: place[item.cell])
-    return train_items(items, to_train, console, account, tracker, options, is_lost)
+    return train_items(items, to_train, console, account, tracker, options, hold)
 
 
 def train_items(
@@ -197,7 +198,7 @@ def train_items(
     account: Account,
     tracker: "Tracker",
     options: Options,
-    is_lost: Callable[[], bool],
+    hold: Hold,
 ) -> tuple["PlanSource", Outcome]:
     """Train some of a plan's items on the connected cluster, which is fit for them."""
     from sweeps.driver.driver import run
@@ -206,7 +207,7 @@ def train_items(
     known = {item.cell: item.status for item in items}
     source = PlanSource(to_train, account, options.keep_pretrainings, known)
     with SweepProgress(console, [item.cell for item in to_train], source.epochs) as source.progress:
-        outcome = run(source, account, tracker, options, source.progress.note, is_lost)
+        outcome = run(source, account, tracker, options, source.progress.note, hold)
     return source, outcome
 
 

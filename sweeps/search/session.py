@@ -1,6 +1,5 @@
 """A search from its request to the exit status: check, hold, search, report, train and test the winners."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -49,11 +48,11 @@ def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -
     with leases.hold(account.storage / "drivers", names, lost=lambda: stop_for_another(console)) as hold:
         if hold.others:
             return refuse([f"{name} is in the hands of {who}; wait for it" for name, who in hold.others.items()])
-        return _start(request, console, account, searches, lambda: hold.is_lost)
+        return _start(request, console, account, searches, hold)
 
 
 def _start(
-    request: SearchRequest, console: Console, account: Account, searches: list[Prepared], is_lost: Callable[[], bool]
+    request: SearchRequest, console: Console, account: Account, searches: list[Prepared], hold: leases.Hold
 ) -> int:
     """Ray and MLflow, which take seconds to start, come in here."""
     from sweeps.tracking.reachable import tracking_problems
@@ -65,7 +64,7 @@ def _start(
         with ray_and_mlflow(request.places, console) as (tracker, problem):
             if problem:
                 return refuse([problem])
-            return _search_and_test(request, console, account, searches, tracker, is_lost)
+            return _search_and_test(request, console, account, searches, tracker, hold)
     except PlanError as error:
         return refuse(error.problems)
 
@@ -76,7 +75,7 @@ def _search_and_test(
     account: Account,
     prepared: list[Prepared],
     tracker: "Tracker",
-    is_lost: Callable[[], bool],
+    hold: leases.Hold,
 ) -> int:
     """The same on the connected cluster. Raises PlanError where it is not fit for the searches."""
     from sweeps.cluster import connection as cluster
@@ -97,7 +96,7 @@ def _search_and_test(
     options = Options(Setting(request.cpus, gpus), request.places.data_root, Checkpoints(request.checkpoint_every))
     say(console, standing(searches))
     if not all(search.finished() for search in searches):
-        left = _search(searches, console, account, tracker, options, is_lost)
+        left = _search(searches, console, account, tracker, options, hold)
         if left or not all(search.finished() for search in searches):
             say(console, f"interrupted with {left} trials to continue; run the same command")
             return INTERRUPTED
@@ -124,7 +123,7 @@ def _search(
     account: Account,
     tracker: "Tracker",
     options: Options,
-    is_lost: Callable[[], bool],
+    hold: leases.Hold,
 ) -> int:
     """Search until every budget is spent or the user interrupts. Returns how many trials have not ended."""
     from sweeps.driver.driver import run
@@ -132,7 +131,7 @@ def _search(
 
     source = SearchSource(searches, account, lambda line: say(console, line))
     source.enter_left_out(tracker)
-    outcome = run(source, account, tracker, options, lambda note: say(console, f"note: {note}"), is_lost)
+    outcome = run(source, account, tracker, options, lambda note: say(console, f"note: {note}"), hold)
     if outcome.untracked:
         say(
             console,
@@ -157,5 +156,5 @@ def _test(
         if not to_train:
             return 0, left
         say(console, f"training {len(to_train)} cells of the best configurations, to be tested")
-        source, outcome = train_items(items, to_train, console, account, tracker, options, lambda: hold.is_lost)
+        source, outcome = train_items(items, to_train, console, account, tracker, options, hold)
     return len(source.failed), len(outcome.interrupted) + left

@@ -19,7 +19,8 @@ class Outbox:
 
     name: where the calls go, for notes; passing: whether an error is one that may pass, after which the same call is
     made again; any other is noted and its call dropped. note: told when writes begin to wait and when they arrive.
-    is_void: asked before each try; once it answers True, what waits and what is still put in is dropped in silence.
+    is_void: asked before each try; once it answers True, what waits and what is still put in is dropped in silence. It
+    may raise an error that passes, and the call then waits.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Outbox:
 
     def _carry_out(self, call: Callable[..., Any], arguments: tuple) -> None:
         pause, since = _FIRST_PAUSE, None
-        while not self._closing.is_set() and not self._is_void():
+        while not self._closing.is_set():
             try:
+                if self._is_void():
+                    return
                 call(*arguments)
             except Exception as error:
                 if not self._passing(error):

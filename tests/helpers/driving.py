@@ -1,5 +1,6 @@
 """A driver without Ray and MLflow: a reporter and its queue, fed with what trials would report."""
 
+import threading
 from types import SimpleNamespace
 
 from sweeps.account.account import Account
@@ -30,9 +31,9 @@ class Driving:
 
     def __init__(self, source, account: Account, gpus: float = 0, tags=None, **options):
         self.source, self.account, self.tracking, self.notes = source, account, Tracking(tags), []
-        self.is_lost = False
+        self.hold = SimpleNamespace(is_lost=False, may_not_write=lambda: self.hold.is_lost)
         how = Options(Setting(1, gpus), account.storage / "data", **options)
-        self.reporter = Reporter(source, account, self.tracking, how, self.notes.append, lambda: self.is_lost)
+        self.reporter = Reporter(source, account, self.tracking, how, self.notes.append, self.hold)
         self.trials = 0
         source.begin(self.reporter.enter)
         self.reporter.enter_endings()
@@ -68,6 +69,12 @@ class Driving:
         path.write_text(f"Failure # 1 (occurred at 12:00)\n{text}\n")
         trial.error_file, trial.pickled_error_file = str(path), None
         self.reporter.on_trial_error(0, [], trial)
+
+    def drain(self) -> None:
+        """Wait until the storage has all that was entered."""
+        entered = threading.Event()
+        self.reporter.enter(entered.set)
+        assert entered.wait(60)
 
     def step(self, *trials) -> None:
         """What Tune does between two reports."""
