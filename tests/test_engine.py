@@ -156,6 +156,15 @@ def test_what_the_storage_does_not_take_waits_until_it_does(tmp_path, monkeypatc
     assert Account(tmp_path).history(cell) == rows(cell)
 
 
+def test_a_run_is_interrupted_also_where_its_cell_waits_to_be_tried_again(tmp_path):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = driving(tmp_path, [cell])
+    sweep.fail(sweep.start(), STORAGE, "OSError: No space left on device")
+    assert sweep.reporter.stop() == [cell]
+    sweep.reporter.close()
+    assert sweep.tracking.told[-1] == ("interrupt", cell.cell_id, "the sweep was stopped")
+
+
 # What is left of a cell that failed
 
 

@@ -86,10 +86,6 @@ class TrialQueue(Searcher):
         """Whether the trial is still counted as running: until `leave`."""
         return trial_id in self._live
 
-    def running(self) -> list[WorkItem]:
-        """The items of all trials that have not ended."""
-        return [self._assigned[trial_id].item for trial_id in self._live]
-
     def leave(self, trial_id: str) -> None:
         """The trial has ended, whatever becomes of its cell."""
         cell_id = self._live.pop(trial_id, None)

@@ -79,7 +79,7 @@ class Reporter(Callback):
         self._stuck: set[str] = set()  # trials that were ended here
         self._history: dict[str, dict[tuple[int, bool], dict[str, Any]]] = {}  # by cell: rows by epoch, and if of test
         self._peak: dict[str, int] = {}
-        self._begun: set[str] = set()  # cells whose runs are RUNNING
+        self._begun: dict[str, WorkItem] = {}  # by cell, what has a run that is RUNNING
         self.queue = TrialQueue(source, account, options, lambda: self.is_out_of_budget() or hold.is_lost)
         self.stopper = _Stopper(self)
 
@@ -165,7 +165,7 @@ class Reporter(Callback):
                 self._watch.started(trial.trial_id, cell)
                 ray.kill(trial.temporary_state.ray_actor)
         self.enter_endings()
-        if self._budget.is_spent() and self.queue.running() and not self._said_spent:
+        if self._budget.is_spent() and self._begun and not self._said_spent:
             self._said_spent = True
             self._note("the budget is spent: what runs is stopped at its newest checkpoint")
             os.kill(os.getpid(), signal.SIGINT)
@@ -181,9 +181,9 @@ class Reporter(Callback):
 
     def stop(self) -> list[Cell]:
         """Enter the cells that have not ended as what they are: to be continued. Returns them."""
-        for item in self.queue.running():
-            if not item.is_foreign and item.cell.cell_id in self._begun:
-                self._tracking.put(self._tracker.interrupt, item.cell.cell_id, self._source.stop_reason(item))
+        for cell_id, item in self._begun.items():
+            if not item.is_foreign:
+                self._tracking.put(self._tracker.interrupt, cell_id, self._source.stop_reason(item))
         return self._source.stopped()
 
     def close(self) -> int:
@@ -193,7 +193,7 @@ class Reporter(Callback):
         return self._tracking.close(TRACKING_PATIENCE)
 
     def _begin(self, item: WorkItem, setting: Setting) -> None:
-        self._begun.add(item.cell.cell_id)
+        self._begun[item.cell.cell_id] = item
         if not item.is_foreign:
             mark = partial(self._account.mark, item.cell, RUNNING, micro_batches=setting.micro_batches)
             self._accounting.put(mark)
@@ -227,7 +227,7 @@ class Reporter(Callback):
 
     def _end(self, item: WorkItem, ending: Ending) -> None:
         cell_id = item.cell.cell_id
-        self._begun.discard(cell_id)
+        self._begun.pop(cell_id, None)
         rows = [row for _, row in sorted(self._history.pop(cell_id, {}).items(), key=lambda each: each[0])]
         if item.is_foreign:
             return
