@@ -139,5 +139,5 @@ def test_calibrations_with_and_without_augmented_patches_are_kept_apart(tmp_path
 )
 def test_trials_at_once_share_one_gpu_or_have_whole_ones(monkeypatch, gpus_there, gpus_each, slots):
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus_there)
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("sweeps.planning.cost.available_cpus", lambda: 64)
     assert slots_here(1, gpus_each) == (slots, gpus_each)

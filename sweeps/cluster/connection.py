@@ -27,11 +27,14 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
+from sweeps.cluster.machine import available_cpus, private_folder
+
 _CONNECT_SECONDS = 5
-_MEND_TOKEN = (
+_TOKEN_REMEDY = (
     "give the cluster's token in ~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names, with "
     "RAY_AUTH_MODE=token"
 )
+_TMPDIR_REMEDY = "name a folder of yours with a short path, on a local disk with room, in RAY_TMPDIR"
 
 
 class ClusterError(ValueError):
@@ -52,17 +55,31 @@ def connected(address: str) -> Iterator[None]:
         # Ray's processes inherit it. A runtime environment would have them wait for its agent, and let the workers that
         # Ray has started ahead stand idle.
         os.environ["PYTHONPATH"] = path
-        options: dict[str, Any] = {"include_dashboard": False}
+        options: dict[str, Any] = {"include_dashboard": False, "num_cpus": available_cpus()}
+        try:
+            if "RAY_TMPDIR" not in os.environ:  # Ray's own folder lets every user of the machine change what it runs
+                options["_temp_dir"] = str(private_folder() / "ray")
+        except OSError as error:
+            raise ClusterError(f"there is no folder for Ray's sockets ({error}): {_TMPDIR_REMEDY}") from error
     else:
         options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:  # also what a wrong token ends in: Ray does not tell the two apart
+        if address == "auto":
+            raise ClusterError(
+                "no Ray runs on this machine, as --address auto expects: start it with `ray start --head`, or leave "
+                f"--address out and one is started for the sweep; where one runs, {_TOKEN_REMEDY}"
+            ) from error
         raise ClusterError(
-            f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, {_MEND_TOKEN}"
+            f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, {_TOKEN_REMEDY}"
         ) from error
-    except (AuthenticationError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster at {address!r}: {error}") from error
+    except Exception as error:  # Ray raises OSError and Exception itself where its processes do not start
+        ray.shutdown()
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if address == "local":
+            raise ClusterError(f"Ray cannot start on this machine: {said}; {_TMPDIR_REMEDY}") from error
+        raise ClusterError(f"no Ray cluster at {address!r}: {said}") from error
     try:
         yield
     finally:
@@ -105,9 +122,9 @@ def _answer(address: str) -> str:
     except grpc.RpcError as error:
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
             return error.code().name.lower().replace("_", " ")
-        raise ClusterError(f"the Ray cluster at {address!r} refuses this driver's token: {_MEND_TOKEN}") from error
+        raise ClusterError(f"the Ray cluster at {address!r} refuses this driver's token: {_TOKEN_REMEDY}") from error
     except AuthenticationError as error:
-        raise ClusterError(f"there is no token for the Ray cluster at {address!r}: {_MEND_TOKEN}") from error
+        raise ClusterError(f"there is no token for the Ray cluster at {address!r}: {_TOKEN_REMEDY}") from error
 
 
 def gpus_per_trial(asked: float | None) -> float:

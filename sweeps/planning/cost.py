@@ -6,7 +6,6 @@ machine: a few training steps of each kind of phase. Calibrations are kept under
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from relvit.cell import HEADS, NONE, TASKS, Cell
 from relvit.data import split_sizes
 from relvit.files import write_atomic
 from sweeps.account.account import FINISHED, Account, Status
+from sweeps.cluster.machine import available_cpus
 
 if TYPE_CHECKING:
     from relvit.calibrate import Cost
@@ -57,7 +57,7 @@ def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
     torch.set_num_threads(max(1, int(cpus)))  # as a trial has them
     there = torch.cuda.device_count()
     each = (1.0 if there else 0.0) if gpus is None else gpus
-    at_once = int((os.cpu_count() or 1) / cpus)
+    at_once = int(available_cpus() / cpus)
     if each:
         # A trial shares one GPU, or has whole ones: what is left of each GPU serves nobody.
         at_once = min(at_once, there * int(1 / each) if each < 1 else int(there / each))
