@@ -24,7 +24,7 @@ from relvit.cell import TASKS, Cell
 from sweeps.account.account import Account, count_states
 from sweeps.account.failures import GROUPS, RETRIES, parse_classes
 from sweeps.cli import options as shared
-from sweeps.cli.console import INTERRUPTED, SOME_FAILED, exit_status, new_console, refuse, say
+from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, exit_status, new_console, refuse, say
 from sweeps.cli.options import AUTO, Places
 from sweeps.cli.plan_view import show_plan
 from sweeps.cli.webhook import WebhookError, message, notify, webhook
@@ -136,6 +136,7 @@ def main() -> int:
     if options.plan and not problems:
         gpus = None if options.gpus == AUTO else options.gpus
         return show_plan(console, account, cells, options.data_root, options.cpus, gpus)
+    begin(sweep.places, console)
     problems += shared.lost_paths(sweep.places)
     problems += account.check()
     try:

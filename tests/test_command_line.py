@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.cli.console import INTERRUPTED, exit_status, interrupts_wait
+from sweeps.account.code_version import source_digest
+from sweeps.cli.console import INTERRUPTED, begin, exit_status, interrupts_wait
+from sweeps.cli.options import Places
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,3 +102,18 @@ Path(sys.argv[1]).write_text("went on")
     os.close(writer)
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "end").read_text() == "went on"
+
+
+def test_the_start_says_which_code_it_is_and_what_is_open_to_others(tmp_path, monkeypatch, capsys):
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setattr("sweeps.cluster.machine._may_enter", lambda folder: True)
+    monkeypatch.setattr("sweeps.cli.console.keep_private", lambda shared: None)  # the umask is this process's
+    begin(
+        Places(tmp_path / "results", tmp_path / "data", "http://127.0.0.1:5000", "relvit", "local"), Console(width=500)
+    )
+    code, *rest = capsys.readouterr().out.splitlines()
+    assert code.startswith("code: commit ") and f"sources {source_digest()}" in code
+    assert any(f"note: {token} can be read by others: chmod go-rwx {token}" in line for line in rest)

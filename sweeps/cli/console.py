@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
+from sweeps.account.code_version import code_line
 from sweeps.cli.options import Places
+from sweeps.cluster.machine import ensure_home, keep_private, open_to_others
 from sweeps.planning.plan import PlanError
 
 if TYPE_CHECKING:
@@ -65,6 +68,22 @@ def refuse(problems: Iterable[str]) -> int:
     lines = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
     print(f"nothing was started:\n{lines}", file=sys.stderr)
     return BAD_REQUEST
+
+
+def begin(places: Places, console: Console) -> None:
+    """Before anything is made: say which code this is and what others on this machine can reach, and keep from them
+    what will be made."""
+    note = ensure_home()
+    keep_private(path for path in (places.storage, places.data_root) if isinstance(path, Path))
+    say(console, code_line())
+    secrets = [Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")), Path("~/.mlflow/credentials")]
+    if places.tracking_uri.startswith("sqlite:///"):
+        secrets.append(Path(places.tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
+    # A job runs in a copy of the working directory, which who can write there can change.
+    sessions = [folder for folder in Path.cwd().parents if folder.name.startswith("session_")]
+    found = open_to_others([*(path.expanduser() for path in secrets), *sessions])
+    for line in filter(None, [note, "; ".join(found)]):
+        say(console, f"note: {line}")
 
 
 def stop_for_another(console: Console) -> None:

@@ -115,7 +115,7 @@ def connected_problems(sweep: Sweep, cells: list[Cell], gpus: float | None = Non
         found.append("--gpu-hours is a budget of GPUs, and trials get none here: use --hours")
     if cells:
         names = [name for name, _ in datasets_of(cells)]
-        found += node_problems(sweep.places.storage.absolute(), sweep.places.data_root, names)
+        found += node_problems(sweep.places.storage.absolute(), sweep.places.data_root, names, gpus=gpus)
     return found
 
 

@@ -72,13 +72,10 @@ class CellTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         import torch
 
-        from sweeps.driver.usage import Usage
-
         torch.set_num_threads(max(1, int(config["cpus"])))
-        self._device = "cuda" if config["gpus"] and torch.cuda.is_available() else "cpu"
-        name = torch.cuda.get_device_name() if self._device == "cuda" else platform.processor() or platform.machine()
-        self._worker = {"host": platform.node(), "device": f"{self._device} ({name})"}
-        self._usage = Usage(on_gpu=self._device == "cuda")
+        # Never less than the trial was given: a GPU that torch cannot use is its node's failure.
+        self._device = "cuda" if config["gpus"] else "cpu"
+        self._worker = {"host": platform.node()}
         self._notes: list[str] = []
         self._rows = self._train(config)
         self._last_epoch = config["stop_after"]
@@ -86,12 +83,20 @@ class CellTrainable(tune.Trainable):
             self._last_epoch = Cell(**config["cell"]).total_epochs
 
     def _train(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        # Inside the generator, so that what is wrong with the data is a report like any other failure. What is wrong
-        # with the node ends its process instead: the cell may come to another node.
-        verify_node(config["storage"], config["driver"], get_node_ip_address())
-
         from relvit.data import load
         from relvit.train import train
+        from sweeps.driver.usage import Usage
+
+        # Inside the generator, so that what is wrong with the data is a report like any other failure. What is wrong
+        # with the node ends its process instead: the cell may come to another node.
+        verify_node(config["storage"], config["driver"], get_node_ip_address(), uses_gpu=self._device == "cuda")
+        name = platform.processor() or platform.machine()
+        if self._device == "cuda":
+            import torch
+
+            name = torch.cuda.get_device_name()
+        self._worker["device"] = f"{self._device} ({name})"
+        self._usage = Usage(on_gpu=self._device == "cuda")
 
         cell, data_root = Cell(**config["cell"]), Path(config["data_root"])
         two_datasets = cell.pretrain_dataset not in (NONE, cell.dataset)

@@ -9,7 +9,7 @@ from sweeps.account import leases
 from sweeps.account.account import FINISHED, Account
 from sweeps.account.failures import Setting
 from sweeps.account.work import work_items
-from sweeps.cli.console import INTERRUPTED, SOME_FAILED, ray_and_mlflow, refuse, say, stop_for_another
+from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, ray_and_mlflow, refuse, say, stop_for_another
 from sweeps.driver.options import Checkpoints, Options
 from sweeps.driver.session import train_items
 from sweeps.planning.plan import PlanError, datasets_of, prepare_data
@@ -31,6 +31,8 @@ def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -
         cells, problems = base_cells(request), []
     except PlanError as error:
         cells, problems = [], error.problems
+    if not only_plan:
+        begin(request.places, console)
     try:
         searches = prepare(request, cells, account)
     except PlanError as error:
@@ -85,7 +87,7 @@ def _search_and_test(
     gpus = cluster.gpus_per_trial(request.gpus)
     problems = cluster.resource_problems(request.cpus, gpus)
     names = [name for name, _ in datasets_of([search.base for search in prepared])]
-    problems += node_problems(account.storage, request.places.data_root, names)
+    problems += node_problems(account.storage, request.places.data_root, names, gpus=gpus)
     if request.gpu_hours and not gpus:
         problems.append("--gpu-hours is a budget of GPUs, and trials get none here: use --trials or --hours")
     if problems:

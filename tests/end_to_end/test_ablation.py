@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from relvit.cell import Cell
@@ -315,15 +316,15 @@ def test_a_submitted_job_is_refused_paths_that_ray_removes_with_its_working_dire
     assert "--data-root" not in result.stderr
 
 
-def test_two_trials_share_a_logical_gpu(tmp_path):
-    """Placement of fractions is Ray's; that our trials ask for them and fall back to the CPU is ours."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use this machine's GPU")
+def test_a_gpu_that_torch_cannot_use_is_refused_before_the_first_trial(tmp_path):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
     try:
-        result = ablation(tmp_path, "--tasks", "none,sprel", "--gpus", "0.5", "--address", cluster.address)
+        result = ablation(tmp_path, "--tasks", "none", "--gpus", "0.5", "--address", cluster.address)
     finally:
         cluster.shutdown()
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert {run.info.status for run in runs(tmp_path).values()} == {"FINISHED"}
-    assert all(run.data.tags["device"].startswith(("cpu", "cuda")) for run in runs(tmp_path).values())
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "has a GPU that torch" in result.stderr
+    assert not list(tmp_path.glob("results/cells/*"))
