@@ -25,9 +25,15 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
+# The tables are of the runs that the sweep tracks; a plan, or a question for help, leaves none.
 ablation: $(BIN)/.installed
 	$(BIN)/python sweeps/ablation.py $(ARGS)
-	$(BIN)/python analysis/make_tables.py
+	@set -- $(ARGS); for each; do case $$each in --plan|--help|-h) exit 0; esac; done; \
+	left=$$#; while [ $$left -gt 0 ]; do case $$1 in \
+	  --experiment|--tracking-uri) set -- "$$@" "$$1" "$$2"; shift 2; left=$$((left - 2));; \
+	  --experiment=*|--tracking-uri=*) set -- "$$@" "$$1"; shift; left=$$((left - 1));; \
+	  *) shift; left=$$((left - 1)); esac; done; \
+	set -x; $(BIN)/python analysis/make_tables.py "$$@"
 
 tables: $(BIN)/.installed
 	$(BIN)/python analysis/make_tables.py $(ARGS)
