@@ -1,8 +1,10 @@
 """What several test files need: real images, put where a cache may be written beside them, and an object store."""
 
+import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,12 @@ torch.set_num_threads(1)
 def digits(tmp_path_factory):
     """scikit-learn's digits at 16 x 16: 1,438 training and 359 test images."""
     return data.prepare("digits", tmp_path_factory.mktemp("data"), 16)
+
+
+@pytest.fixture(scope="session")
+def small(digits):
+    """80 training images, of which 8 are held out for validation, and 40 test images."""
+    return dataclasses.replace(digits, train=digits.train.part(np.arange(80)), test=digits.test.part(np.arange(40)))
 
 
 @pytest.fixture(scope="session")

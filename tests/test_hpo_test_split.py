@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from helpers.tiny import TINY, newest, silent, take, unreadable, without_speeds
 
@@ -18,34 +17,31 @@ PROTOCOLS = {
 
 
 @pytest.fixture(scope="module")
-def small(digits):
-    return dataclasses.replace(digits, train=digits.train.part(np.arange(80)), test=digits.test.part(np.arange(40)))
-
-
-@pytest.fixture(scope="module")
 def untestable(small):
     """The same images, but to read one of the test split is an error."""
     return dataclasses.replace(small, test=unreadable(small.test))
 
 
-@pytest.mark.parametrize("fields", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_without_test_not_one_test_image_is_read_and_the_rows_end_with_the_last_epoch(
-    fields, small, untestable, tmp_path
-):
-    cell = make_cell(**TINY | fields)
+@pytest.fixture(scope="module", params=PROTOCOLS.values(), ids=PROTOCOLS)
+def ordinary(request, small, tmp_path_factory):
+    """A cell, and its rows where no search began it."""
+    cell = make_cell(**TINY | request.param)
+    return cell, without_speeds(train(cell, small, tmp_path_factory.mktemp("ordinary")))
+
+
+def test_without_test_not_one_test_image_is_read_and_the_rows_end_with_the_last_epoch(ordinary, untestable, tmp_path):
+    cell, expected = ordinary
     rows = list(train(cell, untestable, tmp_path / "searched", pretrained=tmp_path / "shared", test=False))
-    ordinary = list(train(cell, small, tmp_path / "ordinary"))
-    assert without_speeds(rows) == without_speeds(ordinary[:-1])
+    assert without_speeds(rows) == expected[:-1]
     assert not any(name.startswith("test_") for row in rows for name in row)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3, 4])
-@pytest.mark.parametrize("fields", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_a_cell_that_a_search_began_ends_as_an_ordinary_one(fields, stopped_after, small, untestable, tmp_path):
-    cell = make_cell(**TINY | fields)
+def test_a_cell_that_a_search_began_ends_as_an_ordinary_one(ordinary, stopped_after, small, untestable, tmp_path):
+    cell, expected = ordinary
     take(stopped_after, train(cell, untestable, tmp_path / "searched", pretrained=tmp_path / "shared", test=False))
     rows = list(train(cell, small, tmp_path / "searched", pretrained=tmp_path / "shared", note=silent))
-    assert without_speeds(rows) == without_speeds(list(train(cell, small, tmp_path / "ordinary")))
+    assert without_speeds(rows) == expected
 
 
 def test_a_pre_training_that_a_search_left_is_measured_by_the_ordinary_cell_that_takes_it_over(

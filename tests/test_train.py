@@ -6,6 +6,7 @@ A stop is a generator that is closed, or a folder whose files were damaged; a ne
 import dataclasses
 import itertools
 import math
+import shutil
 import time
 
 import numpy as np
@@ -21,13 +22,6 @@ from relvit.data import Dataset, Split
 from relvit.model import RelViT
 from relvit.targets import spatial_relations
 from relvit.train import NotFiniteError, Phase, learning_rates, phases, train
-
-
-@pytest.fixture(scope="module")
-def small(digits):
-    """80 training images, of which 8 are held out for validation, and 40 test images."""
-    return dataclasses.replace(digits, train=digits.train.part(np.arange(80)), test=digits.test.part(np.arange(40)))
-
 
 # Schedule and phases
 
@@ -300,6 +294,17 @@ def uninterrupted(request, small, tmp_path_factory):
     return cell, rows, newest(folder)["model"]
 
 
+@pytest.fixture(scope="module")
+def stopped(uninterrupted, small, tmp_path_factory):
+    """Fills a folder with what the same cell leaves that is stopped after every epoch, as of so many epochs."""
+    cell, rows, _ = uninterrupted
+    folder = tmp_path_factory.mktemp("stopped")
+    for count in (1, 2, 3, 4):
+        assert without_speeds(take(count, train(cell, small, folder / "cell"))) == without_speeds(rows[:count])
+        shutil.copytree(folder / "cell", folder / str(count))
+    return lambda count, target: shutil.copytree(folder / str(count), target, dirs_exist_ok=True)
+
+
 def assert_ends_as(uninterrupted, rows, folder):
     _, expected_rows, expected_weights = uninterrupted
     assert without_speeds(rows) == without_speeds(expected_rows)
@@ -308,7 +313,7 @@ def assert_ends_as(uninterrupted, rows, folder):
     assert all(value.equal(expected_weights[name]) for name, value in weights.items())
 
 
-# An epoch's checkpoint is on disk when its row is handed out.
+# What is stopped before its test was stopped after every epoch on the way.
 @pytest.mark.parametrize(
     "stopped_after",
     [
@@ -318,11 +323,10 @@ def assert_ends_as(uninterrupted, rows, folder):
         pytest.param(4, id="before the test"),
     ],
 )
-def test_a_stopped_run_ends_bit_for_bit_as_if_it_had_not_been(uninterrupted, small, tmp_path, stopped_after):
-    cell = uninterrupted[0]
-    taken = take(stopped_after, train(cell, small, tmp_path))
-    assert newest(tmp_path)["history"] == taken
-    assert_ends_as(uninterrupted, list(train(cell, small, tmp_path, note=silent)), tmp_path)
+def test_a_stopped_run_ends_bit_for_bit_as_if_it_had_not_been(uninterrupted, stopped, small, tmp_path, stopped_after):
+    stopped(stopped_after, tmp_path)
+    assert without_speeds(newest(tmp_path)["history"]) == without_speeds(uninterrupted[1][:stopped_after])
+    assert_ends_as(uninterrupted, list(train(uninterrupted[0], small, tmp_path, note=silent)), tmp_path)
 
 
 def test_a_run_that_fails_before_its_first_checkpoint_starts_from_its_seed(uninterrupted, small, tmp_path):
@@ -333,10 +337,10 @@ def test_a_run_that_fails_before_its_first_checkpoint_starts_from_its_seed(unint
     assert_ends_as(uninterrupted, list(train(cell, small, tmp_path, note=silent)), tmp_path)
 
 
-def test_a_run_that_fails_while_it_is_tested_resumes_at_the_test(uninterrupted, small, tmp_path):
+def test_a_run_that_fails_while_it_is_tested_resumes_at_the_test(uninterrupted, stopped, small, tmp_path):
     cell = uninterrupted[0]
     # The test split is read at the end of a phase of tasks too, so that it is taken away only after the seam.
-    take(4, train(cell, small, tmp_path))
+    stopped(4, tmp_path)
     gone = dataclasses.replace(small, test=unreadable(small.test))
     with pytest.raises(OSError, match="the disk has gone"):
         list(train(cell, gone, tmp_path))
@@ -344,16 +348,9 @@ def test_a_run_that_fails_while_it_is_tested_resumes_at_the_test(uninterrupted, 
     assert_ends_as(uninterrupted, list(train(cell, small, tmp_path, note=silent)), tmp_path)
 
 
-def test_a_run_stopped_after_every_epoch_ends_as_if_it_had_not_been(uninterrupted, small, tmp_path):
-    cell, rows, _ = uninterrupted
-    for count in (1, 2, 3, 4):
-        assert without_speeds(take(count, train(cell, small, tmp_path))) == without_speeds(rows[:count])
-    assert_ends_as(uninterrupted, list(train(cell, small, tmp_path)), tmp_path)
-
-
-def test_a_truncated_newest_checkpoint_costs_an_epoch_and_nothing_else(uninterrupted, small, tmp_path):
+def test_a_truncated_newest_checkpoint_costs_an_epoch_and_nothing_else(uninterrupted, stopped, small, tmp_path):
     cell = uninterrupted[0]
-    take(4, train(cell, small, tmp_path))
+    stopped(4, tmp_path)
     path = max(tmp_path.glob("*.pt"))
     assert path.name.startswith("000004-")
     path.write_bytes(path.read_bytes()[:-1])
@@ -367,9 +364,9 @@ def test_a_truncated_newest_checkpoint_costs_an_epoch_and_nothing_else(uninterru
 
 
 @pytest.mark.parametrize("uninterrupted", [{}], indirect=True)
-def test_with_all_checkpoints_truncated_the_cell_starts_from_its_seed(uninterrupted, small, tmp_path):
+def test_with_all_checkpoints_truncated_the_cell_starts_from_its_seed(uninterrupted, stopped, small, tmp_path):
     cell = uninterrupted[0]
-    take(3, train(cell, small, tmp_path))
+    stopped(3, tmp_path)
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
     notes = []
