@@ -1,12 +1,11 @@
 """Pictures of finished runs as a user asks for them, from real trainings in an account and a real MLflow store."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import entries
 from helpers.made_runs import planned
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -21,7 +20,6 @@ from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ("pretrain_epochs=1", "epochs=1", "warmup_epochs=0", "train_images=100")
 
 
@@ -38,13 +36,10 @@ def finished(digits, tmp_path_factory) -> tuple[Path, list[Cell]]:
     return folder, cells
 
 
-def pictures(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def pictures(folder: Path, *arguments: str) -> entries.Result:
     """Run the entry in `folder`, with the data set that scikit-learn brings."""
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "sweeps/pictures.py"), *arguments],
-        cwd=folder, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
+    entry._test_images.cache_clear()
+    return entries.call("sweeps/pictures.py", folder, *arguments)
 
 
 def test_each_finished_run_gets_its_pictures_once(finished):

@@ -1,19 +1,15 @@
 """One command from an MLflow store to tables, figures and a page, all attached to one run that stands for the study."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import entries
 from helpers.made_runs import made_runs, planned
 from mlflow import MlflowClient
 
 from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +30,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def make_tables(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "analysis/make_tables.py"), *arguments],
-        cwd=folder, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
+def make_tables(folder: Path, *arguments: str) -> entries.Result:
+    return entries.call("analysis/make_tables.py", folder, *arguments)
 
 
 def study_runs(folder: Path) -> list:
