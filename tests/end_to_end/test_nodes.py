@@ -12,20 +12,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import entries
+from helpers.entries import ROOT
+
+from sweeps.cluster import connection as cluster
+from sweeps.cluster.nodes import node_problems
 
 pytestmark = pytest.mark.end_to_end
-
-ROOT = Path(__file__).resolve().parents[2]
-
-EXAMINE = """
-import json, sys
-from pathlib import Path
-from sweeps.cluster import connection as cluster
-from sweeps.cluster import nodes as preflight
-storage, data_root = Path(sys.argv[2]), Path(sys.argv[3])
-with cluster.connected(sys.argv[1]):
-    print(json.dumps(preflight.node_problems(storage, data_root, needed_bytes=int(sys.argv[4]))))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +32,10 @@ def address():
     cluster.shutdown()
 
 
-def environment() -> dict[str, str]:
-    ours = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RELVIT_WEBHOOK", "RELVIT_WEBHOOK_FILE")
-    return {name: value for name, value in os.environ.items() if name not in ours} | {"PYTHONPATH": str(ROOT)}
-
-
 def examined(address: str, storage: Path, data_root: Path, needed_bytes: int = 0) -> list[str]:
-    """In a driver of its own, as a sweep is one."""
-    command = [sys.executable, "-c", EXAMINE, address, str(storage), str(data_root), str(needed_bytes)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    """By a driver that connects as a sweep's does."""
+    with cluster.connected(address):
+        return node_problems(storage, data_root, needed_bytes=needed_bytes)
 
 
 def test_nodes_that_share_storage_have_no_problems_and_leave_nothing_behind(address, tmp_path):
@@ -64,8 +50,38 @@ def test_what_is_wrong_on_both_nodes_is_told_once_for_both(address, tmp_path):
     assert problems[0].count("free under the storage path") == 1
 
 
+class Receiving(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_study_tells_the_webhook_how_it_ended(address, tmp_path):
+    server = HTTPServer(("127.0.0.1", 0), Receiving)
+    server.received = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/s3cret"
+    try:
+        small = ("--set", "train_images=200", "--set", "pretrain_epochs=3", "--set", "epochs=3")
+        arguments = ("--tasks", "none", "--address", address, *small)
+        result = entries.call("sweeps/ablation.py", tmp_path, *arguments, RELVIT_WEBHOOK=url)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert result.returncode == 0, result.stdout + result.stderr
+    (told,) = server.received
+    assert (told["study"], told["outcome"], told["exit_status"]) == ("table4", "finished", 0)
+    assert told["counts"]["finished"] == 1
+    assert "s3cret" not in result.stdout + result.stderr
+
+
 def test_storage_that_is_not_shared_is_found(address, tmp_path):
-    """A third node has a file system of its own mounted where the others have the storage."""
+    """A third node has a file system of its own mounted where the others have the storage. The last test of this
+    cluster, which takes a while to miss the node."""
     storage = tmp_path / "results"
     storage.mkdir()
     alone = ["unshare", "--mount", "bash", "-c", f'mount -t tmpfs none {storage} && exec "$@"', "bash"]
@@ -73,8 +89,8 @@ def test_storage_that_is_not_shared_is_found(address, tmp_path):
         pytest.skip("needs the right to mount in a namespace of one's own")
     start = [Path(sys.executable).with_name("ray"), "start", f"--address={address}", "--block", "--num-cpus=1"]
     node = subprocess.Popen(
-        [*alone, *start], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        [*alone, *start], env=entries.environment(PYTHONPATH=str(ROOT)), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         problems: list[str] = []
@@ -87,36 +103,3 @@ def test_storage_that_is_not_shared_is_found(address, tmp_path):
     # The two see each other but not the third, which sees neither of them.
     assert len(problems) == 2
     assert all(f"wrote under the storage path {storage}: it is not shared" in each for each in problems)
-
-
-class Receiving(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_study_tells_the_webhook_how_it_ended(tmp_path):
-    server = HTTPServer(("127.0.0.1", 0), Receiving)
-    server.received = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/s3cret"
-    try:
-        result = subprocess.run(
-            [
-                sys.executable, str(ROOT / "sweeps/ablation.py"), "--tasks", "none", "--set", "train_images=200",
-                "--set", "pretrain_epochs=3", "--set", "epochs=3",
-            ],
-            cwd=tmp_path, capture_output=True, text=True, env={**environment(), "RELVIT_WEBHOOK": url},
-        )  # fmt: skip
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert result.returncode == 0, result.stdout + result.stderr
-    (told,) = server.received
-    assert (told["study"], told["outcome"], told["exit_status"]) == ("table4", "finished", 0)
-    assert told["counts"]["finished"] == 1
-    assert "s3cret" not in result.stdout + result.stderr
