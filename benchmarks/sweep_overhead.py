@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from relvit.cell import Cell
+from relvit.metrics import majority_rate
 from relvit.targets import spatial_relations
-from relvit.tasks import majority_rate
 
 PILOT_EPOCHS = 4  # of each phase, in which the length of an epoch is measured
 FEWEST_EPOCHS = 3  # of each phase: two are the demo's warm-up

@@ -29,12 +29,12 @@ _OTHER_METRICS = ("epoch", "learning_rate", "epoch_seconds", "images_per_second"
 
 def write_study(folder: Path, seeds: int, epochs: int) -> None:
     """Runs and metrics of finished runs of all 16 cells as Parquet, by study."""
-    from relvit.cell import TASKS
+    from relvit.cell import PAPER_TASKS
     from sweeps.planning.plan import Request, plan_cells
 
     settings = (f"pretrain_epochs={epochs}", f"epochs={epochs}", "warmup_epochs=1")
     request = Request("table4", "paper", Path("data"), seeds=tuple(range(seeds)), settings=settings)
-    names = dict(zip(TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100", "abspos_accuracy")))
+    names = dict(zip(PAPER_TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100", "abspos_accuracy")))
     generator = np.random.default_rng(0)
     runs, points = [], []
     for number, cell in enumerate(plan_cells(request)):

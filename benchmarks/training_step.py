@@ -29,7 +29,8 @@ from relvit.backbones import build_backbone
 from relvit.cell import BACKBONES, Cell, ViTSpec, make_cell
 from relvit.losses import total_loss
 from relvit.model import CLASSIFICATION, RelViT
-from relvit.tasks import TASKS, Targets
+from relvit.targets import Targets
+from relvit.tasks import TASKS
 from relvit.train import Phase, phase_augmentation, phases
 from sweeps.planning.recipes import recipe
 

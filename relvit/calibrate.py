@@ -10,7 +10,8 @@ from relvit.backbones import build_backbone
 from relvit.cell import Cell
 from relvit.losses import total_loss
 from relvit.model import CLASSIFICATION, RelViT
-from relvit.tasks import TASKS, Targets
+from relvit.targets import Targets
+from relvit.tasks import TASKS
 from relvit.train import Phase, phase_augmentation
 
 _STEPS = 3  # measured, after one that warms up
@@ -62,7 +63,7 @@ def measure(cell: Cell, phase: Phase, *, pair_head: str, classes: int, device: s
         inputs, permutation = augment(images[:batch], generator)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=cell.precision == "bf16"):
             predictions = model(inputs)
-        wanted = targets(permutation)
+        wanted = targets(permutation, inputs)
         losses = {task: TASKS[task].loss(predictions[task], wanted[task]) for task in phase.tasks}
         if phase.classify:
             losses[CLASSIFICATION] = torch.nn.functional.cross_entropy(

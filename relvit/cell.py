@@ -11,21 +11,16 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from relvit.messages import unknown
 from relvit.specs import BACKBONES, SwinSpec, T2TSpec, ViTSpec  # noqa: F401  (part of this module for its users)
+from relvit.tasks import DRLOC, PAPER_TASKS, TASKS, Task
 from relvit.vocabulary import LAST_PHASE
 
-# The four tasks of section 2.1, in the column order of Table 4 read from right to left.
-TASKS = ("sprel", "dist", "ang", "abspos")
-PAIR_TASKS = ("sprel", "dist", "ang")
-# The rival in Table 3: dense relative localisation (Liu et al., NeurIPS 2021). It stands alone, beside classification.
-DRLOC = "drloc"
-OBJECTIVES = (*TASKS, DRLOC)
 NONE = "none"  # no tasks, no pair head, no pre-training data set
 
 # joint: one phase on classification and the tasks together, the paper's "downstream-only" (Table 3).
@@ -40,11 +35,11 @@ PRECISIONS = ("fp32", "bf16")
 SELECTIONS = ("best_val", "last")
 _OF_PATCHES = ("permute_patches", "patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability")
 # What a schedule may change from one epoch to the next: neither the weights' shapes nor the steps an epoch.
-SCHEDULABLE = (
+SCHEDULABLE = [
     *("learning_rate", "weight_decay", "gradient_clip", "crop_padding", "crop_min_area", "flip_probability"),
-    *(f"{task}_weight" for task in OBJECTIVES),
+    *("sprel_weight", "dist_weight", "ang_weight", "abspos_weight", "drloc_weight"),
     *_OF_PATCHES,
-)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,7 @@ class Cell:
     dataset: str
     backbone: str
     protocol: str
-    tasks: str  # canonical: names of TASKS joined by "+" in the order of TASKS, or "drloc", or "none" for supervised
+    tasks: str  # canonical: names of TASKS joined by "+" in their order there; "none": supervised
     seed: int  # weights, order, augmentation, and the validation split where the data set has none
     pretrain_dataset: str  # of the first of two phases, usually `dataset`; "none" where there is one phase
 
@@ -216,6 +211,39 @@ LATER_FIELDS: dict[str, Any] = {
 }
 
 
+def add_task(task: Task) -> None:
+    """Make a task known, for cells that are planned, trained or read from here on; a row that is known already is none.
+
+    `tasks` may name it then, and cells have its weight, 0 where it is off: every older cell keeps its id. Raises
+    ValueError where its name is no name, or is taken.
+    """
+    if TASKS.get(task.name) == task:
+        return
+    if not re.fullmatch("[a-z][a-z0-9_]*", task.name):
+        raise ValueError(f"a task's name is written with small letters, digits and '_', not {task.name!r}")
+    if task.name in (*TASKS, NONE, "classification") or task.weight_field in FIELDS:
+        raise ValueError(f"the name {task.name!r} of a task is taken: known are {', '.join(TASKS)}")
+    TASKS[task.name] = task
+    _add_weight(task)
+
+
+def _add_weight(task: Task) -> None:
+    """Give `Cell` the field in place: other modules hold the class already."""
+    wider = dataclasses.make_dataclass(
+        "Cell", [(task.weight_field, float, 0.0)], bases=(Cell,), frozen=True, kw_only=True
+    )
+    setattr(Cell, task.weight_field, 0.0)
+    for name in ("__dataclass_fields__", "__init__", "__repr__", "__eq__", "__hash__"):
+        setattr(Cell, name, getattr(wider, name))
+    FIELDS[task.weight_field], LATER_FIELDS[task.weight_field] = float, 0.0
+    SCHEDULABLE.append(task.weight_field)
+
+
+for _task in TASKS.values():
+    if _task.weight_field not in FIELDS:
+        _add_weight(_task)
+
+
 def make_cell(**fields: Any) -> Cell:
     """A cell from fields of which some may not apply: those take their neutral value.
 
@@ -225,10 +253,10 @@ def make_cell(**fields: Any) -> Cell:
     return Cell(**{**fields, **neutral_fields(fields)})
 
 
-def task_combinations() -> list[str]:
-    """All 16 subsets of the tasks in Table 4's order: none, the singles, pairs, triples, all four."""
+def task_combinations(tasks: Sequence[str] = PAPER_TASKS) -> list[str]:
+    """All subsets of some tasks in Table 4's order: none, the singles, pairs, triples and so on; 16 of the paper's."""
     return [
-        "+".join(subset) or NONE for size in range(len(TASKS) + 1) for subset in itertools.combinations(TASKS, size)
+        "+".join(subset) or NONE for size in range(len(tasks) + 1) for subset in itertools.combinations(tasks, size)
     ]
 
 
@@ -240,13 +268,13 @@ def parse_tasks(text: str) -> tuple[str, ...]:
     if text == NONE:
         return ()
     names = text.split("+")
-    problems = [unknown("task", name, (*OBJECTIVES, NONE)) for name in names if name not in OBJECTIVES]
-    problems += [f"task {name!r} is named twice in {text!r}" for name in OBJECTIVES if names.count(name) > 1]
+    problems = [unknown("task", name, (*TASKS, NONE)) for name in names if name not in TASKS]
+    problems += [f"task {name!r} is named twice in {text!r}" for name in TASKS if names.count(name) > 1]
     if DRLOC in names and len(set(names)) > 1:
         problems.append(f"{text!r}: drloc is the rival that the tasks are compared with (Table 3), it stands alone")
     if problems:
         raise ValueError("; ".join(problems))
-    return tuple(task for task in OBJECTIVES if task in names)
+    return tuple(task for task in TASKS if task in names)
 
 
 def canonical_tasks(text: str) -> str:
@@ -376,7 +404,7 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
         require(fields[field] >= 1, field, "at least 1")
     for field in positive:
         require(fields[field] > 0, field, f"above 0 with protocol {fields['protocol']!r}")
-    weights = [f"{task}_weight" for task in OBJECTIVES]
+    weights = [task.weight_field for task in TASKS.values()]
     for field in ("seed", "train_images", "warmup_epochs", "crop_padding", "mega_grid", "weight_decay", *weights):
         require(fields[field] >= 0, field, "at least 0")
     require(fields["seed"] < 2**32, "seed", "below 2**32")
@@ -436,7 +464,7 @@ def neutral_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         tasks = parse_tasks(fields["tasks"])
     except (ValueError, AttributeError):  # unknown tasks, or no text at all: `validate` says which
         return {}
-    neutral: dict[str, Any] = {f"{task}_weight": 0.0 for task in OBJECTIVES if task not in tasks}
+    neutral: dict[str, Any] = {TASKS[task].weight_field: 0.0 for task in TASKS if task not in tasks}
     if not tasks:
         # Supervised training keeps the standard augmentation of whole images (section 3.1).
         neutral |= {
@@ -446,7 +474,7 @@ def neutral_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             "greyscale_probability": 0.0,
             "mega_grid": 0,
         }
-    if not any(task in PAIR_TASKS for task in tasks):
+    if not any(TASKS[task].has_pair_head for task in tasks):
         neutral["pair_head"] = NONE
     if fields["protocol"] == "joint":
         neutral |= {
@@ -476,7 +504,7 @@ def schedulable(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that a schedule can change in a cell with these fields: those of SCHEDULABLE that act in its last
     phase, where tasks are trained with protocol "joint" alone. Raises as `parse_tasks`."""
     tasks = parse_tasks(fields["tasks"]) if fields["protocol"] == "joint" else ()
-    idle = {f"{task}_weight" for task in OBJECTIVES if task not in tasks}
+    idle = {TASKS[task].weight_field for task in TASKS if task not in tasks}
     if not tasks:
         idle |= set(_OF_PATCHES)
     return tuple(name for name in SCHEDULABLE if name not in idle)
@@ -485,7 +513,7 @@ def schedulable(fields: Mapping[str, Any]) -> tuple[str, ...]:
 def _acting_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The schedule without the fields that cannot act, where it has any: a tuned recipe serves other cells too."""
     try:
-        entries = parse_schedule(fields["schedule"])
+        entries = parse_schedule(fields.get("schedule", NONE))
     except (ValueError, AttributeError):  # `validate` says what is wrong
         return {}
     acting = schedulable(fields)
@@ -504,11 +532,11 @@ def _neutrality_errors(fields: Mapping[str, Any]) -> list[str]:
     ]
     tasks = parse_tasks(fields["tasks"])
     errors += [
-        f"{task}_weight=0 switches a named task off: leave {task!r} out of tasks instead"
+        f"{TASKS[task].weight_field}=0 switches a named task off: leave {task!r} out of tasks instead"
         for task in tasks
-        if fields[f"{task}_weight"] == 0
+        if fields[TASKS[task].weight_field] == 0
     ]
-    if fields["pair_head"] == NONE and any(task in PAIR_TASKS for task in tasks):
+    if fields["pair_head"] == NONE and any(TASKS[task].has_pair_head for task in tasks):
         errors.append(f"pair_head must be one of {', '.join(HEADS)} with tasks={fields['tasks']!r}")
     if fields["jitter_probability"] and not fields["jitter_strength"]:
         errors.append("jitter_probability above 0 with jitter_strength=0 changes nothing: set both or neither")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from relvit.tasks import Task
+
 
 class BilinearPairHead(nn.Module):
     """K scores for every pair of tokens, a_k = z W_k z^T / sqrt(D) with a full matrix W_k each: Eq. 8."""
@@ -72,8 +74,10 @@ class PairOffsetHead(nn.Module):
     PAIRS = 64  # section 5.1, the best of four in table 2a; and the code's --sample_size
     HIDDEN = 512  # of two layers, as in the authors' code; section 4 has one layer and does not say how wide
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, patches: int):
         super().__init__()
+        fixed = torch.randint(patches, (2, 1, self.PAIRS), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("fixed_pairs", fixed, persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(2 * dim, self.HIDDEN),
             nn.ReLU(),
@@ -88,7 +92,15 @@ class PairOffsetHead(nn.Module):
         if self.training:
             pairs = torch.randint(patches, (2, batch, self.PAIRS), device=tokens.device)
         else:
-            fixed = torch.randint(patches, (2, 1, self.PAIRS), generator=torch.Generator().manual_seed(0))
-            pairs = fixed.to(tokens.device).expand(2, batch, self.PAIRS)
+            pairs = self.fixed_pairs.expand(2, batch, self.PAIRS)
         first, second = (tokens.gather(1, index[:, :, None].expand(-1, -1, dim)) for index in pairs)
         return PairOffsets(self.mlp(torch.cat([first, second], dim=-1)), pairs[0], pairs[1])
+
+
+def task_head(task: Task, dim: int, patches: int, pair_head: str) -> nn.Module:
+    """The head of a task for so many channels and patches. pair_head: a key of PAIR_HEADS, for tasks over pairs."""
+    if task.head is not None:
+        return task.head(dim, patches)
+    if task.has_pair_head:
+        return PAIR_HEADS[pair_head](dim, task.outputs or patches)
+    return TokenHead(dim, task.outputs or patches)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relvit.backbones import Backbone
+from relvit.heads import task_head
 from relvit.tasks import TASKS
 
 CLASSIFICATION = "classification"
@@ -33,7 +34,8 @@ class RelViT(nn.Module):
         self.backbone = backbone.requires_grad_(not probe)
         self.probe = probe
         patches = backbone.grid[0] * backbone.grid[1]
-        self.heads = nn.ModuleDict({task: TASKS[task].head(backbone.dim, patches, pair_head) for task in tasks})
+        heads = {task: task_head(TASKS[task], backbone.dim, patches, pair_head) for task in tasks}
+        self.heads = nn.ModuleDict(heads)
         self.classifier = nn.Linear(backbone.dim, classes) if classes else None
 
     def train(self, mode: bool = True) -> "RelViT":

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from relvit.specs import BACKBONES, ViTSpec
+from relvit.tasks import TASKS
 
-# Fields of relvit.cell.Cell under the paper's settings for ViT.
+# Fields of relvit.cell.Cell under the paper's settings for ViT. The tasks' weights are in their rows: relvit.tasks.
 VIT: dict[str, Any] = {
     "train_images": 0,  # all
     "pretrain_epochs": 100,  # [3.1]
@@ -28,11 +29,6 @@ VIT: dict[str, Any] = {
     "crop_min_area": 1.0,  # off, but see AT_224
     "flip_probability": 0.5,  # [3.1] "random horizontal flipping"
     "pair_head": "bilinear",  # Eq. 8
-    "sprel_weight": 1.0,  # [2.2] "we minimize the sum of all the losses"
-    "dist_weight": 1.0,
-    "ang_weight": 1.0,
-    "abspos_weight": 1.0,
-    "drloc_weight": 0.5,  # [9] lambda for Swin; T2T-ViT has 0.1, see T2T
     "pretrain_position_embedding": False,  # [3.2] "we removed the positional encodings in the pre-training"
     "permute_patches": False,  # [3.3] "the shuffling is optional"
     "patch_crop": 1 / 1.15,  # [code] RandomCrop(round(P / 1.15)) of each patch, resized back to P
@@ -89,7 +85,7 @@ def section_3_1(
 
     fields, variant: those of another recipe with the same exceptions for Swin, T2T-ViT and large images.
     """
-    result = dict(fields)
+    result = {task.weight_field: task.weight for task in TASKS.values()} | dict(fields)
     if backbone in BACKBONES and not isinstance(BACKBONES[backbone], ViTSpec):
         result |= variant
     if backbone.startswith("t2t"):

@@ -6,7 +6,9 @@ from patch j.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from relvit.tasks import PAIRS, TASKS
 
 # Eq. 7 leaves the constant open; the published code uses 1e-4.
 ANGLE_EPSILON = 1e-4
@@ -73,6 +75,34 @@ def permute_pairs(target: Tensor, permutation: Tensor) -> Tensor:
     permutation: int64 [B, N]; place n of image b holds the patch that was ``permutation[b, n]``.
     """
     return target[permutation[:, :, None], permutation[:, None, :]]
+
+
+class Targets(nn.Module):
+    """The targets of the chosen tasks on one grid, held on the model's device."""
+
+    def __init__(self, tasks: tuple[str, ...], grid: tuple[int, int]):
+        super().__init__()
+        self.tasks, self.grid = tasks, grid
+        for task in tasks:
+            if not TASKS[task].of_images:
+                self.register_buffer(task, TASKS[task].target(*grid), persistent=False)
+
+    def forward(self, permutation: Tensor | None, images: Tensor | None = None) -> dict[str, Tensor]:
+        """The target of each task by name.
+
+        permutation: int64 [B, N], or None for patches in order; images: [B, 3, H, W] as the model sees them, for the
+        tasks whose targets come from there.
+        """
+        return {task: self._target(task, permutation, images) for task in self.tasks}
+
+    def _target(self, name: str, permutation: Tensor | None, images: Tensor | None) -> Tensor:
+        task = TASKS[name]
+        if task.of_images:
+            return task.target(images, *self.grid)
+        in_order: Tensor = getattr(self, name)
+        if permutation is None:
+            return in_order
+        return permute_pairs(in_order, permutation) if task.over == PAIRS else in_order[permutation]
 
 
 def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -1,124 +1,161 @@
-"""One row per objective: its target, its head, its loss, its metric. A fifth task is one more row here.
+"""One row per task: what it is called, what it predicts, how it is trained and measured. Standard library only.
+
+A new task is one more row and the functions that it names; `relvit.cell.add_task` adds a row at run time. Its weight in
+a cell, its value in recipes and search spaces, its metrics, columns and curves follow from the row. The paper's Table 4
+keeps the combinations of PAPER_TASKS, whatever is added.
 
 B batch, N patches, D channels, K outputs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pkgutil import resolve_name
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from relvit import losses, targets
-from relvit.heads import PAIR_HEADS, PairOffsetHead, PairOffsets, TokenHead
+PAIRS, PATCHES = "pairs", "patches"
 
 
 @dataclass(frozen=True)
+class Function:
+    """The function at "MODULE:NAME", imported when it is first called: reading a row must not load torch."""
+
+    path: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _resolve(self.path)(*arguments)
+
+
+_resolve = cache(resolve_name)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a task's head reaches. Called with predictions and target it gives a scalar, a mean over the batch's images.
+
+    suffix: of its name in rows and columns, "accuracy" in "sprel_accuracy"; unit: in a table's heading; axis: in a
+    figure's.
+    """
+
+    suffix: str
+    unit: str
+    axis: str
+    higher_is_better: bool
+    function: Callable[[Any, Any], Any]
+
+    def __call__(self, prediction: Any, target: Any) -> Any:
+        return self.function(prediction, target)
+
+
+ACCURACY = Metric("accuracy", "Acc", "accuracy (%)", True, Function("relvit.metrics:accuracy"))
+MSE = Metric("mse_x100", "MSE", "MSE × 100", False, Function("relvit.metrics:mse_x100"))
+OFFSET_ERROR = Metric("error_x100", "Error", "offset error × 100", False, Function("relvit.metrics:offset_error_x100"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A self-supervised objective over the patch tokens of one image.
 
-    target: (height, width) of the grid to the target of an unpermuted image.
-    permute: the target for a batch of permuted images, from it and permutations [B, N].
-    head: (D, N, kind of pair head) to the module that makes the prediction.
-    loss: prediction and target to a scalar.
-    metric_name, metric: what Table 4 prints; a mean over images, so that batches average by their size.
+    name: in cells, metrics and columns; title: in tables and figures.
+    over: what gets a prediction and a target, PAIRS of patches or PATCHES.
+    outputs: numbers predicted for each, of the head that goes with `over` (Eq. 8 or 9); 0: as many as patches.
+    target: (height, width) of the grid to the target of images in order: [N, N] for PAIRS; [N], or [N, ...], for
+        PATCHES. With of_images: (images [B, 3, H, W] as the model sees them, height, width) to that with [B] in front.
+    loss: predictions [B, N, N, K] or [B, N, K], and the target, to a scalar.
+    head: (D, N) to the module that predicts, where it is another than that of `over`.
+    weight: of the loss in the sum, unless a recipe has another; section 2.2: "we minimize the sum of all the losses".
+    weight_range: where a search looks for it.
     """
 
-    target: Callable[[int, int], Tensor]
-    permute: Callable[[Tensor, Tensor], Tensor]
-    head: Callable[[int, int, str], nn.Module]
-    loss: Callable[[Any, Tensor], Tensor]
-    metric_name: str
-    metric: Callable[[Any, Tensor], Tensor]
+    name: str
+    title: str
+    over: str
+    target: Callable[..., Any]
+    loss: Callable[[Any, Any], Any]
+    metric: Metric
+    outputs: int = 0
+    head: Callable[[int, int], Any] | None = None
+    of_images: bool = False
+    weight: float = 1.0
+    weight_range: tuple[float, float] = (0.1, 10.0)
+
+    @property
+    def weight_field(self) -> str:
+        """The field of a cell that holds its weight."""
+        return f"{self.name}_weight"
+
+    @property
+    def metric_name(self) -> str:
+        """Its metric in rows and columns, without phase and split: "sprel_accuracy"."""
+        return f"{self.name}_{self.metric.suffix}"
+
+    @property
+    def has_pair_head(self) -> bool:
+        """Whether the field `pair_head` chooses its head."""
+        return self.over == PAIRS and self.head is None
 
 
-def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of right answers in percent. logits [..., K], target [...] with the batch dimension or without."""
-    return (logits.argmax(-1) == target).float().mean() * 100
-
-
-def mse_x100(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error times 100, as Table 4 evidently prints it. prediction [B, N, N, 1]."""
-    return (prediction.squeeze(-1).float() - target).square().mean() * 100
-
-
-def offset_error_x100(prediction: PairOffsets, target: Tensor) -> Tensor:
-    """Mean absolute error of the predicted offsets times 100, offsets as shares of the grid's sides."""
-    return losses.dense_relative_localisation_loss(prediction, target) * 100
-
-
-def _permute_positions(target: Tensor, permutation: Tensor) -> Tensor:
-    return target[permutation]
-
-
-def _pair_head(outputs: int) -> Callable[[int, int, str], nn.Module]:
-    return lambda dim, patches, kind: PAIR_HEADS[kind](dim, outputs)
-
-
-TASKS: dict[str, Task] = {
-    "sprel": Task(
-        target=targets.spatial_relations,
-        permute=targets.permute_pairs,
-        head=_pair_head(9),
-        loss=losses.spatial_relation_loss,
-        metric_name="sprel_accuracy",
-        metric=accuracy,
+_ROWS = (
+    Task(
+        name="sprel",
+        title="SpRel",
+        over=PAIRS,
+        outputs=9,
+        target=Function("relvit.targets:spatial_relations"),
+        loss=Function("relvit.losses:spatial_relation_loss"),
+        metric=ACCURACY,
     ),
-    "dist": Task(
-        target=targets.distances,
-        permute=targets.permute_pairs,
-        head=_pair_head(1),
-        loss=losses.distance_loss,
-        metric_name="dist_mse_x100",
-        metric=mse_x100,
+    Task(
+        name="dist",
+        title="Dist",
+        over=PAIRS,
+        outputs=1,
+        target=Function("relvit.targets:distances"),
+        loss=Function("relvit.losses:distance_loss"),
+        metric=MSE,
     ),
-    "ang": Task(
-        target=targets.angles,
-        permute=targets.permute_pairs,
-        head=_pair_head(1),
-        loss=losses.angle_loss,
-        metric_name="ang_mse_x100",
-        metric=mse_x100,
+    Task(
+        name="ang",
+        title="Ang",
+        over=PAIRS,
+        outputs=1,
+        target=Function("relvit.targets:angles"),
+        loss=Function("relvit.losses:angle_loss"),
+        metric=MSE,
     ),
-    "abspos": Task(
-        target=targets.positions,
-        permute=_permute_positions,
-        head=lambda dim, patches, kind: TokenHead(dim, patches),
-        loss=losses.absolute_position_loss,
-        metric_name="abspos_accuracy",
-        metric=accuracy,
+    Task(
+        name="abspos",
+        title="AbsPos",
+        over=PATCHES,
+        target=Function("relvit.targets:positions"),
+        loss=Function("relvit.losses:absolute_position_loss"),
+        metric=ACCURACY,
     ),
-    "drloc": Task(
-        target=targets.coordinates,
-        permute=_permute_positions,
-        head=lambda dim, patches, kind: PairOffsetHead(dim),
-        loss=losses.dense_relative_localisation_loss,
-        metric_name="drloc_error_x100",
-        metric=offset_error_x100,
+    # The rival in Table 3: dense relative localisation (Liu et al., NeurIPS 2021). It stands alone, beside
+    # classification.
+    Task(
+        name="drloc",
+        title="L_drloc",
+        over=PATCHES,
+        head=Function("relvit.heads:PairOffsetHead"),
+        target=Function("relvit.targets:coordinates"),
+        loss=Function("relvit.losses:dense_relative_localisation_loss"),
+        metric=OFFSET_ERROR,
+        weight=0.5,  # lambda for Swin; T2T-ViT has another, in relvit.paper
+        weight_range=(0.05, 1.0),
     ),
-}
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+# The four tasks of section 2.1, in the column order of Table 4 read from right to left.
+PAPER_TASKS = ("sprel", "dist", "ang", "abspos")
+DRLOC = "drloc"
 
 
-class Targets(nn.Module):
-    """The targets of the chosen tasks for one grid, held on the model's device.
-
-    Called with permutations [B, N], or None for images in order, it gives the target of each task by name.
-    """
-
-    def __init__(self, tasks: tuple[str, ...], grid: tuple[int, int]):
-        super().__init__()
-        self.tasks = tasks
-        for task in tasks:
-            self.register_buffer(task, TASKS[task].target(*grid), persistent=False)
-
-    def forward(self, permutation: Tensor | None) -> dict[str, Tensor]:
-        unpermuted = {task: getattr(self, task) for task in self.tasks}
-        if permutation is None:
-            return unpermuted
-        return {task: TASKS[task].permute(target, permutation) for task, target in unpermuted.items()}
-
-
-def majority_rate(target: Tensor) -> float:
-    """Accuracy in percent of always answering the most frequent class: what a model must beat."""
-    return float(torch.bincount(target.flatten()).max() / target.numel() * 100)
+def __getattr__(name: str) -> Any:
+    # What this module held before it could be read without torch.
+    moved = {"Targets": "targets"} | dict.fromkeys(
+        ("accuracy", "mse_x100", "offset_error_x100", "majority_rate"), "metrics"
+    )
+    if name not in moved:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return resolve_name(f"relvit.{moved[name]}:{name}")

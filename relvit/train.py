@@ -24,8 +24,10 @@ from relvit.cell import NONE, Cell
 from relvit.data import Dataset, Split
 from relvit.files import Location, remove_leftovers
 from relvit.losses import classification_loss, total_loss
+from relvit.metrics import accuracy
 from relvit.model import CLASSIFICATION, RelViT
-from relvit.tasks import TASKS, Targets, accuracy
+from relvit.targets import Targets
+from relvit.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -369,7 +371,7 @@ class _Run:
         for part, part_labels, shuffled in zip(images.chunk(micro), labels.chunk(micro), permutations):
             with self._autocast():
                 predictions = self.model(part)
-            losses = self._losses(predictions, part_labels, shuffled)
+            losses = self._losses(predictions, part_labels, self.targets(shuffled, part))
             loss = total_loss(losses, self._weights)
             share = len(part_labels) / len(labels)
             (share * loss).backward()
@@ -388,10 +390,9 @@ class _Run:
 
     @property
     def _weights(self) -> dict[str, float]:
-        return {task: getattr(self.current, f"{task}_weight") for task in self.phase.tasks}
+        return {task: getattr(self.current, TASKS[task].weight_field) for task in self.phase.tasks}
 
-    def _losses(self, predictions: dict[str, Tensor], labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
-        targets = self.targets(permutation)
+    def _losses(self, predictions: dict[str, Tensor], labels: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = {task: TASKS[task].loss(predictions[task], targets[task]) for task in self.phase.tasks}
         if self.phase.classify:
             losses[CLASSIFICATION] = classification_loss(predictions[CLASSIFICATION], labels)
@@ -404,7 +405,6 @@ class _Run:
         epoch: the one that left the model's weights, where that is not the last; for the message of an error.
         """
         self.model.eval()
-        targets = self.targets(None)
         # Mega-patches are drawn in evaluation too; always the same, so that epochs can be compared.
         draws = torch.Generator(self.device).manual_seed(self.cell.seed)
         sums: dict[str, Tensor] = {}
@@ -412,7 +412,8 @@ class _Run:
             images, _ = self.plain(images, draws)
             with self._autocast():
                 predictions = self.model(images)
-            values = {f"{name}_loss": loss for name, loss in self._losses(predictions, labels, None).items()}
+            targets = self.targets(None, images)
+            values = {f"{name}_loss": loss for name, loss in self._losses(predictions, labels, targets).items()}
             for task in self.phase.tasks:
                 values[TASKS[task].metric_name] = TASKS[task].metric(predictions[task], targets[task])
             if self.phase.classify:

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from relvit.backbones import Backbone, build_backbone
-from relvit.cell import BACKBONES, PAIR_TASKS, make_cell, parse_tasks, task_combinations
+from relvit.cell import BACKBONES, make_cell, parse_tasks, task_combinations
 from relvit.losses import classification_loss, total_loss
 from relvit.model import RelViT
 from relvit.t2t import TokenPerformer, sinusoid
-from relvit.tasks import TASKS, Targets
+from relvit.targets import Targets
+from relvit.tasks import TASKS
 from sweeps.planning.recipes import recipe
 
 
@@ -128,7 +129,7 @@ def every_model() -> list[tuple[str, int, str, bool]]:
     """
     models = []
     for tasks in (*task_combinations(), "drloc"):
-        heads = ("bilinear", "low_rank") if set(tasks.split("+")) & set(PAIR_TASKS) else ("none",)
+        heads = ("bilinear", "low_rank") if set(tasks.split("+")) & {"sprel", "dist", "ang"} else ("none",)
         models += [(tasks, 10, head, True) for head in heads]
         if tasks not in ("none", "drloc"):
             models += [(tasks, 0, head, False) for head in heads]

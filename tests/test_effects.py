@@ -10,11 +10,11 @@ from scipy import stats
 from analysis.paper import numbers as tables
 from analysis.stats import effects
 from analysis.stats.seeds import SeveralRuns
-from relvit.cell import TASKS, task_combinations
+from relvit.cell import PAPER_TASKS, task_combinations
 
 
 def name_of(subset) -> str:
-    return "+".join(task for task in TASKS if task in subset) or "none"
+    return "+".join(task for task in PAPER_TASKS if task in subset) or "none"
 
 
 def runs_of(*tables_by_seed: dict[str, float | None]) -> pd.DataFrame:
@@ -64,7 +64,7 @@ def test_main_effect_of_sprel_in_table_4_by_hand(table4):
 
 def test_main_effects_are_on_minus_off(table4):
     table = effects.main_effects_and_interactions(runs_of(table4))
-    for task in TASKS:
+    for task in PAPER_TASKS:
         on = np.mean([value for tasks, value in table4.items() if task in tasks.split("+")])
         off = np.mean([value for tasks, value in table4.items() if task not in tasks.split("+")])
         assert table.loc[task, "mean"] == pytest.approx(on - off)
@@ -72,7 +72,7 @@ def test_main_effects_are_on_minus_off(table4):
 
 def test_interactions_are_half_the_difference_between_effects(table4):
     table = effects.main_effects_and_interactions(runs_of(table4))
-    for one, other in combinations(TASKS, 2):
+    for one, other in combinations(PAPER_TASKS, 2):
         effect = {}
         for other_is_on in (True, False):
             cells = {tasks: value for tasks, value in table4.items() if (other in tasks.split("+")) == other_is_on}
@@ -87,11 +87,11 @@ def test_all_effects_are_twice_the_coefficients_of_least_squares_on_plus_and_min
     codes = list(product((1, -1), repeat=4))
     terms = [term for size in range(5) for term in combinations(range(4), size)]
     design = np.array([[np.prod([code[i] for i in term]) for term in terms] for code in codes])
-    response = [table4[name_of([task for task, on in zip(TASKS, code) if on == 1])] for code in codes]
+    response = [table4[name_of([task for task, on in zip(PAPER_TASKS, code) if on == 1])] for code in codes]
     coefficients, *_ = np.linalg.lstsq(design, response)
-    fitted = {":".join(TASKS[i] for i in term): 2 * value for term, value in zip(terms, coefficients)}
+    fitted = {":".join(PAPER_TASKS[i] for i in term): 2 * value for term, value in zip(terms, coefficients)}
     assert table["mean"].to_dict() == pytest.approx({name: fitted[name] for name in table.index})
-    assert list(table.index) == [*TASKS, *(":".join(pair) for pair in combinations(TASKS, 2))]
+    assert list(table.index) == [*PAPER_TASKS, *(":".join(pair) for pair in combinations(PAPER_TASKS, 2))]
 
 
 def test_an_additive_world_has_its_effects_and_no_interactions():
@@ -186,8 +186,8 @@ def test_leave_one_out_needs_only_the_two_cells_that_it_compares(table4):
 
 
 def test_shapley_is_the_mean_over_all_orders_of_adding_tasks(table4):
-    added = dict.fromkeys(TASKS, 0.0)
-    for order in permutations(TASKS):
+    added = dict.fromkeys(PAPER_TASKS, 0.0)
+    for order in permutations(PAPER_TASKS):
         for position, task in enumerate(order):
             before, after = name_of(order[:position]), name_of(order[: position + 1])
             added[task] += (table4[after] - table4[before]) / 24

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from analysis.paper import drawing as figures
-from relvit.cell import TASKS, task_combinations
+from relvit.cell import PAPER_TASKS, task_combinations
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_effects_are_those_of_the_16_cells_and_the_papers_beside_them(table4):
     assert labels[:4] == ["SpRel", "Dist", "Ang", "AbsPos"]
     assert len(labels) == 4 + 6 + 4 + 4
     means, bars = points(axes, "ours")
-    for number, task in enumerate(TASKS):
+    for number, task in enumerate(PAPER_TASKS):
         with_task = [accuracies(runs, tasks) for tasks in task_combinations() if task in tasks.split("+")]
         without = [accuracies(runs, tasks) for tasks in task_combinations() if task not in tasks.split("+")]
         by_seed = np.mean(with_task, axis=0) - np.mean(without, axis=0)
@@ -130,8 +130,8 @@ def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_c
 def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
     runs, metrics = table4
     figure, *_ = figures.table4_pretraining("table4", runs, metrics)
-    for axes, task, metric in zip(figure.axes, TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
-        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(TASKS))):
+    for axes, task, metric in zip(figure.axes, PAPER_TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
+        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(PAPER_TASKS))):
             values = over_epochs(runs[runs["tasks"] == tasks], metrics, f"pretrain_val_{metric}")
             assert line(axes, label).get_ydata() == pytest.approx(values.mean(0))
         assert len(axes.get_lines()) == 8  # half of the 16 cells have the task

@@ -74,7 +74,7 @@ def test_entry_i_j_reads_patch_i_on_the_left_and_patch_j_on_the_right():
         (LowRankPairHead(12, 9), 2 * 12 * 9),  # one column each
         (LowRankPairHead(384, 9), 2 * 384 * 378),  # 42 columns each
         (TokenHead(12, 5), 12 * 5 + 5),
-        (PairOffsetHead(12), (24 * 512 + 512) + (512 * 512 + 512) + (512 * 2 + 2)),
+        (PairOffsetHead(12, 16), (24 * 512 + 512) + (512 * 512 + 512) + (512 * 2 + 2)),
     ],
 )
 def test_number_of_parameters(head, count):
@@ -107,7 +107,7 @@ def test_a_low_rank_head_refuses_more_outputs_than_channels():
 @torch.no_grad()
 def test_an_offset_is_read_from_the_tokens_of_its_pair_first_then_second(tokens):
     torch.manual_seed(0)
-    head = PairOffsetHead(12)
+    head = PairOffsetHead(12, 16)
     prediction = head(tokens)
     assert prediction.offset.shape == (2, 64, 2)
     assert prediction.first.shape == prediction.second.shape == (2, 64)
@@ -122,7 +122,7 @@ def test_an_offset_is_read_from_the_tokens_of_its_pair_first_then_second(tokens)
 
 def test_every_parameter_of_the_offset_head_gets_a_gradient(tokens):
     torch.manual_seed(0)
-    head = PairOffsetHead(12)
+    head = PairOffsetHead(12, 16)
     head(tokens).offset.square().sum().backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad.ne(0).any(), name
@@ -131,9 +131,9 @@ def test_every_parameter_of_the_offset_head_gets_a_gradient(tokens):
 def test_evaluation_always_has_the_same_pairs_for_every_image_and_every_head():
     tokens = torch.randn(3, 16, 12)
     torch.manual_seed(0)
-    one = PairOffsetHead(12).eval()(tokens)
+    one = PairOffsetHead(12, 16).eval()(tokens)
     torch.manual_seed(1)
-    other = PairOffsetHead(12).eval()(tokens)
+    other = PairOffsetHead(12, 16).eval()(tokens)
     assert one.first.equal(other.first)
     assert one.second.equal(other.second)
     for index in (one.first, one.second):
@@ -143,7 +143,7 @@ def test_evaluation_always_has_the_same_pairs_for_every_image_and_every_head():
 
 
 def test_evaluation_leaves_the_global_generator_alone():
-    head = PairOffsetHead(12).eval()
+    head = PairOffsetHead(12, 4).eval()
     before = torch.get_rng_state()
     head(torch.zeros(1, 4, 12))
     assert torch.get_rng_state().equal(before)
@@ -151,7 +151,7 @@ def test_evaluation_leaves_the_global_generator_alone():
 
 def test_training_draws_new_pairs_for_every_image_and_every_call():
     torch.manual_seed(0)
-    head = PairOffsetHead(12).train()
+    head = PairOffsetHead(12, 16).train()
     tokens = torch.randn(2, 16, 12)
     drawn = [head(tokens) for _ in range(2)]
     pairs = [torch.stack([each.first[b], each.second[b]]) for each in drawn for b in range(2)]
@@ -162,7 +162,7 @@ def test_training_draws_new_pairs_for_every_image_and_every_call():
 
 def test_pairs_are_drawn_uniformly_from_all_pairs():
     torch.manual_seed(0)
-    prediction = PairOffsetHead(2).train()(torch.zeros(500, 4, 2))
+    prediction = PairOffsetHead(2, 4).train()(torch.zeros(500, 4, 2))
     which = prediction.first * 4 + prediction.second
     counts = torch.bincount(which.flatten(), minlength=16)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4

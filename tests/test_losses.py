@@ -7,8 +7,8 @@ import torch
 
 from relvit import losses
 from relvit.heads import PairOffsets
-from relvit.targets import coordinates
-from relvit.tasks import Targets, accuracy, mse_x100, offset_error_x100
+from relvit.metrics import accuracy, mse_x100, offset_error_x100
+from relvit.targets import Targets, coordinates
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_number_of_classes():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from relvit.cell import FIELDS, TASKS
+from relvit.cell import FIELDS, PAPER_TASKS
 from sweeps.planning.plan import PlanError, Request, plan_cells, prepare_data
 from sweeps.planning.recipes import RECIPES
 
@@ -25,7 +25,7 @@ def test_table4_is_the_full_2_to_the_4_grid_with_the_supervised_cell_first(tmp_p
     assert len(cells) == 16 == len({cell.cell_id for cell in cells})
     assert cells[0].tasks == "none"
     assert {frozenset(cell.task_list) for cell in cells} == {
-        frozenset(task for bit, task in enumerate(TASKS) if number >> bit & 1) for number in range(16)
+        frozenset(task for bit, task in enumerate(PAPER_TASKS) if number >> bit & 1) for number in range(16)
     }
 
 
@@ -36,7 +36,12 @@ def test_only_the_supervised_cell_has_a_position_embedding_in_pre_training(tmp_p
 
 def test_cells_of_one_table_differ_in_nothing_but_tasks_and_what_tasks_decide(tmp_path):
     decided = {"tasks", "pair_head", "pretrain_position_embedding", "permute_patches", "patch_crop"}
-    decided |= {"jitter_probability", "jitter_strength", "greyscale_probability", *(f"{task}_weight" for task in TASKS)}
+    decided |= {
+        "jitter_probability",
+        "jitter_strength",
+        "greyscale_probability",
+        *(f"{task}_weight" for task in PAPER_TASKS),
+    }
     cells = plan_cells(request(tmp_path))
     for name in set(FIELDS) - decided:
         assert len({getattr(cell, name) for cell in cells}) == 1, name

@@ -7,10 +7,10 @@ from helpers.paper_runs import line, planned, published_as_runs, row
 from analysis.output.typeset import Table
 from analysis.paper import numbers as tables
 from analysis.paper.appendix import differences
-from relvit.cell import BACKBONES, TASKS, task_combinations
+from relvit.cell import BACKBONES, PAPER_TASKS, task_combinations
 from sweeps.planning.plan import Request, plan_cells
 
-ALL = "+".join(TASKS)
+ALL = "+".join(PAPER_TASKS)
 
 
 def only_setting(rows: list[dict]) -> tables.Setting:

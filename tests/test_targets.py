@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from relvit import targets
-from relvit.tasks import Targets, majority_rate
+from relvit.metrics import majority_rate
+from relvit.targets import Targets
 
 GRIDS = [(3, 3), (4, 7), (7, 4), (8, 8)]
 

@@ -31,7 +31,7 @@ from analysis.paper import numbers as tables
 from analysis.paper import verdicts as claims
 from analysis.stats import effects
 from analysis.stats.seeds import SeveralRuns, by_seed, describe
-from relvit.cell import DRLOC, FIELDS, NONE, TASKS, neutral_fields, parse_tasks, task_combinations
+from relvit.cell import DRLOC, FIELDS, NONE, PAPER_TASKS, neutral_fields, parse_tasks, task_combinations
 
 logger = logging.getLogger(__name__)
 
@@ -504,7 +504,7 @@ def _published_table4() -> pd.DataFrame:
 
 def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
     """Which tasks a row has: a dot for each, joined by a line. Columns from left to right as in Table 4."""
-    columns = TASKS[::-1]
+    columns = PAPER_TASKS[::-1]
     for row, tasks in enumerate(combinations):
         if row % 2 == 0:
             axes.axhspan(row - 0.5, row + 0.5, color="#f2f2f2", linewidth=0, zorder=0)
@@ -590,11 +590,11 @@ def _published_runs() -> pd.DataFrame:
 
 
 def _main_effects(runs: pd.DataFrame) -> pd.DataFrame:
-    return effects.main_effects_and_interactions(runs).loc[list(TASKS)]
+    return effects.main_effects_and_interactions(runs).loc[list(PAPER_TASKS)]
 
 
 def _interactions(runs: pd.DataFrame) -> pd.DataFrame:
-    return effects.main_effects_and_interactions(runs).drop(index=list(TASKS))
+    return effects.main_effects_and_interactions(runs).drop(index=list(PAPER_TASKS))
 
 
 _EFFECTS = (  # kind as in the table of effects, heading, and what gives them
@@ -646,10 +646,10 @@ def table4_pretraining(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) ->
     finished = _finished(runs)
     by_seed(finished)
     figure = Figure(figsize=(PAGE, 1.75))
-    panels = figure.subplots(1, len(TASKS))
-    sizes, everything = [], "+".join(TASKS)
+    panels = figure.subplots(1, len(PAPER_TASKS))
+    sizes, everything = [], "+".join(PAPER_TASKS)
     numbers: dict[str, dict[str, Entry]] = {}
-    for axes, task in zip(panels, TASKS):
+    for axes, task in zip(panels, PAPER_TASKS):
         metric, heading = _TASK_METRICS[task]
         for tasks in sorted(_COMBINED, key=lambda tasks: 2 * (tasks == task) + (tasks == everything)):
             if task not in parse_tasks(tasks):

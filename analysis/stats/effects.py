@@ -13,9 +13,9 @@ from math import factorial
 import pandas as pd
 
 from analysis.stats.seeds import by_seed, describe
-from relvit.cell import TASKS, parse_tasks, task_combinations
+from relvit.cell import PAPER_TASKS, parse_tasks, task_combinations
 
-ALL = "+".join(TASKS)
+ALL = "+".join(PAPER_TASKS)
 
 
 def missing(runs: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def complete(runs: pd.DataFrame, cells: Sequence[str]) -> tuple[str, ...]:
 
 def with_and_without(task: str) -> list[str]:
     """The cell of all four tasks, and that without one."""
-    return [ALL, "+".join(name for name in TASKS if name != task)]
+    return [ALL, "+".join(name for name in PAPER_TASKS if name != task)]
 
 
 def main_effects_and_interactions(runs: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def main_effects_and_interactions(runs: pd.DataFrame) -> pd.DataFrame:
     that have both or neither, minus that of those which have one. Box, Hunter and Hunter, Statistics for
     Experimenters, chapter 5. Raises analysis.stats.seeds.SeveralRuns.
     """
-    names = [*TASKS, *(":".join(pair) for pair in itertools.combinations(TASKS, 2))]
+    names = [*PAPER_TASKS, *(":".join(pair) for pair in itertools.combinations(PAPER_TASKS, 2))]
     return _over_seeds(runs, pd.DataFrame({name: _factorial_contrast(name.split(":")) for name in names}))
 
 
@@ -63,7 +63,7 @@ def leave_one_out(runs: pd.DataFrame) -> pd.DataFrame:
 
     It needs only two cells a row, so n may differ between rows. Raises analysis.stats.seeds.SeveralRuns.
     """
-    contrasts = {task: dict(zip(with_and_without(task), (1.0, -1.0))) for task in TASKS}
+    contrasts = {task: dict(zip(with_and_without(task), (1.0, -1.0))) for task in PAPER_TASKS}
     rows = [_over_seeds(runs, pd.DataFrame({task: contrast})) for task, contrast in contrasts.items()]
     return pd.concat(rows)
 
@@ -75,7 +75,7 @@ def shapley(runs: pd.DataFrame) -> pd.DataFrame:
     each mean's part of that gain; null where there is no gain to share. Shapley, A Value for n-Person Games (1953).
     Raises analysis.stats.seeds.SeveralRuns.
     """
-    values = _over_seeds(runs, pd.DataFrame({task: _shapley_contrast(task) for task in TASKS}))
+    values = _over_seeds(runs, pd.DataFrame({task: _shapley_contrast(task) for task in PAPER_TASKS}))
     gain = values["mean"].sum()
     return values.assign(share=values["mean"] / gain if gain > 0 else float("nan"))
 
@@ -96,7 +96,7 @@ def _factorial_contrast(tasks: list[str]) -> pd.Series:
     weights = {}
     for cell in task_combinations():
         off = sum(task not in parse_tasks(cell) for task in tasks)
-        weights[cell] = (-1.0) ** off / 2 ** (len(TASKS) - 1)
+        weights[cell] = (-1.0) ** off / 2 ** (len(PAPER_TASKS) - 1)
     return pd.Series(weights)
 
 
@@ -105,6 +105,6 @@ def _shapley_contrast(task: str) -> pd.Series:
     weights = {}
     for cell in task_combinations():
         others = [name for name in parse_tasks(cell) if name != task]
-        share = factorial(len(others)) * factorial(len(TASKS) - len(others) - 1) / factorial(len(TASKS))
+        share = factorial(len(others)) * factorial(len(PAPER_TASKS) - len(others) - 1) / factorial(len(PAPER_TASKS))
         weights[cell] = share if task in parse_tasks(cell) else -share
     return pd.Series(weights)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relvit.cell import HEADS, NONE, TASKS, Cell
+from relvit.cell import HEADS, NONE, PAPER_TASKS, Cell
 from relvit.data import split_sizes
 from relvit.files import write_atomic
 from sweeps.account.account import FINISHED, Account, Status
@@ -160,7 +160,7 @@ class _Costs:
 
 def _typical(phase: "Phase") -> "Phase":
     """One combination stands for all in a calibration: SpRel, whose head is the largest by far, and AbsPos."""
-    return phase._replace(tasks=("sprel", "abspos")) if set(phase.tasks) & set(TASKS) else phase
+    return phase._replace(tasks=("sprel", "abspos")) if set(phase.tasks) & set(PAPER_TASKS) else phase
 
 
 def _pair_head(cell: Cell) -> str:

@@ -53,6 +53,7 @@ from relvit.cell import (
     type_errors,
     unknown,
 )
+from relvit.tasks import TASKS
 
 # Fields that are no hyperparameters of a search, and what decides them.
 _DECIDED = {
@@ -98,11 +99,7 @@ def default_space(base: Mapping[str, Any]) -> dict[str, Domain]:
         "crop_padding": tune.randint(0, base["image_size"] // 8 + 1),
         "crop_min_area": tune.uniform(0.05, 1.0),
         "pair_head": tune.choice(list(HEADS)),
-        "sprel_weight": tune.loguniform(0.1, 10.0),
-        "dist_weight": tune.loguniform(0.1, 10.0),
-        "ang_weight": tune.loguniform(0.1, 10.0),
-        "abspos_weight": tune.loguniform(0.1, 10.0),
-        "drloc_weight": tune.loguniform(0.05, 1.0),
+        **{task.weight_field: tune.loguniform(*task.weight_range) for task in TASKS.values()},
         "permute_patches": tune.choice([False, True]),
         "patch_crop": tune.choice(_patch_crops(BACKBONES[base["backbone"]].patch_size, base["patch_crop"])),
         "jitter_probability": tune.choice([0.0, 0.4, 0.8]),
@@ -194,7 +191,8 @@ class Space:
         tasks = parse_tasks(fields["tasks"])
         if len(tasks) == 1 and fields["protocol"] != "joint":
             # The weight of the only loss is a scale, which Adam undoes.
-            idle[f"{tasks[0]}_weight"] = self.base[f"{tasks[0]}_weight"] or 1.0
+            weight = TASKS[tasks[0]].weight_field
+            idle[weight] = self.base[weight] or 1.0
         if fields["pretrain_position_embedding"]:
             idle["mega_grid"] = 0
         if "crop_padding" in self.domains and fields["crop_padding"]:
