@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relvit.cell import make_cell
+from relvit.paper import section_3_1
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,36 +51,14 @@ cells = [
 """
 
 BASE = {
+    **section_3_1("vit_xs4", 32),
     "dataset": "cifar10",
     "pretrain_dataset": "cifar10",
     "backbone": "vit_xs4",
+    "image_size": 32,
+    "seed": 0,
     "protocol": "pretrain_finetune",
     "tasks": "sprel+abspos",
-    "seed": 0,
-    "image_size": 32,
-    "train_images": 0,
-    "pretrain_epochs": 2,
-    "epochs": 2,
-    "warmup_epochs": 0,
-    "batch_size": 8,
-    "pretrain_learning_rate": 0.001,
-    "learning_rate": 0.001,
-    "weight_decay": 0.0,
-    "gradient_clip": 1.0,
-    "drop_path": 0.0,
-    "precision": "fp32",
-    "selection": "best_val",
-    "crop_padding": 4,
-    "crop_min_area": 1.0,
-    "flip_probability": 0.5,
-    "pair_head": "bilinear",
-    "pretrain_position_embedding": False,
-    "permute_patches": False,
-    "patch_crop": 1.0,
-    "jitter_probability": 0.0,
-    "jitter_strength": 0.0,
-    "greyscale_probability": 0.0,
-    "mega_grid": 0,
 }
 
 
