@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
@@ -42,9 +42,9 @@ from sweeps.account.account import Account
 from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status
 from sweeps.tracking.reachable import tracking_problems
+from sweeps.tracking.tracker import search_runs
 
 NOTHING, MISSING = 2, 1
-_PAGE = 1000
 _STYLE = {"font.size": 8, "axes.titlesize": 8, "figure.constrained_layout.use": True, "image.interpolation": "nearest"}
 
 
@@ -112,19 +112,7 @@ def finished_runs(client: MlflowClient, experiment: str, study: str | None) -> l
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise ValueError(unknown("experiment", experiment, (each.name for each in client.search_experiments())))
-    runs, token = [], None
-    while True:
-        page = client.search_runs(
-            [found.experiment_id],
-            f"tags.{CELL_ID} != '' and attributes.status = 'FINISHED'",
-            ViewType.ACTIVE_ONLY,
-            _PAGE,
-            page_token=token,
-        )
-        runs += page
-        token = page.token
-        if not token:
-            break
+    runs = search_runs(client, found.experiment_id, f"tags.{CELL_ID} != '' and attributes.status = 'FINISHED'")
     return [run for run in runs if study is None or study in run.data.tags.get(STUDY, "").split(",")]
 
 

@@ -269,6 +269,7 @@ def test_a_file_without_a_password_is_named(no_credentials, tmp_path):
 def test_what_the_server_is_told_in_files_is_its_owners_alone(no_credentials, tmp_path):
     environment = server_environment(tmp_path, "admin", "hunter2hunter2")
     assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"] == "hunter2hunter2"
+    assert "auth_cache_ttl_seconds = 60" in (tmp_path / "basic_auth.ini").read_text()
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
     assert (
         server_environment(tmp_path, "admin", "x")["MLFLOW_FLASK_SERVER_SECRET_KEY"]

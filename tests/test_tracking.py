@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -119,8 +120,57 @@ def test_the_result_of_a_pre_training_alone_is_logged_once_too(uri, tmp_path, ce
 
 
 def test_runs_under_another_storage_path_are_not_orphans_of_this_one(uri, tmp_path, cell):
+    (tmp_path / "elsewhere").mkdir()
     Tracker(uri, "relvit", tmp_path / "elsewhere").begin(cell, TABLE4)
     assert tracker(uri, tmp_path).close_orphans() == []
+
+
+def test_two_users_with_storage_paths_of_their_own_write_into_runs_of_their_own(uri, tmp_path, cell):
+    storages = [tmp_path / "ann", tmp_path / "bob"]
+    for storage in storages:
+        storage.mkdir()
+    ann, bob = (Tracker(uri, "relvit", storage) for storage in storages)
+    for tracking in (ann, bob):  # at once: neither has seen the other's run
+        tracking.begin(cell, TABLE4)
+        tracking.log(cell.cell_id, ROWS[0], WORKER)
+    late = Tracker(uri, "relvit", storages[1])
+    assert late.mark_duplicates() == []
+    assert late.close_orphans() == [cell.cell_id]
+    by_storage = {run.data.tags["storage"]: run for run in all_runs(uri)}
+    assert {storage: run.info.status for storage, run in by_storage.items()} == {
+        str(storages[0]): "RUNNING",
+        str(storages[1]): "KILLED",
+    }
+    assert all(run.data.tags["cell_id"] == cell.cell_id for run in by_storage.values())
+
+
+def test_the_runs_of_a_storage_folder_that_was_moved_are_found(uri, tmp_path, cell):
+    (tmp_path / "results").mkdir()
+    tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
+    (tmp_path / "results").rename(tmp_path / "moved")
+    assert Tracker(uri, "relvit", tmp_path / "moved").is_finished(cell)
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_run_that_one_driver_logged_whole_is_not_read_back_when_it_ends(uri, tmp_path, cell, continued, monkeypatch):
+    if continued:
+        first = tracker(uri, tmp_path)
+        first.begin(cell, TABLE4)
+        first.log(cell.cell_id, ROWS[0], WORKER)
+    asked = []
+    read = MlflowClient.get_metric_history
+    monkeypatch.setattr(MlflowClient, "get_metric_history", lambda *what: asked.append(what[-1]) or read(*what))
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4)
+    for row in ROWS:
+        tracking.log(cell.cell_id, row, WORKER, usage={"host_memory_bytes": 1e9})
+    tracking.finish(cell.cell_id)
+    assert bool(asked) is continued
+    (run,) = all_runs(uri)
+    kept = pq.read_table(MlflowClient(uri).download_artifacts(run.info.run_id, "history.parquet")).to_pylist()
+    held = [(metric, *point) for metric in run.data.metrics for point in points(uri, metric)]
+    assert sorted((point["metric"], point["step"], point["value"]) for point in kept) == sorted(held)
+    assert run.data.tags["history_points"] == str(len(kept))
 
 
 def test_runs_of_cells_that_another_driver_holds_are_not_orphans(uri, tmp_path, cell):

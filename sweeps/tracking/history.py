@@ -43,14 +43,17 @@ def create_experiment(client: MlflowClient, name: str) -> str:
     return client.create_experiment(name, artifact_location=location)
 
 
-def attach_history(client: MlflowClient, run_id: str) -> None:
-    """Write a run's artifact anew from what MLflow holds, to be called when the run has ended, however it did.
+def attach_history(client: MlflowClient, run_id: str, known: Iterable[Metric] | None = None) -> None:
+    """Write a run's artifact anew, to be called when the run has ended, however it did. known: every point of the run,
+    where the caller has logged them all; else MLflow is asked, metric by metric.
 
     Where the artifact cannot be written, a warning says so and the run does without: it can still be read metric by
     metric. Raises what MLflow's client raises where the tracking store itself does not answer.
     """
-    names = sorted(client.get_run(run_id).data.metrics)
-    points = [point for name in names for point in client.get_metric_history(run_id, name)]
+    if known is None:
+        names = sorted(client.get_run(run_id).data.metrics)
+        known = [point for name in names for point in client.get_metric_history(run_id, name)]
+    points = list({(point.key, point.step, point.timestamp, point.value): point for point in known}.values())
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / HISTORY

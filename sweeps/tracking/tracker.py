@@ -1,7 +1,8 @@
-"""MLflow, written in one place: by the driver, in batches, one run per cell for ever.
+"""MLflow, written in one place: by the driver, in batches, one permanent run per cell and storage path.
 
-MLflow is the view that people look at; the account is the truth. A run is found by its cell's id and continued, no
-step is logged twice, and no run is left RUNNING that nothing runs.
+MLflow is the view that people look at; the account is the truth. A run is found by its cell's id and its storage path
+and continued, no step is logged twice, and no run is left RUNNING that nothing runs. Two users who train one cell under
+storage paths of their own have a run each.
 """
 
 import logging
@@ -104,18 +105,19 @@ class Tracker:
                 self._duplicates.append((run, kept))
         self._origin = _origin()
         self._logged: dict[str, set[int]] = {}
+        # Every point of the runs that this tracker has made, which need not be read back when they end.
+        self._points: dict[str, list[Metric]] = {}
 
     def _search(self, condition: str) -> list[Run]:
-        """All runs of the experiment that fit."""
-        runs, token = [], None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment], condition, ViewType.ACTIVE_ONLY, _PAGE, page_token=token
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        """All runs of the experiment that fit and belong to this storage path."""
+        found = search_runs(self._client, self._experiment, condition)
+        return [run for run in found if self._is_ours(run.data.tags.get(STORAGE))]
+
+    def _is_ours(self, storage: str | None) -> bool:
+        if storage in (None, self._storage):
+            return True
+        # The database of one machine knows a storage folder that was moved by its old name.
+        return self._uri.startswith("sqlite:") and "://" not in storage and not Path(storage).exists()
 
     def mark_duplicates(self) -> list[str]:
         """Take the cell's id from all but one of the runs that carry it, and say in a tag which run stands for the
@@ -137,7 +139,7 @@ class Tracker:
         orphans = [
             cell_id
             for cell_id, run in self._runs.items()
-            if run.info.status == _RUNNING and run.data.tags.get(STORAGE) == self._storage and cell_id not in alive
+            if run.info.status == _RUNNING and STORAGE in run.data.tags and cell_id not in alive
         ]
         for cell_id in orphans:
             self._end(cell_id, _KILLED, "the driver died")
@@ -164,6 +166,7 @@ class Tracker:
             run = next(iter(self._search(f"tags.{CELL_ID} = '{cell_id}'")), None)
         if run is None:
             run = self._client.create_run(self._experiment, tags=tags, run_name=cell_id)
+            self._logged[cell_id], self._points[cell_id] = set(), []
         else:
             self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
             self._client.update_run(run.info.run_id, status=_RUNNING)
@@ -171,7 +174,8 @@ class Tracker:
             params = [Param(name, str(value)) for name, value in cell.as_dict().items()]
             self._client.log_batch(run.info.run_id, params=params)
         self._runs[cell_id] = run
-        self._logged[cell_id] = self._epochs(run)
+        if cell_id not in self._points:
+            self._logged[cell_id] = self._epochs(run)
 
     def _epochs(self, run: Run) -> set[int]:
         """The epochs whose rows the run has."""
@@ -207,7 +211,7 @@ class Tracker:
         is_result = row["phase"] == TEST
         if not is_result and epoch in self._logged[cell_id]:
             return
-        if is_result and SELECTED_EPOCH in self._client.get_run(run_id).data.metrics:
+        if is_result and self._has_result(cell_id):
             return
         now = timestamp or int(time.time() * 1000)
         if is_result:  # it shares its step with the last epoch's row, which has "epoch" and the usage
@@ -217,8 +221,15 @@ class Tracker:
         metrics = [Metric(key, float(value), now, epoch) for key, value in numbers.items()]
         tags = [RunTag(PHASE, row["phase"])] + [RunTag(key, value) for key, value in (worker or {}).items()]
         self._client.log_batch(run_id, metrics=metrics, tags=tags)
+        if cell_id in self._points:
+            self._points[cell_id] += metrics
         if not is_result:
             self._logged[cell_id].add(epoch)
+
+    def _has_result(self, cell_id: str) -> bool:
+        if cell_id in self._points:
+            return any(point.key == SELECTED_EPOCH for point in self._points[cell_id])
+        return SELECTED_EPOCH in self._client.get_run(self._runs[cell_id].info.run_id).data.metrics
 
     def finish(self, cell_id: str) -> None:
         """The cell is finished."""
@@ -226,8 +237,7 @@ class Tracker:
 
     def fail(self, cell_id: str, reason: str, failure: str = "") -> None:
         """The cell failed for this reason, in this way (sweeps/account/failures.py)."""
-        self._client.set_tag(self._runs[cell_id].info.run_id, FAILURE, failure)
-        self._end(cell_id, _FAILED, reason)
+        self._end(cell_id, _FAILED, reason, {FAILURE: failure})
 
     def interrupt(self, cell_id: str, reason: str) -> None:
         """The cell was stopped and can be continued."""
@@ -267,11 +277,22 @@ class Tracker:
             self.log(cell.cell_id, row)
         self.finish(cell.cell_id)
 
-    def _end(self, cell_id: str, status: str, reason: str) -> None:
+    def _end(self, cell_id: str, status: str, reason: str, more: Mapping[str, str] | None = None) -> None:
         run_id = self._runs[cell_id].info.run_id
-        self._client.set_tag(run_id, REASON, reason[:5000])
-        attach_history(self._client, run_id)
+        self.tag(cell_id, {REASON: reason[:5000], **(more or {})})
+        attach_history(self._client, run_id, self._points.get(cell_id))
         self._client.set_terminated(run_id, status)
+
+
+def search_runs(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
+    """All runs of an experiment, by its id, that fit."""
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, _PAGE, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
 
 
 def is_passing(error: Exception) -> bool:
