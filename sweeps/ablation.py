@@ -7,7 +7,7 @@
 Run the same command again to resume: finished cells are skipped, interrupted ones continue from their checkpoint,
 new and failed ones are started. Exit status: 0 all finished, 1 some failed, 2 the request is wrong (nothing was
 started), 3 the budget was spent before all was done, 4 the rest is left to another driver that is training it,
-130 interrupted. Where $RELVIT_WEBHOOK, or the file that $RELVIT_WEBHOOK_FILE names, holds a URL, it is told how a
+130 interrupted. Where $RELVIT_WEBHOOK, or the file that $RELVIT_WEBHOOK_FILE names, holds a URL, it hears how a
 study ended.
 """
 

@@ -88,7 +88,7 @@ def begin(places: Places, console: Console) -> None:
 
 def stop_for_another(console: Console) -> None:
     """Another driver took this one for dead and has its cells now: end as a user's interrupt would."""
-    say(console, "note: another driver has taken over, because this one gave no sign of life; stopping")
+    say(console, "note: another driver has taken over, because this one gave no heartbeat; stopping")
     os.kill(os.getpid(), signal.SIGINT)
 
 

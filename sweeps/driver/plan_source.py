@@ -1,6 +1,6 @@
 """A plan as a source of work: each item once, in the plan's order."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,13 +8,11 @@ from relvit.cell import Cell
 from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import SweepProgress, duration
-from sweeps.driver.source import Ending, Verdict
+from sweeps.driver.source import Ending, Source, Verdict
 
 
-class PlanSource:
+class PlanSource(Source):
     """The items of a plan that are to be trained. finished, failed and training_seconds: what came of them so far."""
-
-    draws_late = False
 
     def __init__(
         self,
@@ -36,44 +34,34 @@ class PlanSource:
         self.training_seconds = 0.0
 
     def begin(self, write: Callable[..., None]) -> None:
-        """Drop pre-trainings that earlier drivers left behind."""
         self._write = write
         write(self._tidy)
 
     def next(self, may_start: Callable[[WorkItem], bool]) -> WorkItem | None:
-        """The first item that need not wait."""
         item = next((item for item in self._waiting if may_start(item)), None)
         if item is not None:
             self._waiting.remove(item)
         return item
 
     def is_done(self) -> bool:
-        """Whether all are handed out."""
         return not self._waiting
 
     def started(self, item: WorkItem) -> None:
-        """Show it."""
         if self.progress:
             self.progress.running(item.cell)
 
     def heard(self, item: WorkItem, row: dict[str, Any]) -> Verdict:
-        """A cell ends with its result. An epoch counts once, also if cells share it or it is trained again."""
         if row["phase"] == "test":
             return Verdict.STOP
         key = _epoch_key(item.cell, row["epoch"])
-        if key in self._left:
+        if key in self._left:  # an epoch counts once, also if cells share it or it is trained again
             self._left.discard(key)
             self.training_seconds += row["epoch_seconds"]
             if self.progress:
                 self.progress.epoch()
         return Verdict.CONTINUE
 
-    def waits(self, item: WorkItem) -> Ending:
-        """A cell of a plan never waits."""
-        raise AssertionError("a plan has no Verdict.WAIT")
-
     def ended(self, item: WorkItem, row: dict[str, Any], failure: str = "", reason: str = "") -> Ending:
-        """Finished with its result, or failed."""
         cell = item.cell
         del self._pending[cell]
         if failure:
@@ -89,18 +77,9 @@ class PlanSource:
             then = (partial(self._drop_if_unused, cell.pretraining()),)
         return Ending(cell, FAILED if failure else FINISHED, reason, failure, then=then)
 
-    def take_endings(self) -> Iterable[Ending]:
-        """None: a cell of a plan ends with its trial."""
-        return ()
-
     def stopped(self) -> list[Cell]:
-        """The cells that have not ended, those never begun among them."""
         self._write(self._tidy)
         return list(self._pending)
-
-    def stop_reason(self, item: WorkItem) -> str:
-        """The same for all."""
-        return "the sweep was stopped"
 
     def _tidy(self) -> None:
         """Drop pre-trainings that this driver leaves behind, and those that others left: one that was killed before it

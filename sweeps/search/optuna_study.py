@@ -221,8 +221,8 @@ def _enable_wal(database: optuna.storages.RDBStorage) -> None:
 
 
 def _create_atomically(url: str) -> None:
-    """Make a SQLite database with all of Optuna's tables in one step, so that nobody who opens it early, a dashboard or
-    another driver, finds it half made and makes the rest itself."""
+    """Make a SQLite database with all of Optuna's tables in one step, so that a dashboard or another driver that opens
+    it early does not find it half made and makes the rest itself."""
     if _exists(url):
         return
     path = Path(url.removeprefix(_SQLITE))

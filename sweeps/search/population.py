@@ -124,50 +124,50 @@ class PopulationSearch(Search):
     def next(self, may_start: Callable[[Cell], bool] = lambda cell: True) -> ActiveTrial | None:
         """The next member to train through its generation; None where all that is left must wait."""
         if self._held is not None or not (self._is_drawn() or self.exhausted()):
-            asked = super().next(may_start)
-            if asked is not None:
-                asked.stop_after = asked.cell.pretrain_epochs + self._ends[0]
-            return asked
+            active = super().next(may_start)
+            if active is not None:
+                active.stop_after = active.cell.pretrain_epochs + self._ends[0]
+            return active
         self._select()
         ends = {number: self._next_end(number) for number in self._waiting}
-        training = [asked.stop_after - asked.cell.pretrain_epochs for asked in self._live.values()]
+        training = [active.stop_after - active.cell.pretrain_epochs for active in self._live.values()]
         current = min([*ends.values(), *training], default=0)
         parents = {self._attribute(number, PARENT) for number in self._to_fork}
         for number in sorted(self._waiting, key=lambda number: (number not in self._to_fork, number)):
             cell = self.cell_of(self.trials[number])
             if ends[number] > current or number in parents or not may_start(cell):
                 continue
-            asked = ActiveTrial(self, self._waiting.pop(number), cell)
-            asked.stop_after = cell.pretrain_epochs + current
+            active = ActiveTrial(self, self._waiting.pop(number), cell)
+            active.stop_after = cell.pretrain_epochs + current
             if is_fork(self.trials[number]):
-                asked.forked = self.cell_of(self.trials[self._attribute(number, PARENT)])
-                asked.forked_after = forked_epochs(self.trials[number], cell)
-            self._live[cell.cell_id] = asked
-            return asked
+                active.forked = self.cell_of(self.trials[self._attribute(number, PARENT)])
+                active.forked_after = forked_epochs(self.trials[number], cell)
+            self._live[cell.cell_id] = active
+            return active
         return None
 
     def finished(self) -> bool:
         """Whether no member is left to be trained on, nor to be drawn."""
         return not self._members() and (self._is_drawn() or self.exhausted())
 
-    def report(self, asked: ActiveTrial, row: Mapping[str, Any]) -> bool:
+    def report(self, active: ActiveTrial, row: Mapping[str, Any]) -> bool:
         """Take an epoch's row. Returns whether the member stops with it: at the end of its generation, or for good."""
-        self._to_fork.discard(asked.number)
-        ends = super().report(asked, row)
-        asked.waits = not ends and asked.epoch == asked.stop_after
-        return ends or asked.waits
+        self._to_fork.discard(active.number)
+        ends = super().report(active, row)
+        active.waits = not ends and active.epoch == active.stop_after
+        return ends or active.waits
 
-    def wait(self, asked: ActiveTrial) -> None:
+    def wait(self, active: ActiveTrial) -> None:
         """The member has reached the end of its generation and waits for the others."""
-        self._live.pop(asked.cell.cell_id)
-        self._study.note(asked.trial, **{SECONDS: round(asked.seconds, 3)})
-        self._waiting[asked.number] = asked.trial
+        self._live.pop(active.cell.cell_id)
+        self._study.note(active.trial, **{SECONDS: round(active.seconds, 3)})
+        self._waiting[active.number] = active.trial
         self.keep_time()
 
-    def settle(self, asked: ActiveTrial, reason: str = "") -> None:
+    def settle(self, active: ActiveTrial, reason: str = "") -> None:
         """Enter the outcome of a member, as `Search`."""
-        self._to_fork.discard(asked.number)
-        super().settle(asked, reason)
+        self._to_fork.discard(active.number)
+        super().settle(active, reason)
 
     def take_outcomes(self) -> list[FrozenTrial]:
         """The members that were replaced since the last time."""

@@ -1,12 +1,12 @@
 """A hyperparameter search over the cells of one space: what to train next, when to stop it, what came out.
 
-No Ray, no MLflow: a search is asked for trials, told their epochs and their outcome. Each trial is a cell; two trials
-that draw the same cell are trained once and share the result. The objective is the validation accuracy of the weights
-that would be tested; the test split is never looked at.
+No Ray, no MLflow: a search is asked for trials and hears their epochs and their outcome. Each trial is a cell; two
+trials that draw the same cell are trained once and share the result. The objective is the validation accuracy of the
+weights that would be tested; the test split is never looked at.
 
 Optuna's samplers and pruners decide rather than Ray Tune's: their decisions follow from the study in the database
 alone, so that a killed search continues as if it had not been, where Tune's schedulers keep their rungs in the driver's
-memory, and its OptunaSearch leaves the trials of a dead driver RUNNING for ever and never asks a pruner.
+memory, and its OptunaSearch leaves the trials of a dead driver RUNNING and never asks a pruner.
 """
 
 import math
@@ -300,7 +300,7 @@ class Search:
             or (budget.hours is not None and self.seconds >= budget.hours * 3600)
             or (
                 budget.gpu_hours is not None
-                and (self.training_seconds + sum(asked.seconds for asked in self._live.values())) * self._gpus
+                and (self.training_seconds + sum(active.seconds for active in self._live.values())) * self._gpus
                 >= budget.gpu_hours * 3600
             )
             or self._repeats >= _REPEATS
@@ -315,9 +315,9 @@ class Search:
         self._held = self._held or self._draw()
         if self._held is None or not may_start(self._held.cell):  # which may raise; nothing is lost then
             return None
-        asked, self._held = self._held, None
-        self._live[asked.cell.cell_id] = asked
-        return asked
+        active, self._held = self._held, None
+        self._live[active.cell.cell_id] = active
+        return active
 
     def finished(self) -> bool:
         """Whether nothing is left to hand out."""
@@ -358,40 +358,40 @@ class Search:
         self._repeats += 1
         return True
 
-    def report(self, asked: ActiveTrial, row: Mapping[str, Any]) -> bool:
+    def report(self, active: ActiveTrial, row: Mapping[str, Any]) -> bool:
         """Take an epoch's row. Returns whether the trial ends with it: stopped, or at its last epoch."""
-        cell = asked.cell
-        asked.epoch = int(row["epoch"])
-        if asked.epoch > asked.forked_after:
-            asked.seconds += float(row["epoch_seconds"])
-        step = asked.epoch - cell.pretrain_epochs
+        cell = active.cell
+        active.epoch = int(row["epoch"])
+        if active.epoch > active.forked_after:
+            active.seconds += float(row["epoch_seconds"])
+        step = active.epoch - cell.pretrain_epochs
         if step < 1:
             return False
         accuracy = float(row[val_accuracy(cell.last_phase)])  # the phase that classifies
-        asked.value = max(asked.value, accuracy) if cell.selection == "best_val" else accuracy
-        ends = not self.multi_objective and self._study.report(asked.trial, step, asked.value)
-        if asked.epoch == cell.total_epochs:
-            asked.state = TrialState.COMPLETE
+        active.value = max(active.value, accuracy) if cell.selection == "best_val" else accuracy
+        ends = not self.multi_objective and self._study.report(active.trial, step, active.value)
+        if active.epoch == cell.total_epochs:
+            active.state = TrialState.COMPLETE
         elif ends:
-            asked.state = TrialState.PRUNED
-        return asked.state is not None
+            active.state = TrialState.PRUNED
+        return active.state is not None
 
-    def settle(self, asked: ActiveTrial, reason: str = "") -> None:
+    def settle(self, active: ActiveTrial, reason: str = "") -> None:
         """Enter the outcome of a trial: as `report` left it, or failed for a reason."""
-        state = TrialState.FAIL if reason else asked.state
+        state = TrialState.FAIL if reason else active.state
         assert state is not None, "a trial is settled when it has ended"
         values = None
         if state == TrialState.COMPLETE:
-            values = [asked.value, asked.seconds] if self.multi_objective else [asked.value]
-        trained = asked.epoch - asked.forked_after
-        attributes: dict[str, Any] = {"epochs": trained, "training_seconds": round(asked.seconds, 3)}
+            values = [active.value, active.seconds] if self.multi_objective else [active.value]
+        trained = active.epoch - active.forked_after
+        attributes: dict[str, Any] = {"epochs": trained, "training_seconds": round(active.seconds, 3)}
         if reason:
             attributes["reason"] = reason[:2000]
-        self._study.tell(asked.trial, state, values, **attributes)
-        self._live.pop(asked.cell.cell_id, None)
-        outcome = self.trials[asked.number]
-        self._ended[asked.cell.cell_id] = outcome
-        for duplicate in asked.duplicates:
+        self._study.tell(active.trial, state, values, **attributes)
+        self._live.pop(active.cell.cell_id, None)
+        outcome = self.trials[active.number]
+        self._ended[active.cell.cell_id] = outcome
+        for duplicate in active.duplicates:
             self._copy_result(duplicate, outcome)
         self.keep_time()
 

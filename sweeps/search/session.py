@@ -49,7 +49,7 @@ def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -
     names = [f"search {search.name}" for search in searches]
     with leases.hold(account.storage / "drivers", names, lost=lambda: stop_for_another(console)) as hold:
         if hold.others:
-            return refuse([f"{name} is in the hands of {who}; wait for it" for name, who in hold.others.items()])
+            return refuse([f"{name} is held by {who}; wait until it ends" for name, who in hold.others.items()])
         return _start(request, console, account, searches, hold)
 
 

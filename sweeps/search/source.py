@@ -16,12 +16,12 @@ from relvit.vocabulary import SEARCH, STOPPED_EPOCH, TRIAL, TRIAL_STATE
 from sweeps.account.account import FAILED, FINISHED, PRUNED, RUNNING, SEARCHED, Account
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import duration
-from sweeps.driver.source import Ending, Verdict
+from sweeps.driver.source import Ending, Source, Verdict
 from sweeps.search.search import ActiveTrial, Search, forked_epochs
 from sweeps.tracking.tracker import Tracker
 
 
-class SearchSource:
+class SearchSource(Source):
     """The trials of several searches; the first that has one to give goes first. say: prints a line."""
 
     draws_late = True  # what is drawn early is drawn without what runs now
@@ -33,12 +33,10 @@ class SearchSource:
         self._endings: list[Ending] = []
 
     def begin(self, write: Callable[..., None]) -> None:
-        """Start the clocks, and have the searches' database written as the account is."""
         for search in self._searches:
             search.start(write)
 
     def next(self, may_start: Callable[[WorkItem], bool]) -> WorkItem | None:
-        """The next trial of the first search that has one."""
         for search in self._searches:
             items: dict[str, WorkItem] = {}
 
@@ -59,15 +57,12 @@ class SearchSource:
         return None
 
     def is_done(self) -> bool:
-        """Whether no search has anything left to hand out."""
         return all(search.finished() for search in self._searches)
 
     def started(self, item: WorkItem) -> None:
-        """Its rows come from the first epoch on."""
         self._active[item.cell.cell_id][1].restart()
 
     def heard(self, item: WorkItem, row: dict[str, Any]) -> Verdict:
-        """As the search decides."""
         search, active = self._active[item.cell.cell_id]
         if not search.report(active, row):
             return Verdict.CONTINUE
@@ -80,7 +75,6 @@ class SearchSource:
         return Ending(item.cell, reason=f"waits after epoch {active.epoch} for the others of search {search.name}")
 
     def ended(self, item: WorkItem, row: dict[str, Any], failure: str = "", reason: str = "") -> Ending:
-        """The trial is decided, and so are its duplicates."""
         search, active = self._active.pop(item.cell.cell_id)
         search.settle(active, reason)
         trial = search.trials[active.number]
@@ -99,13 +93,11 @@ class SearchSource:
         return endings
 
     def stopped(self) -> list[Cell]:
-        """The trials that have not ended."""
         for search in self._searches:
             search.keep_time()
         return [active.cell for _, active in self._active.values()]
 
     def stop_reason(self, item: WorkItem) -> str:
-        """Names the search."""
         return f"search {self._active[item.cell.cell_id][0].name} was stopped"
 
     def enter_left_out(self, tracker: Tracker) -> None:

@@ -241,7 +241,7 @@ def make_space(base: Mapping[str, Any], path: Path | None = None, names: list[st
         domains = {name: domain for name, domain in domains.items() if name in names}
     ordered = {name: domains[name] for name in FIELDS if name in domains}
     space = Space(fields, ordered)
-    # A parameter that acts in no cell of the space would be a name without a meaning in every report.
+    # Drop parameters that are inactive in every cell of the space.
     acting = {name for name in ordered if not _never_acts(space, name)}
     if path is not None and not problems:
         problems += [
