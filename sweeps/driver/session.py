@@ -102,9 +102,11 @@ def _cluster_problems(sweep: Sweep, cells: list[Cell]) -> list[str]:
         return [str(error)]
 
 
-def connected_problems(sweep: Sweep, cells: list[Cell], gpus: float | None = None) -> list[str]:
+def connected_problems(
+    sweep: Sweep, cells: list[Cell], gpus: float | None = None, instead: str = "--hours"
+) -> list[str]:
     """What is wrong with the connected cluster, or with what is asked of it, and what the cells would miss on its
-    nodes. gpus: a trial's, as the sweep says if None."""
+    nodes. gpus: a trial's, as the sweep says if None; instead: of --gpu-hours, where there are none."""
     from sweeps.cluster.connection import gpus_per_trial, resource_problems
     from sweeps.cluster.nodes import node_problems
 
@@ -112,7 +114,7 @@ def connected_problems(sweep: Sweep, cells: list[Cell], gpus: float | None = Non
         gpus = gpus_per_trial(None if sweep.gpus == AUTO else sweep.gpus)
     found = resource_problems(sweep.cpus, gpus)
     if sweep.gpu_hours and not gpus:
-        found.append("--gpu-hours is a budget of GPUs, and trials get none here: use --hours")
+        found.append(f"--gpu-hours is a budget of GPUs, and trials get none here: use {instead}")
     if cells:
         names = [name for name, _ in datasets_of(cells)]
         found += node_problems(sweep.places.storage.absolute(), sweep.places.data_root, names, gpus=gpus)

@@ -11,8 +11,8 @@ from sweeps.account.failures import Setting
 from sweeps.account.work import work_items
 from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, ray_and_mlflow, refuse, say, stop_for_another
 from sweeps.driver.options import Checkpoints, Options
-from sweeps.driver.session import train_items
-from sweeps.planning.plan import PlanError, datasets_of, prepare_data
+from sweeps.driver.session import Sweep, connected_problems, train_items
+from sweeps.planning.plan import PlanError, prepare_data
 from sweeps.search.request import Prepared, SearchRequest, base_cells, describe, open_searches, prepare, standing
 from sweeps.search.results import finals, finals_study, report
 
@@ -81,15 +81,11 @@ def _search_and_test(
 ) -> int:
     """The same on the connected cluster. Raises PlanError where it is not fit for the searches."""
     from sweeps.cluster import connection as cluster
-    from sweeps.cluster.nodes import node_problems
     from sweeps.tracking.reconciliation import reconcile
 
     gpus = cluster.gpus_per_trial(request.gpus)
-    problems = cluster.resource_problems(request.cpus, gpus)
-    names = [name for name, _ in datasets_of([search.base for search in prepared])]
-    problems += node_problems(account.storage, request.places.data_root, names, gpus=gpus)
-    if request.gpu_hours and not gpus:
-        problems.append("--gpu-hours is a budget of GPUs, and trials get none here: use --trials or --hours")
+    sweep = Sweep(request.places, request.cpus, request.gpus, gpu_hours=request.gpu_hours)
+    problems = connected_problems(sweep, [search.base for search in prepared], gpus, "--trials or --hours")
     if problems:
         return refuse(problems)
     searches = open_searches(prepared, gpus)
