@@ -1,6 +1,7 @@
 """The account of cells: what is done survives, and one driver holds it."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from relvit.cell import Cell
 from sweeps.account import leases
 from sweeps.account.account import FAILED, FINISHED, PLANNED, RUNNING, Account, count_states, remedy
+from sweeps.driver.reporter import may_pass
 from sweeps.planning.plan import Request, plan_cells
 
 
@@ -157,7 +159,7 @@ def test_a_plan_with_other_fields_is_refused_and_not_written_to(tmp_path, cells)
     planned_fields(Account(tmp_path), cells[0], lambda fields: {**fields, "label_smoothing": 0.1})
     (problem,) = Account(tmp_path).check()
     assert "(studies/table4.json), which differ in label_smoothing" in problem
-    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drivers", "studies"]
 
 
 def test_a_plan_of_before_a_field_came_is_taken(tmp_path, cells):
@@ -243,3 +245,61 @@ def test_looking_at_a_storage_path_that_does_not_exist_does_not_make_it(tmp_path
     assert account.seem_held() == set()
     account.status(cells[0])
     assert not (tmp_path / "results").exists()
+
+
+def test_drivers_that_start_one_study_at_once_lose_nothing_of_what_either_planned(tmp_path):
+    cells = plan_cells(Request("table4", "demo", tmp_path))
+    together = threading.Barrier(4)
+
+    def plan(part):
+        together.wait()
+        Account(tmp_path / "results").plan(dict.fromkeys(part, ("table4",)))
+
+    for _ in range(3):
+        threads = [threading.Thread(target=plan, args=(cells[number::4],)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert set(Account(tmp_path / "results").planned()) == set(cells)
+        (tmp_path / "results/studies/table4.json").unlink()
+
+
+@pytest.mark.parametrize("content", ["", '{"state": "fin', "[]", "null", '{"state": "elsewhere"}', "\x00" * 100])
+def test_a_damaged_state_is_named_and_its_cell_is_taken_up_from_its_checkpoints(tmp_path, cells, caplog, content):
+    account = Account(tmp_path)
+    account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
+    account.mark(cells[1], FAILED, "loss is nan")
+    state = account.folder(cells[0]) / "state.json"
+    state.write_text(content)
+    again = Account(tmp_path)
+    assert again.check() == []
+    assert [status.state for status in again.statuses(cells[:2]).values()] == [PLANNED, FAILED]
+    assert f"{state} is damaged" in caplog.text
+    again.mark(cells[0], RUNNING)
+    assert Account(tmp_path).status(cells[0]).state == RUNNING
+    if content != '{"state": "elsewhere"}':
+        assert state.with_name("state.json.damaged").read_text() == content  # nothing is thrown away
+
+
+def test_a_damaged_history_is_named_and_is_no_history(tmp_path, cells, caplog):
+    account = Account(tmp_path)
+    account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
+    (account.folder(cells[0]) / "history.json").write_text('[{"epoch"')
+    assert Account(tmp_path).history(cells[0]) == []
+    assert "history.json is damaged" in caplog.text
+
+
+def test_a_folder_that_another_user_made_for_himself_is_told_before_the_first_trial(tmp_path, cells, monkeypatch):
+    account = Account(tmp_path)
+    account.mark(cells[0], RUNNING)
+    folder = account.folder(cells[0])
+    monkeypatch.setattr("os.access", lambda path, how: path != folder)  # the tests may run as root
+    (problem,) = Account(tmp_path).check()
+    assert problem.startswith(f"1 folders under the storage path {tmp_path} cannot be written by this user, among them")
+    assert str(folder) in problem and "umask 002" in problem
+
+
+def test_a_permission_that_is_denied_is_not_waited_for():
+    assert may_pass(OSError(28, "No space left on device"))
+    assert not may_pass(PermissionError(13, "Permission denied"))

@@ -12,12 +12,15 @@ All but the checkpoints can be read without torch, Ray or MLflow.
 """
 
 import json
+import logging
+import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,18 @@ from relvit.cell import FIELDS, LATER_FIELDS, Cell
 from relvit.files import Location, remove_leftovers, write_atomic
 from sweeps.account import leases
 
+_LOGGER = logging.getLogger(__name__)
+
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
 # What becomes of a trial of a hyperparameter search: stopped early, or trained to its last epoch but never tested.
 PRUNED, SEARCHED = "pruned", "searched"
+STATES = {PLANNED, RUNNING, FINISHED, FAILED, PRUNED, SEARCHED}
 
-FORM = 1  # of the files under a storage path; raised when older programs could not read them
+FORMAT_VERSION = 1  # of the files under a storage path; raised when older programs could not read them
 _EVENTS_KEPT = 100
 
 # What a folder may hold that is not yet an account: what the analysis, the plan or a benchmark left there first.
-_HARMLESS = {"analysis", "benchmarks", "calibration.json", "studies"}
+_HARMLESS = {"analysis", "benchmarks", "calibration.json", "drivers", "studies"}
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,27 @@ class Account:
             write_atomic(probe, b"probe")
             probe.unlink()
             if not (self.storage / "account.json").exists():
-                _write_json(self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORM})
+                _write_json(
+                    self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORMAT_VERSION}
+                )
         except OSError as error:
             return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {remedy(error)}"]
-        return []
+        return self._shut_folders()
+
+    def _shut_folders(self) -> list[str]:
+        """Folders that another user made for himself alone: what lies there could not be continued."""
+        if not isinstance(self.storage, Path):
+            return []
+        folders = [self.storage / "studies", self.storage / "drivers", *self.storage.glob("cells/*")]
+        shut = [path for path in folders if path.is_dir() and not os.access(path, os.W_OK | os.X_OK)]
+        if not shut:
+            return []
+        return [
+            f"{len(shut)} folders under the storage path {self.storage} cannot be written by this user, among them "
+            f"{shut[0]}: to share a storage path, let its folders belong to a group (chgrp -R GROUP {self.storage}; "
+            f"chmod -R g+rwX {self.storage}; find {self.storage} -type d -exec chmod g+s {{}} +) and let each of its "
+            "users have umask 002"
+        ]
 
     def look(self) -> list[str]:
         """As `check`, but only as far as it shows without writing: nothing is made."""
@@ -94,10 +117,11 @@ class Account:
                 form = None
             if not isinstance(form, int):
                 return [f"{marker} is not an account of cells; choose another place: --storage"]
-            if form != FORM:
+            if form != FORMAT_VERSION:
+                age = "a newer" if form > FORMAT_VERSION else "an older"
                 return [
-                    f"{self.storage} holds the account of {'a newer' if form > FORM else 'an older'} version of this "
-                    f"project (form {form}, this one writes {FORM}); use that version, or another place: --storage"
+                    f"{self.storage} holds the account of {age} version of this project (form {form}, this one writes "
+                    f"{FORMAT_VERSION}); use that version, or another place: --storage"
                 ]
         elif self.storage.is_dir():
             strangers = sorted(
@@ -125,7 +149,10 @@ class Account:
                 cells = [content] if path == begun else list(content.values())
                 differing = set().union(*(_differing(set(cell)) for cell in cells))
             except (ValueError, AttributeError, TypeError):
-                return [f"{path} does not hold cells of this project; use another place: --storage"]
+                return [
+                    f"{path} does not hold cells of this project: remove it if it was damaged (the same command enters "
+                    "again what was planned), or use another place: --storage"
+                ]
             if differing:
                 return [
                     f"{self.storage} holds cells of another version of this project ({path.parent.name}/{path.name}), "
@@ -149,17 +176,28 @@ class Account:
                 planned.setdefault(name, {})[cell.cell_id] = cell.as_dict()
         for name, cells in planned.items():
             path = self.storage / "studies" / f"{name}.json"
-            before = json.loads(path.read_text()) if path.exists() else {}
-            if not cells.keys() <= before.keys():
-                _write_json(path, before | cells)
+            if cells.keys() <= read_json(path, {}).keys():
+                continue
+            with self._alone_with(f"study {name}"):  # two drivers that start at once each add to what the other wrote
+                _write_json(path, read_json(path, {}) | cells)
 
     def planned(self) -> dict[Cell, tuple[str, ...]]:
         """All that was ever asked for, as `plan` takes it."""
         studies: dict[Cell, list[str]] = {}
         for path in sorted(self.storage.glob("studies/*.json"), key=lambda path: path.name):
-            for fields in json.loads(path.read_text()).values():
+            for fields in read_json(path, {}).values():
                 studies.setdefault(Cell(**fields), []).append(path.stem)
         return {cell: tuple(names) for cell, names in studies.items()}
+
+    @contextmanager
+    def _alone_with(self, what: str) -> Iterator[None]:
+        """No other driver is in such a block for the same thing."""
+        while True:
+            with leases.hold(self.storage / "drivers", [what], lost=lambda: None) as hold:
+                if hold.held:
+                    yield
+                    return
+            time.sleep(0.1)
 
     def folder(self, cell: Cell) -> Location:
         """Where the cell's files are."""
@@ -171,6 +209,9 @@ class Account:
         if not entry:
             return Status(PLANNED)
         known = {name: entry[name] for name in Status.__dataclass_fields__ if name in entry}
+        if known.get("state") not in STATES:
+            _warn_of(self.folder(cell) / "state.json", f"{known.get('state')!r} is no state of a cell")
+            return Status(PLANNED, self._checkpointed_epoch(cell))
         return Status(**{**known, "epoch": self._checkpointed_epoch(cell)})
 
     def statuses(self, cells: Iterable[Cell]) -> dict[Cell, Status]:
@@ -185,7 +226,10 @@ class Account:
         """Enter a new state. details: other fields of Status that are not to be neutral."""
         entry = asdict(Status(state, reason=reason, changed=time.time(), **details))
         event = [entry["changed"], state, reason, platform.node()]
-        events = [*self._entry(cell).get("events", []), event][-_EVENTS_KEPT:]
+        before = self._entry(cell)
+        if not before:
+            _keep_damaged(self.folder(cell) / "state.json")
+        events = [*before.get("events", []), event][-_EVENTS_KEPT:]
         if not (self.folder(cell) / "cell.json").exists():
             _write_json(self.folder(cell) / "cell.json", cell.as_dict())
         entry = {**entry, "events": events}
@@ -204,10 +248,7 @@ class Account:
 
     def history(self, cell: Cell) -> list[dict[str, Any]]:
         """The rows of a cell that has ended; none where it ended without."""
-        try:
-            return json.loads((self.folder(cell) / "history.json").read_text())
-        except FileNotFoundError:
-            return []
+        return read_json(self.folder(cell) / "history.json", [])
 
     def events(self, cell: Cell) -> list[tuple[float, str, str, str]]:
         """What happened to the cell: Unix time, state, reason, the driver's host; oldest first."""
@@ -259,10 +300,7 @@ class Account:
         """The content of state.json; of a cell that this driver has entered, what it entered last."""
         if cell.cell_id in self._known:
             return self._known[cell.cell_id]
-        try:
-            return json.loads((self.folder(cell) / "state.json").read_text())
-        except FileNotFoundError:
-            return {}
+        return read_json(self.folder(cell) / "state.json", {})
 
     def _checkpointed_epoch(self, cell: Cell) -> int:
         stems = (path.stem.split("-")[0] for path in self.folder(cell).glob("*-*.pt"))
@@ -288,6 +326,8 @@ _REMEDIES = {
     "reach the store",
     "NO_SUCH_BUCKET": "make the bucket, or name another with --storage",
     "INVALID_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID, or the key of the profile, is not one that the store knows",
+    "HTTP status 400": "where the bucket and the region are right, the keys have expired: get new ones, "
+    "AWS_SESSION_TOKEN among them",
     "SIGNATURE_DOES_NOT_MATCH": "AWS_SECRET_ACCESS_KEY, or the profile's, does not go with the key's id",
     "ACCESS_DENIED": "the store does not know the keys that it was given, or they may not do this: check "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile or the machine's role, and the bucket's policy",
@@ -301,6 +341,32 @@ def remedy(error: Exception) -> str:
 
 def _cause(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def read_json(path: Location, empty: Any) -> Any:
+    """What the file holds; `empty` where it is not there, or is damaged, of which a warning tells."""
+    try:
+        value = json.loads(path.read_text())
+        if isinstance(value, type(empty)):
+            return value
+        why = f"it holds {type(value).__name__}, not {type(empty).__name__}"
+    except FileNotFoundError:
+        return empty
+    except ValueError as error:
+        why = str(error)
+    _warn_of(path, why)
+    return empty
+
+
+@cache
+def _warn_of(path: Location, why: str) -> None:
+    _LOGGER.warning("%s is damaged (%s); what lies beside it is used without it", path, why)
+
+
+def _keep_damaged(path: Location) -> None:
+    """Before a file is written anew that could not be read: what is left of it stays, under another name."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def _write_json(path: Location, value: Any) -> None:

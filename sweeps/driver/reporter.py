@@ -280,8 +280,10 @@ class _Stopper(Stopper):
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a write to the storage, or to a search's database in it, may succeed later."""
-    return any(isinstance(each, (OSError, OperationalError)) for each in (error, error.__cause__))
+    """Whether a write to the storage, or to a search's database in it, may succeed later. One that is denied will
+    not."""
+    causes = [each for each in (error, error.__cause__) if isinstance(each, (OSError, OperationalError))]
+    return bool(causes) and not any(isinstance(each, PermissionError) for each in causes)
 
 
 def failure_reason(trial: Trial) -> str:

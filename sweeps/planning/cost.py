@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from relvit.cell import HEADS, NONE, PAPER_TASKS, Cell
 from relvit.data import split_sizes
 from relvit.files import write_atomic
-from sweeps.account.account import FINISHED, Account, Status
+from sweeps.account.account import FINISHED, Account, Status, read_json
 from sweeps.cluster.machine import available_cpus
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Costs:
     def __init__(self, account: Account, device: str):
         self._account, self._device = account, device
         self._path = account.storage / "calibration.json"
-        self._stored: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._stored: dict[str, Any] = read_json(self._path, {})
         self._observed = _observed_epochs(account, device)
         self.from_cells: set[str] = set()
         self.calibrated: set[str] = set()
@@ -193,11 +193,14 @@ def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
     """Seconds of every epoch of every finished cell that was trained on such a device, by kind."""
     seconds: dict[tuple, list[float]] = {}
     for path in account.storage.glob("cells/*/history.json"):
-        cell = Cell(**json.loads(path.with_name("cell.json").read_text()))
+        fields = read_json(path.with_name("cell.json"), {})
+        if not fields:
+            continue
+        cell = Cell(**fields)
         # The account knows GPU memory of those cells alone that were trained on a GPU.
         if device != ("cuda" if account.status(cell).peak_gpu_bytes else "cpu"):
             continue
-        for row in json.loads(path.read_text()):
+        for row in account.history(cell):
             if "epoch_seconds" in row:
                 seconds.setdefault(_observed_key(cell, row["phase"]), []).append(row["epoch_seconds"])
     return seconds

@@ -40,6 +40,10 @@ def reconcile(
 
 def _finished(item: WorkItem, account: Account, tracker: Tracker, thorough: bool) -> list[str]:
     cell = item.cell
+    if not tracker.is_finished(cell) and not account.history(cell):
+        return [
+            f"could not rebuild the run of {cell.cell_id}: its rows in {account.folder(cell)}/history.json are lost"
+        ]
     if tracker.is_finished(cell):
         missing = tracker.missing_epochs(cell) if thorough else []
         if not missing:
