@@ -157,15 +157,17 @@ STORE_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 
 
 def location(text: str) -> Location:
-    """A folder as a user names it: a path, or the URL of a place in a store, "s3://bucket/folder[?options]".
+    """A folder as a user names it: a path, or the URL of a place in a store, "s3://bucket/folder[?options]". "~" and
+    "$NAME" are read as a shell reads them, which leaves them alone within --option=~/folder.
 
     The store's credentials are what its own tools use: the environment, a profile, the machine's role.
     Raises ValueError for a URL that names no place, an option that there is not, or a password, which every list of
     processes would show.
     """
+    text = os.path.expandvars(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return Path(text)
+        return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises where there is no home
     if scheme == "file":
         return Path(rest)
     place, _, options = rest.partition("?")

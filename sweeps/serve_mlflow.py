@@ -14,6 +14,7 @@ import configparser
 import os
 import secrets
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -69,12 +70,37 @@ def _write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
+def _home() -> Path:
+    return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's raises where there is none
+
+
+def _port_problem(host: str, port: int) -> str:
+    """Why the server cannot listen there; empty if it can."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself asks
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        return f"it cannot listen at {host}:{port} ({error}): another server may be there; name another with --port"
+    return ""
+
+
+def _shut(folder: Path, credentials: Path) -> str:
+    """Let nobody else enter the folder. Returns what is open all the same, with what closes it; empty if nothing."""
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)
+    found = [path for path in (folder, credentials) if path.exists() and path.stat().st_mode & 0o077]
+    closing = "; ".join(f"chmod -R go-rwx {path}" for path in found)
+    return f"note: open to others on this machine: {', '.join(map(str, found))}: {closing}" if found else ""
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="serve_mlflow.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path.home() / "mlflow", metavar="DIR",
+        "--folder", type=Path, default=_home() / "mlflow", metavar="DIR",
         help="the database, on a local disk, and the artifacts (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--artifacts", metavar="DIR", help="where artifacts are, a folder or s3:// (default: in DIR)")
@@ -93,8 +119,14 @@ def main() -> int:
         print(f"--host {options.host} is every address of this machine: name the private one", file=sys.stderr)
         return 2
     folder = options.folder.absolute()
-    path = Path.home() / ".mlflow/credentials"
+    path = _home() / ".mlflow/credentials"
+    os.umask(0o077)  # the databases hold what only their owner should read
     try:
+        if str(_home()) == "~":
+            raise ValueError("this user has no home folder: set HOME to a folder of yours")
+        problem = _port_problem(options.host, options.port)
+        if problem:
+            raise ValueError(problem)
         folder.mkdir(parents=True, exist_ok=True)
         user, password = credentials(path)
         environment = server_environment(folder, user, password)
@@ -112,6 +144,9 @@ def main() -> int:
     if options.allowed_hosts:
         command += ["--allowed-hosts", options.allowed_hosts]
     source = "$" + _PASSWORD if os.environ.get(_PASSWORD) else path
+    note = _shut(folder, path)
+    if note:
+        print(note, flush=True)
     print(f"MLflow at http://{options.host}:{options.port}, user {user!r}, password in {source}", flush=True)
     return os.execve(program, command, environment)
 

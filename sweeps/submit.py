@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkou
 
 from sweeps.cluster import jobs
 from sweeps.cluster.jobs import DEFAULT_ADDRESS, INTERRUPTED
+from sweeps.cluster.machine import ensure_home
 
 NOT_SUBMITTED = 2
 
@@ -43,6 +44,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
+    note = ensure_home()
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     jobs.use_token()
     problems = jobs.secret_problems(options.entrypoint)
     problems += jobs.upload_problems(options.working_dir)
@@ -61,7 +65,9 @@ def main() -> int:
         return 0
     try:
         return jobs.follow(client, job_id)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, jobs.NotFollowedError) as error:
+        if isinstance(error, jobs.NotFollowedError):
+            print(f"\nthe connection to {options.address} is gone ({error}), and not the job", end="")
         print(f"\nthe job goes on; `ray job logs --follow {job_id}` follows it, `ray job stop {job_id}` ends it")
         return INTERRUPTED
 

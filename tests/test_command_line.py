@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sweeps.ablation import parse_arguments
 from sweeps.account.code_version import source_digest
 from sweeps.cli.console import INTERRUPTED, begin, exit_status, interrupts_wait
-from sweeps.cli.options import Places
+from sweeps.cli.options import Places, lost_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,3 +118,30 @@ def test_the_start_says_which_code_it_is_and_what_is_open_to_others(tmp_path, mo
     code, *rest = capsys.readouterr().out.splitlines()
     assert code.startswith("code: commit ") and f"sources {source_digest()}" in code
     assert any(f"note: {token} can be read by others: chmod go-rwx {token}" in line for line in rest)
+
+
+def test_a_cluster_that_is_set_up_says_where_everything_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("RELVIT_STORAGE", "/shared/results")
+    monkeypatch.setenv("RELVIT_DATA_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    places = Places.of(parse_arguments([]))
+    assert (str(places.storage), places.data_root, places.tracking_uri) == (
+        "/shared/results",
+        tmp_path,
+        "http://127.0.0.1:5000",
+    )
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/tmp/ray/session_1/runtime_resources/working_dir_files/x"))
+    assert lost_paths(places) == []
+    for name in ("RELVIT_STORAGE", "RELVIT_DATA_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name)
+    said = lost_paths(Places.of(parse_arguments([])))
+    assert [line.split()[0] for line in said] == ["--storage", "--data-root", "--tracking-uri"]
+    assert "export RELVIT_STORAGE=/shared/results" in said[0]
+
+
+@pytest.mark.parametrize("gpus", ["0.00001", "-1", "1.5"])
+def test_gpus_that_no_trial_can_have_are_refused(gpus, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--gpus", gpus])
+    assert ended.value.code == 2
+    assert "--gpus" in capsys.readouterr().err

@@ -172,3 +172,12 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
     (problem,) = Account(location(f"{place}-of-nobody/results?{options}")).check()
     assert "cannot be written" in problem
     assert "make the bucket" in problem
+
+
+def test_a_home_and_a_variable_in_a_path_are_read_as_a_shell_reads_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PROJECT", "relvit")
+    assert location("~/results") == tmp_path / "results"
+    assert location("$HOME/$PROJECT") == tmp_path / "relvit"
+    assert str(location("s3://bucket/$PROJECT")) == "s3://bucket/relvit"
+    assert location("~nobody-of-this-name/results").name == "results"  # and no traceback

@@ -64,6 +64,11 @@ def test_storage_that_is_not_shared_names_who_does_not_see_whom():
     )
 
 
+def test_two_sizes_that_differ_are_shown_to_differ():
+    (sentence,) = told({"a": Report(OWN, 49_900_000)}, needed_bytes=50_000_000)
+    assert "has 49.9 MB free" in sentence and "about 50.0 MB" in sentence
+
+
 def test_room_is_compared_with_what_is_needed():
     assert told({"a": Report(OWN, 5 * 10**9)}, needed_bytes=5 * 10**9) == []
     (sentence,) = told({"a": Report(OWN, 5 * 10**9)}, needed_bytes=6 * 10**9)
@@ -356,3 +361,11 @@ def test_a_server_that_refuses_the_credentials_names_the_user_and_not_the_passwo
 def test_what_is_no_mlflow_server_is_told_by_its_answer(server):
     (problem,) = tracking_problems(server(404))
     assert "does not answer as an MLflow server does: 404" in problem
+
+
+def test_a_database_that_can_only_be_read_is_refused_before_every_run_is_lost_to_it(tmp_path, monkeypatch):
+    database = tmp_path / "mlflow.db"
+    database.touch()
+    monkeypatch.setattr("os.access", lambda path, how: path != database)  # the tests may run as root
+    (problem,) = tracking_problems(f"sqlite:///{database}")
+    assert problem.startswith(f"MLflow's database {database} can only be read by this user")

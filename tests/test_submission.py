@@ -3,6 +3,7 @@
 import importlib
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps import serve_mlflow, submit
 from sweeps.account import code_version
 from sweeps.account.code_version import COMMIT, DIRTY, code_line, git_state, source_digest
 from sweeps.account.secrets import holds_password, redacted
@@ -309,3 +311,72 @@ def test_the_server_does_not_listen_everywhere(tmp_path):
     assert result.returncode == 2
     assert "--host 0.0.0.0 is every address of this machine" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_port_that_is_taken_is_told_before_a_password_is_named(no_credentials, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        before = os.umask(0o022)
+        try:
+            monkeypatch.setattr("sys.argv", ["serve_mlflow.py", "--port", port])
+            assert serve_mlflow.main() == 2
+        finally:
+            os.umask(before)
+    said = capsys.readouterr()
+    assert f"cannot listen at 127.0.0.1:{port}" in said.err
+    assert "password" not in said.out + said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_servers_folder_is_shut_and_what_stays_open_is_said(tmp_path):
+    folder, credentials_file = tmp_path / "mlflow", tmp_path / "credentials"
+    folder.mkdir(mode=0o755)
+    credentials_file.touch(mode=0o644)
+    said = serve_mlflow._shut(folder, credentials_file)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert said == f"note: open to others on this machine: {credentials_file}: chmod -R go-rwx {credentials_file}"
+    credentials_file.chmod(0o600)
+    assert serve_mlflow._shut(folder, credentials_file) == ""
+
+
+class Cluster:
+    """A cluster's client as jobs needs it: a job that runs, and a connection that breaks when its log is read."""
+
+    def submit_job(self, **job):
+        self.job = job
+        return "job-1"
+
+    async def tail_job_logs(self, job_id):
+        yield "a line\n"
+        raise ConnectionResetError("Cannot write to closing transport")
+
+
+def test_a_tunnel_that_drops_is_not_the_end_of_the_job(monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "use_token", lambda: None)
+    monkeypatch.setattr(jobs, "upload_problems", lambda folder: [])
+    monkeypatch.setattr(jobs, "address_problems", lambda address: [])
+    monkeypatch.setattr(jobs, "connect", lambda address: Cluster())
+    monkeypatch.setattr(jobs, "version_notes", lambda client: iter(()))
+    monkeypatch.setattr("sys.argv", ["submit.py", "--", "python", "sweeps/ablation.py"])
+    assert submit.main() == 130
+    said = capsys.readouterr().out
+    assert "is gone (Cannot write to closing transport), and not the job" in said
+    assert "`ray job logs --follow job-1` follows it" in said
+
+
+def test_a_job_has_time_to_close_its_runs_when_it_is_stopped(tmp_path):
+    cluster = Cluster()
+    jobs.submit(cluster, tmp_path, ["python", "sweeps/ablation.py"], None)
+    assert int(cluster.job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+
+
+def test_loopback_is_not_reached_through_a_proxy(tmp_path):
+    script = "import sweeps; from requests.utils import should_bypass_proxies as by; "
+    script += (
+        "print(by('http://127.0.0.1:5000/x', None), by('http://mlflow.example', None), by('http://host.corp', None))"
+    )
+    environment = {**os.environ, "http_proxy": "http://proxy:3128", "no_proxy": ".corp"}
+    environment.pop("NO_PROXY", None)
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == ["True", "False", "True"]

@@ -73,7 +73,6 @@ def refuse(problems: Iterable[str]) -> int:
 def begin(places: Places, console: Console) -> None:
     """Before anything is made: say which code this is and what others on this machine can reach, and keep from them
     what will be made."""
-    note = ensure_home()
     keep_private(path for path in (places.storage, places.data_root) if isinstance(path, Path))
     say(console, code_line())
     secrets = [Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")), Path("~/.mlflow/credentials")]
@@ -82,8 +81,8 @@ def begin(places: Places, console: Console) -> None:
     # A job runs in a copy of the working directory, which who can write there can change.
     sessions = [folder for folder in Path.cwd().parents if folder.name.startswith("session_")]
     found = open_to_others([*(path.expanduser() for path in secrets), *sessions])
-    for line in filter(None, [note, "; ".join(found)]):
-        say(console, f"note: {line}")
+    if found:
+        say(console, f"note: {'; '.join(found)}")
 
 
 def stop_for_another(console: Console) -> None:
@@ -93,7 +92,11 @@ def stop_for_another(console: Console) -> None:
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """Run a command's `main`; a Ctrl-C that it did not expect ends it without a traceback."""
+    """Run a command's `main`; a Ctrl-C or a SIGTERM that it did not expect ends it without a traceback."""
+    note = ensure_home()
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         return main()
     except KeyboardInterrupt:

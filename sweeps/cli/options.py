@@ -45,19 +45,24 @@ def storage_place(text: str) -> Location:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def folder(text: str) -> Path:
+    """The type of an option that takes a folder of this machine; "~" and "$NAME" are read as a shell reads them."""
+    return Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111 - Path's raises where there is no home
+
+
 def add_storage(group: Any, what: str = "where the account of cells and the checkpoints are kept") -> None:
     """--storage."""
     group.add_argument(
-        "--storage", type=storage_place, default=Path("results"), metavar="DIR",
-        help=f"{what}: a folder that every node sees, or s3://BUCKET/FOLDER (default: %(default)s)",
+        "--storage", type=storage_place, default=os.environ.get("RELVIT_STORAGE", "results"), metavar="DIR",
+        help=f"{what}: a folder that every node sees, or s3://BUCKET/FOLDER (default: $RELVIT_STORAGE, else results)",
     )  # fmt: skip
 
 
 def add_data_root(group: Any) -> None:
     """--data-root."""
     group.add_argument(
-        "--data-root", type=Path, default=Path("data"), metavar="DIR",
-        help="where data sets are, or are downloaded to (default: %(default)s)",
+        "--data-root", type=folder, default=os.environ.get("RELVIT_DATA_ROOT", "data"), metavar="DIR",
+        help="where data sets are, or are downloaded to (default: $RELVIT_DATA_ROOT, else data)",
     )  # fmt: skip
 
 
@@ -131,8 +136,8 @@ def require_gpus(parser: argparse.ArgumentParser, gpus: float | str | None) -> N
     """End with a message where no trial can have so many GPUs."""
     if gpus in (None, AUTO):
         return
-    if gpus < 0:
-        parser.error(f"--gpus must be at least 0, not {gpus:g}")
+    if gpus < 0 or 0 < gpus < 0.0001:  # Ray counts in ten-thousandths
+        parser.error(f"--gpus must be 0, or at least 0.0001, not {gpus:g}")
     if gpus > 1 and gpus % 1:
         parser.error(f"--gpus above 1 must be a whole number, not {gpus:g}: a trial shares at most one GPU")
 
@@ -141,15 +146,17 @@ def lost_paths(places: Places) -> list[str]:
     """Paths that would be lost with a submitted job's copy of the working directory, which Ray removes."""
     if "runtime_resources" not in Path.cwd().parts:
         return []
-    relative = [
-        (option, isinstance(path, Path) and not path.is_absolute())
-        for option, path in (("--storage", places.storage), ("--data-root", places.data_root))
-    ]
     uri = places.tracking_uri
-    relative.append(("--tracking-uri", uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")))
+    given = {
+        "--storage": (places.storage, "RELVIT_STORAGE", "/shared/results"),
+        "--data-root": (places.data_root, "RELVIT_DATA_ROOT", "/data"),
+        "--tracking-uri": (Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else uri,
+                           "MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),
+    }  # fmt: skip
     return [
         f"{option} is a relative path, and this job runs in a copy of the working directory that Ray removes when it "
-        f"is done: give an absolute path that every node sees{' or a server' if option == '--tracking-uri' else ''}"
-        for option, is_relative in relative
-        if is_relative
+        f"is done: give what every node sees, for instance {option} {example}, or set it once for all jobs where the "
+        f"cluster is started: export {variable}={example}"
+        for option, (path, variable, example) in given.items()
+        if isinstance(path, Path) and not path.is_absolute()
     ]

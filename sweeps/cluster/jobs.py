@@ -30,11 +30,15 @@ _OFFENDERS = 10
 # Ray says at each of several walks which ignore files it read, and more that is not for a user.
 _TALKATIVE = ("ray._private.runtime_env", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
-_MEND_TOKEN = "put the cluster's token into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
+_TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
 
 
 class SubmitError(ValueError):
     """Why nothing was submitted."""
+
+
+class NotFollowedError(ConnectionError):
+    """The connection to the cluster is gone, and the job is not."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,12 @@ def address_problems(address: str) -> list[str]:
 def use_token() -> None:
     """Turn token authentication on where this machine has a token; call it before Ray is imported, which reads it."""
     named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if named or (Path.home() / ".ray/auth_token").is_file():
+    if named or Path("~/.ray/auth_token").expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def connect(address: str) -> "JobSubmissionClient":
-    """A client of the cluster. Raises SubmitError with what to mend."""
+    """A client of the cluster. Raises SubmitError with the remedy."""
     import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -141,7 +145,7 @@ def connect(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise SubmitError(f"{address} refuses: {str(error).splitlines()[0]}; {_MEND_TOKEN}") from error
+        raise SubmitError(f"{address} refuses: {str(error).splitlines()[0]}; {_TOKEN_REMEDY}") from error
     except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
         raise SubmitError(f"{address} answers, but not as Ray's dashboard does: {error}") from error
 
@@ -159,7 +163,8 @@ def version_notes(client: "JobSubmissionClient") -> Iterator[str]:
 def submit(client: "JobSubmissionClient", folder: Path, entrypoint: list[str], submission_id: str | None) -> str:
     """Upload the folder and start the command in it on the head. Returns the job's id. Raises SubmitError."""
     origin = git_state(folder)
-    environment = {COMMIT: origin[GIT_COMMIT], DIRTY: origin[GIT_DIRTY]}
+    # Ray kills a job that is stopped after 3 s; a driver needs longer to close the runs of its trials.
+    environment = {COMMIT: origin[GIT_COMMIT], DIRTY: origin[GIT_DIRTY], "RAY_JOB_STOP_WAIT_TIME_S": "120"}
     try:
         return client.submit_job(
             entrypoint=shlex.join(entrypoint),
@@ -171,7 +176,18 @@ def submit(client: "JobSubmissionClient", folder: Path, entrypoint: list[str], s
 
 
 def follow(client: "JobSubmissionClient", job_id: str) -> int:
-    """Print the job's log until it ends. Returns its exit status."""
+    """Print the job's log until it ends. Returns its exit status. Raises NotFollowedError where the cluster is out of
+    reach: the job goes on."""
+    import aiohttp
+    import requests
+
+    try:
+        return _follow(client, job_id)
+    except (OSError, RuntimeError, aiohttp.ClientError, requests.RequestException) as error:
+        raise NotFollowedError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+
+
+def _follow(client: "JobSubmissionClient", job_id: str) -> int:
     from ray.job_submission import JobStatus
 
     async def print_log() -> None:

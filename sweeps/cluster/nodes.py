@@ -305,8 +305,8 @@ def judge(
                 add(_disagreement(what, theirs, own[what]), node)
         if report.free_bytes is not None and report.free_bytes < needed_bytes:
             add(
-                f"has {report.free_bytes / 1e9:.2f} GB free under the storage path {storage}, and the sweep needs "
-                f"about {needed_bytes / 1e9:.2f} GB: make room, or choose another with --storage",
+                f"has {_size(report.free_bytes)} free under the storage path {storage}, and the sweep needs about "
+                f"{_size(needed_bytes)}: make room, or choose another with --storage",
                 node,
             )
     for node, others in unseen.items():
@@ -319,6 +319,10 @@ def judge(
                 node,
             )
     return [f"{'node' if len(nodes) == 1 else 'nodes'} {_and(nodes)}: {what}" for what, nodes in found.items()]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _disagreement(what: str, theirs: str, own: str) -> str:

@@ -29,6 +29,7 @@ from sweeps.search.search import (
     point_problems,
 )
 from sweeps.search.space import Space, SpaceError, make_space, text
+from sweeps.tracking.reachable import network_problem
 
 # Earlier runs that --warm-start mlflow takes.
 _EARLIER = 5
@@ -180,7 +181,11 @@ def storage_url(request: SearchRequest, account: Account) -> str:
                 "(PGPASSWORD or ~/.pgpass)"
             ]
         )
-    return request.optuna_storage or f"sqlite:///{account.storage}/optuna.db"
+    url = request.optuna_storage or f"sqlite:///{account.storage}/optuna.db"
+    problem = network_problem(Path(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") else ""
+    if problem:
+        raise PlanError([f"{problem}: name a file on a local disk of this machine, or a server, with --optuna-storage"])
+    return url
 
 
 def search_names(request: SearchRequest, cells: list[Cell]) -> list[str]:

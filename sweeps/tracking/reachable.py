@@ -82,13 +82,27 @@ def _root_cause(error: BaseException) -> str:
 
 def _sqlite_problems(uri: str) -> list[str]:
     path = Path(uri.partition(":///")[2].partition("?")[0]).absolute()
-    kind = file_system_of(path)
+    problem = network_problem(path)
+    if problem:
+        return [f"{problem}: name a MLflow server with --tracking-uri, or a database on a local disk"]
+    shut = next((each for each in (path, path.parent) if each.exists() and not os.access(each, os.W_OK)), None)
+    if shut:
+        return [
+            f"MLflow's database {path} can only be read by this user ({shut} cannot be written), so that every run "
+            "would be lost to it: name another with --tracking-uri"
+        ]
+    return []
+
+
+def network_problem(database: Path) -> str:
+    """Why a SQLite file must not lie there; empty if it may."""
+    kind = file_system_of(database)
     if kind not in _NETWORK_FILE_SYSTEMS:
-        return []
-    return [
-        f"{path} is on a network file system ({kind}), where SQLite's locks do not hold and a database is corrupted "
-        "sooner or later: name a MLflow server with --tracking-uri, or a database on a local disk"
-    ]
+        return ""
+    return (
+        f"{database} is on a network file system ({kind}), where SQLite's locks do not hold and a database is "
+        "corrupted sooner or later"
+    )
 
 
 def file_system_of(path: Path, mounts: str | None = None) -> str | None:
