@@ -4,73 +4,48 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
+from helpers import entries
+from helpers.entries import ROOT, histories, runs_by_tasks, steps, wait_for_checkpoint
 
+from relvit import checkpoint
 from relvit.cell import Cell
 
 pytestmark = pytest.mark.end_to_end
 
-ROOT = Path(__file__).resolve().parents[2]
 # Epochs long enough (a second or less) that a test that kills something between two of them meets it alive.
 SMALL = ("--set", "train_images=1000", "--set", "pretrain_epochs=3", "--set", "epochs=3")
+# Where nothing is killed; after SMALL, as the later of two settings counts.
+FEW = ("--set", "train_images=120")
+ABLATION = "sweeps/ablation.py"
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "sweeps/ablation.py"), *SMALL, *arguments]
-
-
-def ablation(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def ablation(folder: Path, *arguments: str) -> entries.Result:
     """Run sweeps/ablation.py in `folder`, where its storage, database and data then are."""
-    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, env=environment())
+    return entries.call(ABLATION, folder, *SMALL, *arguments)
 
 
-def environment() -> dict[str, str]:
-    """A user's: no address of a cluster, no tracking server, no installed project."""
-    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-
-
-def runs(folder: Path) -> dict[str, object]:
-    """Every run of the sweep by its cell's tasks; fails if a cell has two."""
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    found = client.search_runs([client.get_experiment_by_name("relvit").experiment_id], "tags.cell_id != ''")
-    assert len({run.data.tags["cell_id"] for run in found}) == len(found)
-    return {run.data.params["tasks"]: run for run in found}
-
-
-def steps(folder: Path, run: object, metric: str) -> list[int]:
-    history = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_metric_history(run.info.run_id, metric)
-    return [point.step for point in history]
-
-
-def histories(folder: Path) -> dict[str, list[dict]]:
-    """What each finished cell's account says of its training, without what depends on the machine's speed."""
-    speeds = ("images_per_second", "epoch_seconds", "training_seconds")
-    return {
-        path.parent.name: [
-            {name: value for name, value in row.items() if name not in speeds} for row in json.loads(path.read_text())
-        ]
-        for path in folder.glob("results/cells/*/history.json")
-    }
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The same in a process of its own, which can be killed."""
+    return entries.start(ABLATION, folder, *SMALL, *arguments, output=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder in which a sweep of three cells has run to its end."""
     folder = tmp_path_factory.mktemp("finished")
-    result = ablation(folder, "--tasks", "none,sprel,sprel+abspos")
+    result = entries.run(ABLATION, folder, *SMALL, "--tasks", "none,sprel,sprel+abspos")
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
 def test_each_cell_has_one_finished_run_with_every_step_once(finished):
-    found = runs(finished)
+    found = runs_by_tasks(finished)
     assert set(found) == {"none", "sprel", "sprel+abspos"}
     for run in found.values():
         assert run.info.status == "FINISHED"
@@ -84,7 +59,7 @@ def test_each_cell_has_one_finished_run_with_every_step_once(finished):
 
 
 def test_a_run_leads_back_to_its_cell_its_code_and_its_machine(finished):
-    run = runs(finished)["sprel"]
+    run = runs_by_tasks(finished)["sprel"]
     cells = [json.loads(path.read_text()) for path in finished.glob("results/cells/*sprel-s0*/cell.json")]
     assert [Cell(**cell).cell_id for cell in cells] == [run.data.tags["cell_id"]]
     assert {name: str(value) for name, value in cells[0].items()} == run.data.params
@@ -108,7 +83,7 @@ def test_the_plan_says_which_cells_are_done_and_starts_nothing(finished):
     states = {line.split("-")[3]: line.split("  ")[-1] for line in result.stdout.splitlines() if "-s0-" in line}
     assert states == {"none": "finished", "dist": "to start"}
     assert "2 cells: 1 finished, 0 to continue, 1 to start" in result.stdout
-    assert set(runs(finished)) == {"none", "sprel", "sprel+abspos"}
+    assert set(runs_by_tasks(finished)) == {"none", "sprel", "sprel+abspos"}
 
 
 def test_a_lost_tracking_database_is_rebuilt_from_the_account(finished, tmp_path):
@@ -116,21 +91,15 @@ def test_a_lost_tracking_database_is_rebuilt_from_the_account(finished, tmp_path
     result = ablation(finished, "--tasks", "sprel", "--tracking-uri", uri)
     assert result.returncode == 0
     assert "rebuilt the run" in result.stdout
-    assert runs(tmp_path)["sprel"].info.status == "FINISHED"
-    assert steps(tmp_path, runs(tmp_path)["sprel"], "epoch") == [1, 2, 3, 4, 5, 6]
+    assert runs_by_tasks(tmp_path)["sprel"].info.status == "FINISHED"
+    assert steps(tmp_path, runs_by_tasks(tmp_path)["sprel"], "epoch") == [1, 2, 3, 4, 5, 6]
 
 
 def test_make_tables_writes_the_numbers_of_the_runs(finished):
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "analysis/make_tables.py")],
-        cwd=finished,
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    result = entries.call("analysis/make_tables.py", finished)
     assert result.returncode == 0, result.stderr
     frame = pd.read_parquet(finished / "results/analysis/runs.parquet").set_index("tasks")
-    accuracies = {tasks: run.data.metrics["test_accuracy"] for tasks, run in runs(finished).items()}
+    accuracies = {tasks: run.data.metrics["test_accuracy"] for tasks, run in runs_by_tasks(finished).items()}
     assert frame["test_accuracy"].to_dict() == accuracies
     latex = (finished / "results/analysis/table4.tex").read_text()
     for accuracy in accuracies.values():
@@ -139,29 +108,19 @@ def test_make_tables_writes_the_numbers_of_the_runs(finished):
     assert sorted(metrics.query("metric == 'finetune_val_accuracy'")["run_id"].value_counts()) == [3, 3, 3]
 
 
-def wait_for_checkpoint(folder: Path, pattern: str, driver: subprocess.Popen) -> None:
-    """Until some cell under `folder` has a checkpoint of that name."""
-    deadline = time.monotonic() + 600
-    while not list(folder.glob(f"results/cells/*/{pattern}")):
-        assert time.monotonic() < deadline and driver.poll() is None
-        time.sleep(0.02)
-
-
 def test_a_driver_killed_in_the_middle_loses_nothing(finished, tmp_path):
     arguments = ("--tasks", "none,sprel,sprel+abspos")
-    driver = subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    driver = start(tmp_path, *arguments)
     wait_for_checkpoint(tmp_path, "00000[2-5]-*.pt", driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    assert "RUNNING" in {run.info.status for run in runs(tmp_path).values()}
+    assert "RUNNING" in {run.info.status for run in runs_by_tasks(tmp_path).values()}
 
     # A widened grid is added; what was begun is continued.
     result = ablation(tmp_path, "--tasks", "none,sprel,sprel+abspos,dist")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "left RUNNING by a driver that died" in result.stdout
-    found = runs(tmp_path)
+    found = runs_by_tasks(tmp_path)
     assert {tasks: run.info.status for tasks, run in found.items()} == dict.fromkeys(
         ("none", "sprel", "sprel+abspos", "dist"), "FINISHED"
     )
@@ -173,22 +132,20 @@ def test_a_driver_killed_in_the_middle_loses_nothing(finished, tmp_path):
         assert killed[cell_id] == history
 
 
-def test_a_trial_that_dies_is_continued_from_its_checkpoint(finished, tmp_path):
-    driver = subprocess.Popen(
-        command("--tasks", "sprel"), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    wait_for_checkpoint(tmp_path, "000001-*.pt", driver)
-    while not (trials := trials_of(driver)):
-        assert driver.poll() is None
-    (trial,) = trials
-    wait_for_checkpoint(tmp_path, "000002-*.pt", driver)
-    os.kill(trial, signal.SIGKILL)
-    output, _ = driver.communicate()
-    assert driver.returncode == 0, output
-    assert "died and is started again from its newest checkpoint" in output
-    (cell_id,) = histories(tmp_path)
-    assert histories(tmp_path)[cell_id] == histories(finished)[cell_id]
-    assert steps(tmp_path, runs(tmp_path)["sprel"], "epoch") == [1, 2, 3, 4, 5, 6]
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory) -> tuple[Path, subprocess.Popen, str, entries.Result]:
+    """A folder in which a sweep lost one of its two trials and a second driver was started meanwhile; the first one
+    with what it said, and the outcome of the second."""
+    folder = tmp_path_factory.mktemp("beside")
+    first = start(folder, "--tasks", "none,sprel")
+    wait_for_checkpoint(folder, "000001-*.pt", first)
+    while not (trials := trials_of(first)):
+        assert first.poll() is None
+    wait_for_checkpoint(folder, "000002-*.pt", first)
+    os.kill(trials[0], signal.SIGKILL)
+    second = ablation(folder, "--tasks", "none,sprel,sprel+abspos")
+    output, _ = first.communicate()
+    return folder, first, output, second
 
 
 def trials_of(driver: subprocess.Popen) -> list[int]:
@@ -217,71 +174,67 @@ def ancestors(pid: int) -> list[int]:
     return found
 
 
-def test_a_cell_that_fails_is_named_and_the_others_finish(tmp_path):
-    plan = ablation(tmp_path, "--tasks", "none,dist", "--plan").stdout.split()
+def test_a_second_driver_leaves_alone_what_the_first_is_at_work_on(beside, finished):
+    folder, first, output, second = beside
+    assert second.returncode == 4, second.stdout + second.stderr
+    assert f"2 cells are left to process {first.pid} on" in second.stdout
+    assert first.returncode == 0, output
+    assert histories(folder) == histories(finished)
+
+
+def test_a_trial_that_dies_is_continued_from_its_checkpoint(beside, finished):
+    folder, first, output, _ = beside
+    assert first.returncode == 0, output
+    assert "died and is started again from its newest checkpoint" in output
+    assert histories(folder) == histories(finished)
+    for run in runs_by_tasks(folder).values():
+        assert run.info.status == "FINISHED"
+        assert steps(folder, run, "epoch") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture(scope="module")
+def over_budget(tmp_path_factory) -> tuple[Path, entries.Result]:
+    """A folder in which the budget of a sweep of two cells was spent at once, and the outcome of that."""
+    folder = tmp_path_factory.mktemp("budget")
+    return folder, ablation(folder, *FEW, "--tasks", "none,dist", "--hours", "1e-6")
+
+
+def test_a_spent_budget_stops_cleanly(over_budget):
+    _, result = over_budget
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "the budget is spent with 2 cells to go; run the same command to continue" in result.stdout
+
+
+def test_the_same_command_goes_on_and_a_cell_that_fails_is_named_and_the_others_finish(over_budget):
+    folder, _ = over_budget
+    plan = ablation(folder, *FEW, "--tasks", "none,dist", "--plan").stdout.split()
     broken, sound = (next(word for word in plan if f"-{tasks}-s0-" in word) for tasks in ("none", "dist"))
     # The checkpoint of another cell makes one cell fail and leaves the other alone.
-    script = (
-        "import sys; from pathlib import Path; from relvit import checkpoint; "
-        "checkpoint.save({'cell_id': 'another', 'finished': False, 'history': []}, Path(sys.argv[1]), 1, 2)"
-    )
-    folder = tmp_path / "results/cells" / broken
-    subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, check=True)
-    result = ablation(tmp_path, "--tasks", "none,dist")
+    cell = folder / "results/cells" / broken
+    checkpoint.save({"cell_id": "another", "finished": False, "history": []}, cell, 5, 2)
+    result = ablation(folder, *FEW, "--tasks", "none,dist")
     assert result.returncode == 1
-    assert f"FAILED {broken}: ValueError: {folder} holds the checkpoints of another" in result.stdout
+    assert f"FAILED {broken}: ValueError: {cell} holds the checkpoints of another" in result.stdout
     assert "--tasks none --seeds 0" in result.stdout
-    found = runs(tmp_path)
+    found = runs_by_tasks(folder)
     assert found["none"].info.status == "FAILED"
     assert "holds the checkpoints of another" in found["none"].data.tags["reason"]
     assert found["dist"].info.status == "FINISHED"
-    assert (tmp_path / "results/cells" / sound / "history.json").exists()
+    assert (folder / "results/cells" / sound / "history.json").exists()
 
 
 def test_ctrl_c_while_ray_and_mlflow_start_stops_before_the_first_trial(tmp_path):
-    driver = subprocess.Popen(
-        command("--tasks", "none"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    driver = start(tmp_path, "--tasks", "none")
     while not (tmp_path / "mlflow.db").exists():
         assert driver.poll() is None
         time.sleep(0.02)
     driver.send_signal(signal.SIGINT)
-    output, errors = driver.communicate()
-    assert driver.returncode == 130, output + errors
+    output, _ = driver.communicate()
+    assert driver.returncode == 130, output
     assert "stopping as soon as Ray and MLflow have started" in output
-    assert "interrupted; nothing is lost: run the same command to continue" in errors
-    assert "Traceback" not in errors
+    assert "interrupted; nothing is lost: run the same command to continue" in output
+    assert "Traceback" not in output
     assert not list(tmp_path.glob("results/cells/*"))
-
-
-def test_a_second_driver_leaves_alone_what_the_first_is_at_work_on(finished, tmp_path):
-    first = subprocess.Popen(
-        command("--tasks", "none,sprel"), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    wait_for_checkpoint(tmp_path, "000001-*.pt", first)
-    second = ablation(tmp_path, "--tasks", "none,sprel,sprel+abspos")
-    assert second.returncode == 4, second.stdout + second.stderr
-    assert f"2 cells are left to process {first.pid} on" in second.stdout
-    output, _ = first.communicate()
-    assert first.returncode == 0, output
-    found = runs(tmp_path)
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
-    for run in found.values():
-        assert steps(tmp_path, run, "epoch") == [1, 2, 3, 4, 5, 6]
-    assert histories(tmp_path) == histories(finished)
-
-
-def test_a_spent_budget_stops_cleanly_and_the_same_command_goes_on(tmp_path):
-    stopped = ablation(tmp_path, "--tasks", "none", "--hours", "1e-6")
-    assert stopped.returncode == 3, stopped.stdout + stopped.stderr
-    assert "the budget is spent with 1 cells to go; run the same command to continue" in stopped.stdout
-    assert ablation(tmp_path, "--tasks", "none").returncode == 0
-    assert runs(tmp_path)["none"].info.status == "FINISHED"
 
 
 def test_all_that_is_wrong_is_said_at_once_before_anything_starts(tmp_path):
@@ -309,7 +262,7 @@ def test_all_that_is_wrong_is_said_at_once_before_anything_starts(tmp_path):
 def test_a_submitted_job_is_refused_paths_that_ray_removes_with_its_working_directory(tmp_path):
     copy = tmp_path / "runtime_resources" / "working_dir_files"
     copy.mkdir(parents=True)
-    result = ablation(copy, "--data-root", str(tmp_path / "data"))
+    result = entries.run(ABLATION, copy, "--data-root", str(tmp_path / "data"))
     assert result.returncode == 2
     assert "--storage is a relative path" in result.stderr
     assert "--tracking-uri is a relative path" in result.stderr
