@@ -395,6 +395,10 @@ class Search:
             self._copy_result(duplicate, outcome)
         self.keep_time()
 
+    def wait(self, active: ActiveTrial) -> None:
+        """Put a trial aside until it is handed out again: only a population's do."""
+        raise NotImplementedError
+
     def take_outcomes(self) -> list[FrozenTrial]:
         """Trials that came to their end since the last time without a row of their own: what pbt replaces."""
         return []
