@@ -29,11 +29,13 @@ from rich.console import Console
 
 from analysis.output import provenance, study_run, typeset
 from analysis.output.typeset import FORMATS, WRITERS, Table, label, to_html
-from analysis.paper import drawing as figures
-from analysis.paper import numbers as tables
 from analysis.paper import tuned
-from analysis.paper import verdicts as claims
 from analysis.paper.appendix import appendix
+from analysis.paper.drawing import METRICS
+from analysis.paper.entries import of_study
+from analysis.paper.figures import draw
+from analysis.paper.numbers import commits
+from analysis.paper.registry import tables_of
 from analysis.report import document, page
 from analysis.runs.comparability import NotComparable, conform
 from analysis.runs.gather import Gathered, GatherError, gather
@@ -144,8 +146,8 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     options.out.mkdir(parents=True, exist_ok=True)
     texts = {f"{label(table.name)}{FORMATS[name]}": WRITERS[name](table) for table in everything for name in formats}
     shown, notes = made[0][1], []
-    history = gathered.history(figures.METRICS, set(shown["run_id"]))
-    drawn = figures.draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
+    history = gathered.history(METRICS, set(shown["run_id"]))
+    drawn = draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
     if "latex" in formats:
         texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)
     for name, text in texts.items():
@@ -199,7 +201,7 @@ def attach(
             study,
             files,
             description=description,
-            tags={"git_commit": tables.commits(runs)},
+            tags={"git_commit": commits(runs)},
         )
     except study_run.AttachError as error:
         print(f"the files are written, but {error}", file=sys.stderr)
@@ -222,13 +224,13 @@ def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFra
     """The tables of a study, the one to show first, each with its runs. Study "full" has those of Tables 2-4."""
     if study != "full":
         name = f"study-{REPORT}" if label(study) == REPORT else study
-        return list(tables.study_tables(study, runs, name))
+        return list(tables_of(study, runs, name))
     return [
         pair
         for table in ("table4", "table2", "table3")
-        if len(part := claims.of_study(runs, table)) and (part["status"] == "FINISHED").any()
-        for pair in tables.study_tables(table, part, f"full-{table}", papers_first=True)
-    ] or list(tables.study_tables(study, runs))
+        if len(part := of_study(runs, table)) and (part["status"] == "FINISHED").any()
+        for pair in tables_of(table, part, f"full-{table}", papers_first=True)
+    ] or list(tables_of(study, runs))
 
 
 def require_comparable(made: Iterable[tuple[Table, pd.DataFrame]]) -> None:
@@ -271,7 +273,7 @@ def studies_of(runs: pd.DataFrame) -> list[str]:
 
 def runs_of(study: str, fitting: pd.DataFrame, everything: pd.DataFrame) -> pd.DataFrame:
     """The runs of a study. Raises GatherError where there are none, with the studies that there are."""
-    chosen = fitting if study == TABLE1 else claims.of_study(fitting, study)
+    chosen = fitting if study == TABLE1 else of_study(fitting, study)
     if chosen.empty:
         present = studies_of(conform(everything))
         if study in present:
@@ -323,7 +325,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
         runs = conform(gathered.runs)
         for content in contents:
             fitting = select(runs, content["where"])
-            chosen = fitting if content["study"] == TABLE1 else claims.of_study(fitting, content["study"])
+            chosen = fitting if content["study"] == TABLE1 else of_study(fitting, content["study"])
             found = provenance.outdated(content, chosen, gathered.digests)
             problems += [f"{content['study']}: {each}" for each in found]
         status = DIFFERENT if problems else 0

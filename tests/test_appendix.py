@@ -5,14 +5,14 @@ import pytest
 from helpers.paper_runs import line, planned, published_as_runs, row
 
 from analysis.output.typeset import Table
-from analysis.paper import appendix
-from analysis.paper import numbers as tables
-from analysis.paper import verdicts as claims
+from analysis.paper.appendix import appendix
+from analysis.paper.published import published, published_runs
+from analysis.paper.verdicts import ROUNDING, verdicts
 from relvit.cell import task_combinations
 
 
 def of(study: str, rows: list[dict]) -> dict[str, Table]:
-    return {table.name: table for table in appendix.appendix(study, pd.DataFrame(rows))}
+    return {table.name: table for table in appendix(study, pd.DataFrame(rows))}
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_missing_cells_of_the_design_are_counted(tmp_path):
 def test_the_papers_numbers_as_runs_are_all_reproduced(tmp_path):
     for study in ("table2", "table3", "table4"):
         made = of(study, published_as_runs(tmp_path, study))[f"{study}-published"]
-        assert len(made.rows) == len(tables.published(study))
+        assert len(made.rows) == len(published(study))
         assert set(made.texts("verdict").values()) == {"one seed: reproduced"}
         assert made.texts("published") == made.texts("ours")
         assert "Not comparable" not in made.caption
@@ -93,7 +93,7 @@ def test_the_papers_numbers_as_runs_give_the_verdicts_of_the_paper_against_itsel
     # within it; to the rounding of the printed numbers it contradicts the sentence, as the last column says.
     for study in ("table2", "table3", "table4"):
         made = of(study, published_as_runs(tmp_path, study))[f"{study}-verdicts"]
-        own = claims.verdicts(claims.published_runs(), claims.ROUNDING, study)["verdict"]
+        own = verdicts(published_runs(), ROUNDING, study)["verdict"]
         expected = own.to_dict() | ({"joint-gains": "holds"} if study == "table3" else {})
         assert made.texts("verdict") == {claim: f"one seed: {verdict}" for claim, verdict in expected.items()}
         assert not any(made.entry(claim, "verdict").bold for claim in expected)
@@ -101,7 +101,7 @@ def test_the_papers_numbers_as_runs_give_the_verdicts_of_the_paper_against_itsel
 
 def test_verdicts_that_were_tested_are_bold_and_the_rule_with_its_margins_is_in_the_captions(tmp_path):
     cells = planned(tmp_path, recipe="paper", seeds=(0, 1, 2))
-    paper = tables.published("table4").pivot(index="tasks", columns="metric", values="value")
+    paper = published("table4").pivot(index="tasks", columns="metric", values="value")
     # Means are the paper's; every seed is off as a whole, and Dist's a little more, so that gains have a spread too.
     rows = [
         row(cell, **(results.dropna() + (0.02 + 0.01 * (tasks == "dist")) * (seed - 1)))

@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.paper import verdicts as claims
+from analysis.paper.entries import departures, of_study
+from analysis.paper.published import published_runs
 from analysis.paper.recipe import paper_recipe
-from relvit.cell import BACKBONES, FIELDS, PAPER_TASKS, task_combinations
+from analysis.paper.rules import all_above, fixed, level_above, no_help, stated_gains
+from analysis.paper.verdicts import CLAIMS, ROUNDING, published_numbers, verdicts
+from analysis.stats.seeds import seeds_for_power
+from relvit.cell import BACKBONES, FIELDS, TASKS, task_combinations
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.planning.recipes import RECIPES
 
@@ -41,11 +45,11 @@ NOISE = ([0.1, -0.1, 0.2, -0.2], [0.2, 0.1, -0.1, -0.2], [-0.1, 0.2, -0.2, 0.1])
 
 @pytest.fixture(scope="module")
 def published() -> pd.DataFrame:
-    return claims.verdicts(claims.published_runs(), claims.ROUNDING)
+    return verdicts(published_runs(), ROUNDING)
 
 
 def judged(claim: str, runs: pd.DataFrame, **options) -> pd.Series:
-    return claims.verdicts(runs, **options).loc[claim]
+    return verdicts(runs, **options).loc[claim]
 
 
 def run(**fields) -> dict:
@@ -130,7 +134,7 @@ def test_the_paper_is_comparable_with_itself(published):
 
 
 def test_the_published_runs_are_all_accuracies_of_the_three_tables():
-    runs = claims.published_runs()
+    runs = published_runs()
     assert runs["study"].value_counts().to_dict() == {"table3": 32, "table4": 16, "table2": 10}
     assert set(runs.query("protocol == 'joint'")["tasks"]) == {"none", "drloc", BEST}
     rival = runs.query("tasks == 'drloc' and dataset == 'svhn' and backbone == 'swin_t'")
@@ -138,9 +142,9 @@ def test_the_published_runs_are_all_accuracies_of_the_three_tables():
 
 
 def test_every_claim_has_its_own_name_and_quotes_its_place():
-    assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS) == len(PUBLISHED_VERDICTS)
-    assert {claim.table for claim in claims.CLAIMS} == {"table2", "table3", "table4", "figure2"}
-    assert all(claim.where.startswith("section ") for claim in claims.CLAIMS)
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS) == len(PUBLISHED_VERDICTS)
+    assert {claim.table for claim in CLAIMS} == {"table2", "table3", "table4", "figure2"}
+    assert all(claim.where.startswith("section ") for claim in CLAIMS)
 
 
 # Table 4 from several seeds
@@ -268,8 +272,8 @@ def test_tasks_are_similar_within_a_point_of_each_other(abspos, verdict):
 
 
 def test_runs_of_two_settings_leave_a_claim_undecided_and_the_others_judged():
-    twice = pd.concat([claims.published_runs(), table4(sprel=12.0)])
-    table = claims.verdicts(twice, claims.ROUNDING)
+    twice = pd.concat([published_runs(), table4(sprel=12.0)])
+    table = verdicts(twice, ROUNDING)
     assert table.loc["best-single-task", "verdict"] == "undecided"
     assert "several finished runs of sprel with seed 0" in table.loc["best-single-task", "note"]
     assert table.loc["joint-gains", "verdict"] == "contradicted"
@@ -277,8 +281,8 @@ def test_runs_of_two_settings_leave_a_claim_undecided_and_the_others_judged():
 
 def test_runs_of_other_studies_do_not_count():
     elsewhere = table4(sprel=1.0, dist=99.0).assign(study="probe", protocol="pretrain_probe")
-    runs = pd.concat([claims.published_runs(), elsewhere])
-    assert claims.verdicts(runs, claims.ROUNDING)["verdict"].to_dict() == PUBLISHED_VERDICTS
+    runs = pd.concat([published_runs(), elsewhere])
+    assert verdicts(runs, ROUNDING)["verdict"].to_dict() == PUBLISHED_VERDICTS
 
 
 def test_a_run_counts_for_every_study_that_it_belongs_to():
@@ -287,8 +291,8 @@ def test_a_run_counts_for_every_study_that_it_belongs_to():
 
 
 def test_without_runs_every_claim_is_undecided():
-    table = claims.verdicts(frame([]))
-    assert len(table) == len(claims.CLAIMS)
+    table = verdicts(frame([]))
+    assert len(table) == len(CLAIMS)
     assert set(table["verdict"]) == {"undecided"}
 
 
@@ -296,7 +300,7 @@ def test_without_runs_every_claim_is_undecided():
 
 
 def test_a_data_set_of_ones_own_is_compared_too():
-    runs = claims.published_runs()
+    runs = published_runs()
     own = runs.query("study == 'table2' and dataset == 'svhn'").assign(dataset="digits", test_accuracy=[98.0, 97.0])
     row = judged("finetuning-every-dataset", pd.concat([runs, own]))
     assert row["verdict"] == "contradicted"
@@ -305,7 +309,7 @@ def test_a_data_set_of_ones_own_is_compared_too():
 
 
 def test_two_exceptions_are_not_almost_all():
-    runs = claims.published_runs()
+    runs = published_runs()
     lowered = (runs["study"] == "table3") & (runs["dataset"] == "cifar10") & (runs["tasks"] == BEST)
     runs.loc[lowered & (runs["backbone"] == "vit_s4"), "test_accuracy"] = 60.0
     assert judged("joint-almost-all-datasets", runs)["verdict"] == "contradicted"
@@ -371,10 +375,10 @@ def test_embeddings_do_not_help_where_they_gain_less_than_the_margin(random, ver
 
 def test_shuffling_helps_and_no_embedding_is_best():
     runs = figure2([80.0, 80.1, 79.9, 80.2], [99.0] * 4)
-    table = claims.verdicts(runs)
+    table = verdicts(runs)
     assert table.loc[["shuffling-helps", "no-embedding-is-best"], "verdict"].tolist() == ["holds", "holds"]
     worse = figure2([80.0, 80.1, 79.9, 80.2], [99.0] * 4, {**FIGURE2, (True, True): 79.0, (False, False): 78.0})
-    table = claims.verdicts(worse)
+    table = verdicts(worse)
     assert table.loc[["shuffling-helps", "no-embedding-is-best"], "verdict"].tolist() == ["contradicted"] * 2
 
 
@@ -424,12 +428,12 @@ def test_the_shuffling_is_optional_where_it_changes_nothing_without_embeddings(p
 )
 def test_each_departure_from_the_paper_is_a_reason(change, reason):
     runs = frame([run(), run(tasks="dist", **change)])
-    assert claims.departures(runs, "table4") == [reason]
+    assert departures(runs, "table4") == [reason]
 
 
 def test_a_field_that_does_not_act_is_no_departure():
     supervised = run(tasks="none", pair_head="low_rank", sprel_weight=3.0, jitter_probability=0.0)
-    assert claims.departures(frame([supervised]), "table4") == []
+    assert departures(frame([supervised]), "table4") == []
 
 
 @pytest.mark.parametrize("backbone", ["vit_s4", "vit_s8", "vit_s32", "swin_t", "t2t_vit_14"])
@@ -446,49 +450,49 @@ def test_what_an_older_store_does_not_know_is_no_departure(unknown):
     runs = table4(sprel=89.0)
     for name in ("image_size", "batch_size", "pair_head", "pretrain_dataset"):
         runs[name] = pd.array([unknown], dtype=object)
-    assert claims.departures(runs, "table4") == []
+    assert departures(runs, "table4") == []
     assert judged("best-single-task", runs)["not_comparable"] == ""
 
 
 def test_what_figure_2_varies_is_no_departure_there():
     runs = frame([run(study="figure2", pretrain_position_embedding=True, permute_patches=True)])
-    assert claims.departures(runs, "figure2") == []
+    assert departures(runs, "figure2") == []
 
 
 @pytest.mark.parametrize("study", ["table2", "table3", "table4", "figure2"])
 def test_runs_that_are_planned_with_the_papers_recipe_have_no_departures(tmp_path, study):
     cells = plan_cells(Request(study=study, recipe="paper", data_root=tmp_path))
     planned = pd.DataFrame([cell.as_dict() | {"status": "FINISHED", "git_dirty": "false"} for cell in cells])
-    assert claims.departures(planned, study) == []
+    assert departures(planned, study) == []
 
 
 def test_on_another_data_set_a_backbone_of_the_paper_is_no_second_reason():
     own = run(dataset="digits")
-    assert claims.departures(frame([own]), "table4") == ["data set digits is not in the paper's table4"]
-    assert claims.departures(frame([{**own, "backbone": "vit_xs4"}]), "table4") == [
+    assert departures(frame([own]), "table4") == ["data set digits is not in the paper's table4"]
+    assert departures(frame([{**own, "backbone": "vit_xs4"}]), "table4") == [
         "data set digits is not in the paper's table4",
         "backbone vit_xs4 is not in the paper's table4",
     ]
 
 
 def test_the_papers_recipe_has_no_departures():
-    assert claims.departures(frame([run()]), "table4") == []
+    assert departures(frame([run()]), "table4") == []
 
 
 def test_a_joint_run_has_no_pretraining_to_be_too_short():
     joint = run(study="table3", protocol="joint", pretrain_epochs=0, backbone="t2t_vit_14", dataset="flowers102")
-    assert claims.departures(frame([joint]), "table3") == []
+    assert departures(frame([joint]), "table3") == []
     small = frame([{**joint, "backbone": "t2t_xs"}])
-    assert claims.departures(small, "table3") == ["backbone t2t_xs stands in for t2t_vit_14 on flowers102"]
+    assert departures(small, "table3") == ["backbone t2t_xs stands in for t2t_vit_14 on flowers102"]
 
 
 def test_figure_2_has_table_4s_data_set_and_backbone():
-    assert claims.departures(frame([run(study="figure2")]), "figure2") == []
-    assert claims.departures(frame([run(study="figure2", dataset="svhn")]), "figure2") != []
+    assert departures(frame([run(study="figure2")]), "figure2") == []
+    assert departures(frame([run(study="figure2", dataset="svhn")]), "figure2") != []
 
 
 def test_unfinished_runs_give_no_reasons():
-    assert claims.departures(frame([run(status="RUNNING", epochs=1)]), "table4") == []
+    assert departures(frame([run(status="RUNNING", epochs=1)]), "table4") == []
 
 
 def test_every_reason_travels_with_the_verdict():
@@ -511,13 +515,13 @@ def test_runs_of_the_full_study_count_where_their_cell_fits():
 
 def test_a_run_of_another_table_stands_in_only_where_the_table_has_none_of_its_own():
     tagged, other = table4(none=80.0), table4(none=70.0, sprel=90.0).assign(study="table2,full")
-    chosen = claims.of_study(pd.concat([tagged, other]), "table4")
+    chosen = of_study(pd.concat([tagged, other]), "table4")
     assert chosen.set_index("tasks")["test_accuracy"].to_dict() == {"none": 80.0, "sprel": 90.0}
 
 
 def test_another_backbone_on_the_same_data_set_is_no_entry_of_table_4():
     runs = table4(sprel=90.0).assign(study="full", backbone="swin_t")
-    assert claims.of_study(runs, "table4").empty
+    assert of_study(runs, "table4").empty
 
 
 def test_runs_of_mixed_recipes_decide_nothing_and_the_odd_ones_are_named():
@@ -534,7 +538,7 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
     # Differences to dist are NOISE[0] - NOISE[1] + 0.3 = 0.2, 0.1, 0.6, 0.3: mean 0.3, deviation 0.216. At a third of
     # 5 %, the share of each of three comparisons (the fourth pair has no spread), 80 % power.
     alpha = 0.05 / 2
-    expected = claims.seeds_for_power(0.3, pd.Series([0.2, 0.1, 0.6, 0.3]).std(), alpha)
+    expected = seeds_for_power(0.3, pd.Series([0.2, 0.1, 0.6, 0.3]).std(), alpha)
     assert f"sprel against dist: {expected}" in row["needs"]
     assert judged("best-single-task", table4(sprel=90.0, dist=91.0))["needs"] == ""
 
@@ -562,19 +566,19 @@ def _equivalent_or_beyond(draws):
 
 
 NEEDS = [
-    (claims._all_above("figure2", claims._fixed(("cell", "base"))), 0.4, 0.9, _above_zero),
-    (claims._level_above("figure2", "test_sprel_accuracy", "cell", 95.0), 96.2, 2.5, _beyond_level),
-    (claims._level_above("figure2", "test_sprel_accuracy", "cell", 95.0), 93.0, 3.5, _beyond_level),
-    (claims._no_help("figure2", "cell", "base"), 0.07, 0.74, _within_or_beyond_margin),
-    (claims._no_help("figure2", "cell", "base"), 0.8, 0.5, _within_or_beyond_margin),
-    (claims._gains("figure2", {"gain": (("cell",), "base", 3.0)}), 3.1, 0.7, _equivalent_or_beyond),
-    (claims._gains("figure2", {"gain": (("cell",), "base", 3.0)}), 3.8, 0.5, _equivalent_or_beyond),
+    (all_above("figure2", fixed(("cell", "base"))), 0.4, 0.9, _above_zero),
+    (level_above("figure2", "test_sprel_accuracy", "cell", 95.0), 96.2, 2.5, _beyond_level),
+    (level_above("figure2", "test_sprel_accuracy", "cell", 95.0), 93.0, 3.5, _beyond_level),
+    (no_help("figure2", "cell", "base"), 0.07, 0.74, _within_or_beyond_margin),
+    (no_help("figure2", "cell", "base"), 0.8, 0.5, _within_or_beyond_margin),
+    (stated_gains("figure2", {"gain": (("cell",), "base", 3.0)}), 3.1, 0.7, _equivalent_or_beyond),
+    (stated_gains("figure2", {"gain": (("cell",), "base", 3.0)}), 3.8, 0.5, _equivalent_or_beyond),
 ]
 
 
 @pytest.mark.parametrize(("judge", "mean", "std", "decided"), NEEDS)
 def test_the_seeds_needed_decide_in_four_of_five_simulated_sweeps(monkeypatch, judge, mean, std, decided):
-    monkeypatch.setattr(claims, "_wide", lambda wide, *_: wide)
+    monkeypatch.setattr("analysis.paper.rules.wide_entries", lambda wide, *_: wide)
 
     def made(values) -> pd.DataFrame:
         return pd.DataFrame({"cell": values, "base": 0.0})
@@ -597,7 +601,7 @@ def test_the_seeds_needed_decide_in_four_of_five_simulated_sweeps(monkeypatch, j
 
 
 def figure_of(runs: pd.DataFrame, cell: str) -> pd.Series:
-    judged = claims.figures(runs, "table4")
+    judged = published_numbers(runs, "table4")
     return judged[(judged["cell"] == cell) & (judged["metric"] == "accuracy")].iloc[0]
 
 
@@ -625,7 +629,7 @@ def test_a_published_number_is_not_comparable_where_the_recipe_departs_from_the_
 
 
 def test_a_task_s_metric_is_held_against_half_the_spread_of_its_published_column():
-    found = claims.figures(table4(sprel=89.0), "table4").drop_duplicates("metric").set_index("metric")["margin"]
+    found = published_numbers(table4(sprel=89.0), "table4").drop_duplicates("metric").set_index("metric")["margin"]
     # Dist 10.28 to 10.54, Ang 12.49 to 13.08, SpRel 48.53 to 48.98, AbsPos 15.24 to 16.07.
     expected = {"dist_mse_x100": 0.13, "ang_mse_x100": 0.295, "sprel_accuracy": 0.225, "abspos_accuracy": 0.415}
     assert found.to_dict() == pytest.approx({"accuracy": 0.5, **expected})

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.paper import numbers as tables
+from analysis.paper.published import PUBLISHED
 from analysis.stats import effects
 from analysis.stats.seeds import SeveralRuns
 from relvit.cell import PAPER_TASKS, task_combinations
@@ -36,7 +36,7 @@ def runs_of(*tables_by_seed: dict[str, float | None]) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def table4() -> dict[str, float]:
     """The paper's accuracies by tasks."""
-    published = pd.read_csv(tables.PUBLISHED, keep_default_na=False)
+    published = pd.read_csv(PUBLISHED, keep_default_na=False)
     published = published.query("table == 'table4' and metric == 'accuracy'")
     accuracies = {tasks or "none": float(value) for tasks, value in zip(published["tasks"], published["value"])}
     assert sorted(accuracies) == sorted(task_combinations())

@@ -12,8 +12,13 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import stats
 
-from analysis.paper import drawing as figures
-from relvit.cell import PAPER_TASKS, task_combinations
+from analysis.paper.cost import cost, cost_table
+from analysis.paper.curves import curves, table4_curves
+from analysis.paper.drawing import BLACK, LOOKS, NothingToDraw, kinds
+from analysis.paper.figure2 import figure2a, figure2b
+from analysis.paper.figures import draw
+from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
+from relvit.cell import TASKS, task_combinations
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def points(axes, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_table_4s_points_are_means_with_t_intervals_in_the_papers_order(table4):
     runs, metrics = table4
-    figure, caption, _ = figures.table4_accuracy("table4", runs, metrics)
+    figure, caption, _ = table4_accuracy("table4", runs, metrics)
     _, ours, theirs = figure.axes
     means, bars = points(ours, "ours")
     for number, tasks in enumerate(task_combinations()):
@@ -74,13 +79,13 @@ def test_table_4s_points_are_means_with_t_intervals_in_the_papers_order(table4):
 
 
 def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
-    figure, *_ = figures.table4_accuracy("table4", *table4)
+    figure, *_ = table4_accuracy("table4", *table4)
     matrix = figure.axes[0]
     columns = [label.get_text() for label in matrix.get_xticklabels()]
     assert columns == ["AbsPos", "Ang", "Dist", "SpRel"]
     marked: dict[int, set[str]] = {}
     for each in matrix.get_lines():
-        if each.get_color() == figures.BLACK:
+        if each.get_color() == BLACK:
             marked[int(each.get_ydata()[0])] = {columns[int(x)].lower() for x in each.get_xdata()}
     named = {row: set(tasks.split("+")) for row, tasks in enumerate(task_combinations()) if tasks != "none"}
     assert marked == named
@@ -89,7 +94,7 @@ def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
 def test_comparable_runs_share_the_axis_with_the_papers_numbers(tmp_path):
     cells = planned(tmp_path, "table4", recipe="paper", settings=())
     runs, metrics = made_runs(cells, "table4")
-    figure, caption, _ = figures.table4_accuracy("table4", runs, metrics)
+    figure, caption, _ = table4_accuracy("table4", runs, metrics)
     assert len(figure.axes) == 2
     assert {label.get_label() for label in figure.axes[1].containers} == {"ours"}
     assert line(figure.axes[1], "paper") is not None
@@ -98,7 +103,7 @@ def test_comparable_runs_share_the_axis_with_the_papers_numbers(tmp_path):
 
 def test_effects_are_those_of_the_16_cells_and_the_papers_beside_them(table4):
     runs, metrics = table4
-    figure, *_ = figures.table4_effects("table4", runs, metrics)
+    figure, *_ = table4_effects("table4", runs, metrics)
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:4] == ["SpRel", "Dist", "Ang", "AbsPos"]
@@ -116,7 +121,7 @@ def test_effects_are_those_of_the_16_cells_and_the_papers_beside_them(table4):
 
 def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_cell(table4):
     runs, metrics = table4
-    figure, *_ = figures.table4_curves("table4", runs, metrics)
+    figure, *_ = table4_curves("table4", runs, metrics)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels[:5]] == ["SpRel", "Dist", "Ang", "AbsPos", "SpRel + Dist"]
     for axes, tasks in zip(panels, [tasks for tasks in task_combinations() if tasks != "none"]):
@@ -129,9 +134,9 @@ def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_c
 
 def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
     runs, metrics = table4
-    figure, *_ = figures.table4_pretraining("table4", runs, metrics)
-    for axes, task, metric in zip(figure.axes, PAPER_TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
-        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(PAPER_TASKS))):
+    figure, *_ = table4_pretraining("table4", runs, metrics)
+    for axes, task, metric in zip(figure.axes, TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
+        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(TASKS))):
             values = over_epochs(runs[runs["tasks"] == tasks], metrics, f"pretrain_val_{metric}")
             assert line(axes, label).get_ydata() == pytest.approx(values.mean(0))
         assert len(axes.get_lines()) == 8  # half of the 16 cells have the task
@@ -142,7 +147,7 @@ def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
 
 def test_figure_2a_has_the_four_settings_with_bands_of_one_standard_deviation(figure2):
     runs, metrics = figure2
-    figure, caption, _ = figures.figure2a("figure2", runs, metrics)
+    figure, caption, _ = figure2a("figure2", runs, metrics)
     (axes,) = figure.axes
     settings = {
         "PE": (True, False), "PE + Perm": (True, True), "no PE": (False, False), "no PE + Perm": (False, True),
@@ -162,7 +167,7 @@ def test_figure_2a_has_the_four_settings_with_bands_of_one_standard_deviation(fi
 
 def test_figure_2b_has_random_initialisation_as_the_dashed_line(figure2):
     runs, metrics = figure2
-    figure, *_ = figures.figure2b("figure2", runs, metrics)
+    figure, *_ = figure2b("figure2", runs, metrics)
     (axes,) = figure.axes
     random = line(axes, "random initialisation")
     values = over_epochs(runs[runs["tasks"] == "none"], metrics, "joint_val_accuracy")
@@ -175,7 +180,7 @@ def test_figure_2b_has_random_initialisation_as_the_dashed_line(figure2):
 
 def test_a_single_seed_has_lines_and_no_bands(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "figure2", seeds=(5,)), "figure2")
-    figure, caption, _ = figures.figure2a("figure2", runs, metrics)
+    figure, caption, _ = figure2a("figure2", runs, metrics)
     assert not figure.axes[0].collections
     assert len(figure.axes[0].get_lines()) == 4
     assert "A single seed: there are no bands." in caption
@@ -191,7 +196,7 @@ def test_the_front_of_cost_and_accuracy_by_hand(tmp_path):
     # dist costs more than sprel and is worse; ang costs the most and is the best.
     for tasks, seconds, accuracy in (("none", 60, 70), ("sprel", 120, 80), ("dist", 180, 75), ("ang", 240, 81)):
         runs.loc[tasks, ["training_seconds", "test_accuracy"]] = seconds, accuracy
-    table = figures.cost_table(runs.reset_index(drop=True)).droplevel(["dataset", "backbone"])
+    table = cost_table(runs.reset_index(drop=True)).droplevel(["dataset", "backbone"])
     assert dict(table["minutes"]) == {"Supervised": 1.0, "SpRel": 2.0, "Dist": 3.0, "Ang": 4.0}
     assert dict(table["front"]) == {"Supervised": True, "SpRel": True, "Dist": False, "Ang": True}
 
@@ -202,7 +207,7 @@ def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
     # Clusters, as where time depends on the number of tasks: half a second apart, each a little better than the last.
     runs = runs.assign(training_seconds=60.0 * tasks_of + np.arange(len(runs)) / 100)
     runs = runs.assign(test_accuracy=80 + runs["training_seconds"] / 100 + 0.3 * (runs["seed"] - 1))
-    figure, caption, _ = figures.cost("table4", runs, metrics)
+    figure, caption, _ = cost("table4", runs, metrics)
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     (axes,) = figure.axes
@@ -210,7 +215,7 @@ def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
     assert len(boxes) > 1
     assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
     ends = [int(end) for text in axes.texts for end in (text.get_text().split("–")[0], text.get_text().split("–")[-1])]
-    front = figures.cost_table(runs).query("front").sort_values("minutes").index.get_level_values("kind")
+    front = cost_table(runs).query("front").sort_values("minutes").index.get_level_values("kind")
     assert ends == sorted(ends)
     assert (ends[0], ends[-1]) == (1, len(front))
     key = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
@@ -219,18 +224,13 @@ def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
 
 def test_of_several_panels_the_caption_names_the_fronts(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
-    _, caption, _ = figures.cost("table2", runs, metrics)
-    front = (
-        figures.cost_table(runs)
-        .query("front and dataset == 'svhn'")
-        .sort_values("minutes")
-        .index.get_level_values("kind")
-    )
+    _, caption, _ = cost("table2", runs, metrics)
+    front = cost_table(runs).query("front and dataset == 'svhn'").sort_values("minutes").index.get_level_values("kind")
     assert f"svhn, vit_xs8: 1 {front[0]}" in caption
 
 
 def test_a_short_interval_is_not_hidden_by_its_dot_nor_a_heading_crossed_by_the_zero_line(table4):
-    figure, *_ = figures.table4_effects("table4", *table4)
+    figure, *_ = table4_effects("table4", *table4)
     (axes,) = figure.axes
     (bars,) = [each for each in axes.containers if each.get_label() == "ours"]
     dot, caps, _ = bars.lines
@@ -243,16 +243,16 @@ def test_a_short_interval_is_not_hidden_by_its_dot_nor_a_heading_crossed_by_the_
 
 def test_kinds_are_named_by_what_tells_them_apart(tmp_path, figure2):
     runs, _ = figure2
-    assert set(figures.kinds(runs)) == {
+    assert set(kinds(runs)) == {
         "SpRel, PE, no Perm", "SpRel, PE, Perm", "SpRel, no PE, no Perm", "SpRel, no PE, Perm", "Supervised",
     }  # fmt: skip
     mega, _ = made_runs(planned(tmp_path, "mega"), "mega")
-    assert set(figures.kinds(mega)) == {f"SpRel + AbsPos, mega_grid={side}" for side in (0, 2, 3)}
+    assert set(kinds(mega)) == {f"SpRel + AbsPos, mega_grid={side}" for side in (0, 2, 3)}
 
 
 def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
-    figure, *_ = figures.curves("table2", runs, metrics)
+    figure, *_ = curves("table2", runs, metrics)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert len(panels) == 5
     svhn = runs[(runs["dataset"] == "svhn") & (runs["tasks"] == "sprel+abspos")]
@@ -262,7 +262,7 @@ def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
 
 def test_sixteen_combinations_in_another_protocol_are_drawn_as_table_4s(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "probe", seeds=(0,)), "probe")
-    figure, caption, _ = figures.curves("probe", runs, metrics)
+    figure, caption, _ = curves("probe", runs, metrics)
     assert len([axes for axes in figure.axes if axes.get_visible()]) == 15
     assert figure.get_supxlabel() == "Linear probing epoch"
     assert caption.startswith("Validation accuracy over linear probing with the tasks named")
@@ -272,15 +272,15 @@ def test_more_kinds_than_can_be_told_apart_are_refused(tmp_path):
     cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel", "dist", "ang", "abspos"))
     other = planned(tmp_path, "table4", seeds=(0,), combinations=("sprel", "dist", "ang"), settings=("epochs=30",))
     runs, metrics = made_runs([*cells, *other], "own")
-    with pytest.raises(figures.NothingToDraw, match="has 8 kinds of cells, more than the 7 lines"):
-        figures.curves("own", runs, metrics)
+    with pytest.raises(NothingToDraw, match="has 8 kinds of cells, more than the 7 lines"):
+        curves("own", runs, metrics)
 
 
 # Files
 
 
 def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4, tmp_path):
-    paths = figures.draw("table4", *table4, tmp_path).paths
+    paths = draw("table4", *table4, tmp_path).paths
     assert [path.name for path in paths] == [
         f"table4-{name}{suffix}"
         for name in ("accuracy", "effects", "curves", "pretraining", "cost")
@@ -296,12 +296,12 @@ def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4
 
 
 def test_the_same_frames_give_the_same_bytes_whatever_the_users_settings(figure2, tmp_path):
-    first = figures.draw("figure2", *figure2, tmp_path / "first").paths
+    first = draw("figure2", *figure2, tmp_path / "first").paths
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):
-        second = figures.draw("figure2", *figure2, tmp_path / "second").paths
+        second = draw("figure2", *figure2, tmp_path / "second").paths
         assert matplotlib.rcParams["font.size"] == 20  # and leaves them alone
     runs, metrics = figure2  # as they are after Parquet, where repeated texts are categories
-    third = figures.draw(
+    third = draw(
         "figure2", runs.convert_dtypes(), metrics.astype({"run_id": "category", "metric": "category"}), tmp_path
     ).paths
     assert third
@@ -315,7 +315,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
     (tmp_path / "table4-effects.pdf").write_text("older")
     notes = []
     some = runs[runs["tasks"].isin(["none", "sprel", "dist+ang"])]
-    paths = figures.draw("table4", some, metrics, tmp_path, notes.append).paths
+    paths = draw("table4", some, metrics, tmp_path, notes.append).paths
     assert {path.stem for path in paths} == {f"table4-{name}" for name in ("accuracy", "curves", "pretraining", "cost")}
     assert notes == [
         "table4-effects is not drawn: no seed has all cells that an effect needs; 39 are not finished"  # 3 x 13
@@ -327,7 +327,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
 def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, table4, tmp_path):
     runs, metrics = table4
     notes = []
-    assert figures.draw(study, runs.assign(status="FAILED"), metrics, tmp_path, notes.append).paths == []
+    assert draw(study, runs.assign(status="FAILED"), metrics, tmp_path, notes.append).paths == []
     assert notes
     assert all(note.endswith(": no run is finished") for note in notes)
 
@@ -335,7 +335,7 @@ def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, 
 def test_runs_without_a_history_still_have_their_points(table4, tmp_path):
     runs, metrics = table4
     notes = []
-    paths = figures.draw("table4", runs, metrics[:0], tmp_path, notes.append).paths
+    paths = draw("table4", runs, metrics[:0], tmp_path, notes.append).paths
     assert {path.stem for path in paths} == {"table4-accuracy", "table4-effects", "table4-cost"}
     assert len(notes) == 2
 
@@ -347,12 +347,12 @@ def test_a_run_that_a_crash_left_without_its_fields_is_passed_over(table4, figur
         types = {"tasks": "string", "status": "string", "pretrain_position_embedding": "boolean"}
         both = pd.concat([bare, runs], ignore_index=True).astype(types)
         notes = []
-        clean = figures.draw(study, runs, metrics, tmp_path / "clean", notes.append).paths
-        drawn = figures.draw(study, both, metrics, tmp_path / "bare", notes.append).paths
+        clean = draw(study, runs, metrics, tmp_path / "clean", notes.append).paths
+        drawn = draw(study, both, metrics, tmp_path / "bare", notes.append).paths
         assert notes == []
         for one, other in zip(clean, drawn):
             assert one.name == other.name
-        points = pd.DataFrame([figures.cost_table(each)["mean"].sum() for each in (runs, both)])
+        points = pd.DataFrame([cost_table(each)["mean"].sum() for each in (runs, both)])
         assert points[0][0] == pytest.approx(points[0][1])
 
 
@@ -360,12 +360,12 @@ def test_two_settings_in_one_figure_are_refused_not_averaged(table4, tmp_path):
     runs, metrics = table4
     twice = pd.concat([runs, runs.assign(run_id=runs["run_id"] + "again")], ignore_index=True)
     notes = []
-    assert figures.draw("table4", twice, metrics, tmp_path, notes.append).paths == []
+    assert draw("table4", twice, metrics, tmp_path, notes.append).paths == []
     assert all("several finished runs" in note for note in notes)
 
 
 def test_looks_differ_in_colour_in_dashes_and_in_marker():
     for part in ("color", "linestyle", "marker"):
-        assert len({str(getattr(look, part)) for look in figures.LOOKS}) == len(figures.LOOKS)
+        assert len({str(getattr(look, part)) for look in LOOKS}) == len(LOOKS)
     # No line is too pale on white paper, printed in grey (ITU-R BT.601 weights).
-    assert all(np.dot(to_rgb(look.color), (0.299, 0.587, 0.114)) < 0.75 for look in figures.LOOKS)
+    assert all(np.dot(to_rgb(look.color), (0.299, 0.587, 0.114)) < 0.75 for look in LOOKS)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers.made_runs import made_runs, planned
 
-from analysis.paper import drawing as figures
+from analysis.paper.figures import draw
 from analysis.report import page
 from analysis.report.page import TableHtml, write_page
 from sweeps.ablation import parse_arguments, request_of
@@ -54,7 +54,7 @@ def table4(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(table4, tmp_path_factory):
-    return figures.draw("table4", *table4, tmp_path_factory.mktemp("figures")).paths
+    return draw("table4", *table4, tmp_path_factory.mktemp("figures")).paths
 
 
 def verdicts(**changes: str) -> pd.DataFrame:

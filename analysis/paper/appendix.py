@@ -11,15 +11,21 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
-from analysis.paper import numbers as tables
-from analysis.paper import verdicts as claims
+from analysis.paper.entries import labelled, of_study
+from analysis.paper.figure2 import FIGURE2_LABELS, figure2_entries
+from analysis.paper.numbers import VARYING, beside, footnoted, p_value, plus_minus
+from analysis.paper.published import published_runs
+from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, SIMILAR
+from analysis.paper.table1 import layout_table1
+from analysis.paper.table2 import entries_of
+from analysis.paper.table4 import task_effects
+from analysis.paper.verdicts import CLAIMS, MARGIN, ROUNDING, published_numbers, verdicts
 from analysis.runs.comparability import conform
-from analysis.stats import effects
-from analysis.stats import seeds as statistics
-from analysis.stats.seeds import by_seed
+from analysis.stats.seeds import ALPHA, by_seed, compare, seeds_to_find
 from relvit.cell import NONE, task_combinations
+from relvit.paper import DATASET_NAMES, FAMILIES, METHODS
 
-_TASK_NAMES = {"sprel": "SpRel", "dist": "Dist", "ang": "Ang", "abspos": "AbsPos", "drloc": "L_drloc"}
+TASK_NAMES = {"sprel": "SpRel", "dist": "Dist", "ang": "Ang", "abspos": "AbsPos", "drloc": "L_drloc"}
 _METRIC_NAMES = {
     "accuracy": "Accuracy",
     "sprel_accuracy": "SpRel (Acc)",
@@ -37,47 +43,44 @@ def appendix(study: str, runs: pd.DataFrame, name: str | None = None) -> list[Ta
         made.append(task_effects(runs, f"{name}-effects"))
     made += [figure_verdicts(study, runs, f"{name}-published"), sentence_verdicts(study, runs, f"{name}-verdicts")]
     if study != "table1":
-        made.append(tables.layout_table1(runs, f"{name}-models"))
+        made.append(layout_table1(runs, f"{name}-models"))
     return [table for table in made if table]
 
 
 def combination_name(tasks: str) -> str:
     """ "SpRel + AbsPos" for "sprel+abspos", "Supervised" for none."""
-    return "Supervised" if tasks == NONE else " + ".join(_TASK_NAMES.get(task, task) for task in tasks.split("+"))
-
-
-# Paired differences
+    return "Supervised" if tasks == NONE else " + ".join(TASK_NAMES.get(task, task) for task in tasks.split("+"))
 
 
 def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     """Every cell against the supervised one of its data set and backbone: over common seeds, corrected by Holm."""
     if study == "table4":
-        labelled, pairs = runs.assign(label=runs["tasks"]), [(tasks, NONE) for tasks in task_combinations()[1:]]
+        known, pairs = runs.assign(label=runs["tasks"]), [(tasks, NONE) for tasks in task_combinations()[1:]]
         names = {tasks: combination_name(tasks) for tasks in task_combinations()}
     elif study in ("table2", "table3"):
-        labelled = claims.labelled(tables.entries_of(runs, study), study)
-        baselines = [label for label in labelled["label"].unique() if label.endswith(" supervised")]
+        known = labelled(entries_of(runs, study), study)
+        baselines = [label for label in known["label"].unique() if label.endswith(" supervised")]
         pairs, names = [], {}
         for baseline in baselines:
             group = baseline.removesuffix(" supervised")
             for method in ("drloc", "relvit"):
-                if (labelled["label"] == f"{group} {method}").any():
+                if (known["label"] == f"{group} {method}").any():
                     pairs.append((f"{group} {method}", baseline))
                     parts = group.split(" ")
-                    shown = [tables.DATASET_NAMES.get(parts[0], parts[0]), *map(tables.FAMILIES.get, parts[1:])]
-                    names[f"{group} {method}"] = ", ".join([*map(str, shown), tables.METHODS[method]])
+                    shown = [DATASET_NAMES.get(parts[0], parts[0]), *map(FAMILIES.get, parts[1:])]
+                    names[f"{group} {method}"] = ", ".join([*map(str, shown), METHODS[method]])
     elif study == "figure2":
-        labelled = tables.figure2_entries(runs)
-        pairs = [(label, "random") for label in tables.FIGURE2_LABELS if label != "random"]
-        names = {label: f"SpRel, {label}" for label in tables.FIGURE2_LABELS}
+        known = figure2_entries(runs)
+        pairs = [(label, "random") for label in FIGURE2_LABELS if label != "random"]
+        names = {label: f"SpRel, {label}" for label in FIGURE2_LABELS}
     else:
         return None
-    wide = by_seed(labelled, "label")
-    compared = statistics.compare(wide, pairs)
+    wide = by_seed(known, "label")
+    compared = compare(wide, pairs)
     if not compared["n"].any():
         return None
-    needed = statistics.seeds_to_find(compared)
-    ids = run_ids(labelled, "label")
+    needed = seeds_to_find(compared)
+    ids = run_ids(known, "label")
     # Of what is corrected for their number: all comparisons.
     family = tuple(sorted({run for pair in compared.index for run in _common(wide, ids, pair)}))
     several = bool(compared["low"].notna().any())
@@ -93,7 +96,7 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         numbers = {"value": row["difference"], **keep} if rests_on else {}
         entries = [
             Entry(names[cell]),
-            Entry(text, numbers=numbers, runs=rests_on, bold=bool(row["p_holm"] < statistics.ALPHA)),
+            Entry(text, numbers=numbers, runs=rests_on, bold=bool(row["p_holm"] < ALPHA)),
         ]
         if several:
             interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
@@ -113,7 +116,7 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         "in all, to find the difference seen, if it is what there is, with a power of 80 %."
     )
     made = Table(name, f"Differences to {baseline}", tuple(columns), tuple(rows), caption)
-    return tables.footnoted(made, labelled, tables.VARYING.get(study, ()))
+    return footnoted(made, known, VARYING.get(study, ()))
 
 
 def _common(wide: pd.DataFrame, ids: Mapping[tuple[str, int], str], pair: tuple[str, str]) -> tuple[str, ...]:
@@ -122,79 +125,10 @@ def _common(wide: pd.DataFrame, ids: Mapping[tuple[str, int], str], pair: tuple[
     return tuple(sorted(ids[label, seed] for label in pair for seed in common))
 
 
-def beside(text: str, runs: tuple[str, ...], value: float = np.nan) -> Entry:
-    """What stands beside a number that has the footnotes."""
-    numbers = {} if pd.isna(value) else {"value": value}
-    return Entry(text, numbers=numbers, runs=() if text == DASH else runs, noted=False)
-
-
-def p_value(p: float) -> str:
-    """Three decimals, and never 0."""
-    return DASH if pd.isna(p) else "<0.001" if p < 0.0005 else f"{p:.3f}"
-
-
 def run_ids(runs: pd.DataFrame, by: str) -> dict[tuple[str, int], str]:
     """The ids of finished runs by cell and seed."""
     finished = runs[(runs["status"] == "FINISHED") & runs[by].notna() & runs["seed"].notna()]
     return dict(zip(zip(finished[by], finished["seed"].astype(int)), finished["run_id"]))
-
-
-# Effects
-
-
-def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
-    """Main effects, interactions, what each task adds to the three others, and Shapley values."""
-    missing = effects.missing(runs)
-    parts = (
-        ("main", "Main effect, interaction", effects.main_effects_and_interactions(runs)),
-        ("added", "Added to the three others", effects.leave_one_out(runs)),
-        ("shapley", "Shapley value", effects.shapley(runs)),
-    )
-    if not any(part["n"].any() for *_, part in parts):
-        return None
-    several = any(part["low"].notna().any() for *_, part in parts)
-    everything = effects.complete(runs, task_combinations())
-    columns = [Column("kind", "Effect", align="l"), Column("task", "Task", align="l"), Column("effect", "Points")]
-    columns += [Column("interval", "95 % interval")] * several + [Column("n", "Seeds"), Column("share", "Share")]
-    rows = []
-    for kind, heading, part in parts:
-        for number, (effect, row) in enumerate(part.iterrows()):
-            rests_on = everything if kind != "added" else effects.complete(runs, effects.with_and_without(effect))
-            text = DASH if np.isnan(row["mean"]) else f"{row['mean']:+.2f}"
-            if not np.isnan(row["std"]):
-                text += f" ± {row['std']:.2f}"
-            numbers = {"value": row["mean"], **{key: row[key] for key in ("std", "n", "low", "high")}}
-            share = row.get("share", np.nan)
-            bold = bool(row["low"] > 0 or row["high"] < 0)
-            entries = [
-                Entry("" if number else heading),
-                Entry(" × ".join(_TASK_NAMES[task] for task in effect.split(":"))),
-                Entry(text, numbers=numbers if row["n"] else {}, runs=rests_on if row["n"] else (), bold=bold),
-            ]
-            if several:
-                interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-                entries.append(beside(interval, rests_on))
-            entries.append(beside(str(int(row["n"])), rests_on))
-            entries.append(beside(_share(share), rests_on, share) if kind == "shapley" else Entry())
-            rows.append(Row(f"{kind}-{effect}", tuple(entries), rule=number == 0))
-    lacking = f" {len(missing)} cells of the design are not finished: their seeds are left out." * (len(missing) > 0)
-    caption = (
-        "Effects of the tasks on test accuracy after fine-tuning, in percentage points, from the full design of 16 "
-        "cells within each seed. Main effect: the 8 cells with the task less the 8 without. Interaction: half of what "
-        "one task's effect gains where the other is on. Shapley: the gain of all four over none, split over all orders "
-        f"of adding them, and each task's share of it.{lacking} "
-        + (
-            "Mean ± standard deviation over seeds, 95 % t intervals, not corrected for their number; bold: without 0."
-            if several
-            else "One seed: no intervals."
-        )
-    )
-    made = Table(name, "Effects of the tasks", tuple(columns), tuple(rows), caption)
-    return tables.footnoted(made, runs)
-
-
-def _share(share: float) -> str:
-    return DASH if pd.isna(share) else f"{100 * share:.0f} %"
 
 
 # Against the paper
@@ -204,7 +138,7 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     """Each published number and ours, with a verdict by the equivalence test."""
     if study not in ("table2", "table3", "table4"):
         return None
-    judged = claims.figures(runs, study)
+    judged = published_numbers(runs, study)
     if not judged["n"].any():
         return None
     columns = (
@@ -221,7 +155,7 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     for row in judged.to_dict("records"):
         keep = {key: row[key] for key in ("std", "n", "low", "high", "p_equivalence")}
         verdict = by_one_seed(row["seen"], row["n"])
-        if row["verdict"] == claims.NOT_COMPARABLE:
+        if row["verdict"] == NOT_COMPARABLE:
             verdict = f"not comparable ({verdict})"
         if not row["n"]:
             verdict = "no finished run"
@@ -232,7 +166,7 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
             Entry(_METRIC_NAMES[row["metric"]]),
             Entry(f"{row['published']:.2f}", numbers={"value": row["published"]}, published=True),
             Entry(
-                tables.spread(row["mean"], row["std"]),
+                plus_minus(row["mean"], row["std"]),
                 numbers={"value": row["mean"], **keep} if row["n"] else {},
                 runs=rests_on,
             ),
@@ -255,7 +189,7 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         + _reasons(reasons)
     )
     made = Table(name, "The published numbers", columns, tuple(rows), caption)
-    return tables.footnoted(made, claims.of_study(runs, study), tables.VARYING.get(study, ()))
+    return footnoted(made, of_study(runs, study), VARYING.get(study, ()))
 
 
 def by_one_seed(verdict: str, seeds: int) -> str:
@@ -267,8 +201,8 @@ def _cell_name(study: str, cell: str) -> str:
     if study == "table4":
         return combination_name(cell)
     dataset, *family, method = cell.split(" ")
-    parts = [tables.DATASET_NAMES.get(dataset, dataset), *(tables.FAMILIES[each] for each in family)]
-    return ", ".join([*parts, tables.METHODS[method]])
+    parts = [DATASET_NAMES.get(dataset, dataset), *(FAMILIES[each] for each in family)]
+    return ", ".join([*parts, METHODS[method]])
 
 
 def _reasons(reasons: list[str]) -> str:
@@ -277,9 +211,9 @@ def _reasons(reasons: list[str]) -> str:
 
 def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
     """The sentences of the paper that this study decides, judged from these runs and from the paper's own numbers."""
-    if study not in {claim.table for claim in claims.CLAIMS}:
+    if study not in {claim.table for claim in CLAIMS}:
         return None
-    judged = claims.verdicts(runs, table=study)
+    judged = verdicts(runs, table=study)
     columns = (
         Column("sentence", "Sentence", align=4.6),
         Column("verdict", "Verdict", align=2.2),
@@ -293,7 +227,7 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
         needs = f"Seeds needed: {shortened(row['needs'])}." if row["needs"] else ""
         text = f"{shortened(row['numbers'])}. " * bool(row["numbers"]) + f"{row['note'][:1].upper()}{row['note'][1:]}."
         own = paper_against_itself(study).loc[claim]
-        against = f"{own['verdict']}: {own['numbers']}" if own["verdict"] == claims.CONTRADICTED else own["verdict"]
+        against = f"{own['verdict']}: {own['numbers']}" if own["verdict"] == CONTRADICTED else own["verdict"]
         printed = own["note"] != "no finished runs to compare"
         entries = (
             Entry(f"“{row['sentence']}” ({row['where']})"),
@@ -306,12 +240,12 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
     caption = (
         "Sentences of the paper, as these runs judge them. Over several seeds a difference counts where it is "
         "significant at 5 % after Holm's correction; a stated gain, likeness or level holds where tests at 5 % show it "
-        f"(gains within {claims.MARGIN:g} points, single tasks within {claims.SIMILAR:g}) and is contradicted where "
+        f"(gains within {MARGIN:g} points, single tasks within {SIMILAR:g}) and is contradicted where "
         "the interval, Bonferroni's for several, lies beyond. Of one seed the single numbers count, nothing is tested. "
         f"Last: what the paper's own tables say of its sentence.{_reasons(reasons)}"
     )
     made = Table(name, "The paper's sentences", columns, tuple(rows), caption)
-    return tables.footnoted(made, claims.of_study(runs, study), tables.VARYING.get(study, ()))
+    return footnoted(made, of_study(runs, study), VARYING.get(study, ()))
 
 
 def shortened(numbers: str, most: int = 4) -> str:
@@ -324,4 +258,4 @@ def shortened(numbers: str, most: int = 4) -> str:
 def paper_against_itself(study: str) -> pd.DataFrame:
     """Verdicts on the paper's sentences from its own numbers, some of which contradict a sentence (section 3.3 calls
     SpRel the best single task; Table 4 has AbsPos and Dist above it)."""
-    return claims.verdicts(claims.published_runs(), claims.ROUNDING, study)
+    return verdicts(published_runs(), ROUNDING, study)

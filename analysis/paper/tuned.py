@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.output.typeset import DASH, UP, Column, Entry, Row, Table
-from analysis.paper import numbers as tables
+from analysis.paper.numbers import footnoted, how_to_read, measured, number_entry
 from analysis.runs.comparability import conform
-from analysis.stats import seeds as statistics
+from analysis.stats.seeds import ALPHA, by_seed, compare
 from relvit.cell import FIELDS
 
 SUFFIX = "-tuned"  # `sweeps/hpo.py --per-cell table4` tags the retrained winners with "table4-tuned"
@@ -54,7 +54,7 @@ def pairs(runs: pd.DataFrame, study: str) -> pd.DataFrame:
 def beside(runs: pd.DataFrame, study: str) -> list[tuple[Table, pd.DataFrame]]:
     """The table of a study and its tuned cells, with the runs that it is made of; none where there are no tuned cells.
 
-    Bold by the rule of the other tables (`tables.measured`), in each column among the cells of one data set, backbone
+    Bold by the rule of the other tables (`measured`), in each column among the cells of one data set, backbone
     and protocol.
     """
     study = study.removesuffix(SUFFIX)
@@ -83,7 +83,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[tuple[Table, pd.DataFrame]]:
         entries = [Entry(str(group[name].iloc[0])) for name in told]
         for name, heading in ((UNTUNED, "Untuned"), (TUNED, "Tuned")):
             known = numbers[name].loc[label].to_dict() if label in numbers[name].index else {}
-            entries.append(tables.number(known | {"second": False}, interval=True))
+            entries.append(number_entry(known | {"second": False}, interval=True))
             places.setdefault(", ".join(filter(None, (heading, group["place"].iloc[0]))), []).append(entries[-1])
         entries.append(_difference(compared.loc[label].to_dict(), used))
         entries.append(Entry(f"{len(both)}/{len(group)}", runs=used, noted=False))
@@ -101,14 +101,14 @@ def beside(runs: pd.DataFrame, study: str) -> list[tuple[Table, pd.DataFrame]]:
     caption = (
         f"Test accuracy in % of {study} with the recipe's hyperparameters and after tuning every cell alike: "
         f"{budgets}, for each cell, in the same search space, chosen by validation accuracy with a seed that is "
-        f"not among those tested; seeds {seeds}. {tables.how_to_read(resting, 'below it the', places)} Difference: "
+        f"not among those tested; seeds {seeds}. {how_to_read(resting, 'below it the', places)} Difference: "
         "over common seeds, with its 95 % t interval; bold where the paired t test is significant at 5 % after Holm's "
         "correction. n: seeds in both of those tuned."
     )
     made = Table(f"{study}{SUFFIX}-beside", f"{study}, tuned beside untuned", tuple(columns), tuple(rows), caption)
     # What a search was free to change differs by design.
     free = {name for text in resting["search_space"].dropna() for name in str(text).split(", ")}
-    return [(tables.footnoted(made, resting, free | set(told)), resting)]
+    return [(footnoted(made, resting, free | set(told)), resting)]
 
 
 def _arm(shown: pd.DataFrame, name: str, ids: str) -> pd.DataFrame:
@@ -118,17 +118,15 @@ def _arm(shown: pd.DataFrame, name: str, ids: str) -> pd.DataFrame:
 
 
 def _measured(arm: pd.DataFrame) -> pd.DataFrame:
-    """`tables.measured`, the best told among the cells of one place."""
-    return pd.concat([tables.measured(each, "label", "test_accuracy") for _, each in arm.groupby("place")] or [arm])
+    """`measured`, the best told among the cells of one place."""
+    return pd.concat([measured(each, "label", "test_accuracy") for _, each in arm.groupby("place")] or [arm])
 
 
 def _differences(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Tuned less untuned of each cell, as `statistics.compare`; one family of tests."""
-    wide = pd.concat(
-        [statistics.by_seed(arm, "label").add_prefix(f"{name} ") for name, arm in arms.items()], axis="columns"
-    )
+    """Tuned less untuned of each cell, as `compare`; one family of tests."""
+    wide = pd.concat([by_seed(arm, "label").add_prefix(f"{name} ") for name, arm in arms.items()], axis="columns")
     labels = list(dict.fromkeys(label for arm in arms.values() for label in arm["label"]))
-    compared = statistics.compare(wide, [(f"{TUNED} {label}", f"{UNTUNED} {label}") for label in labels])
+    compared = compare(wide, [(f"{TUNED} {label}", f"{UNTUNED} {label}") for label in labels])
     return compared.set_axis(labels)
 
 
@@ -143,5 +141,5 @@ def _difference(row: Mapping[str, float], runs: tuple[str, ...]) -> Entry:
             **{name: row[name] for name in ("std", "n", "low", "high", "p", "p_holm")},
         },
         runs=runs,
-        bold=bool(row["p_holm"] < statistics.ALPHA),
+        bold=bool(row["p_holm"] < ALPHA),
     )

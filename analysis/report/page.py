@@ -15,9 +15,9 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from analysis.paper import verdicts as claims
 from analysis.paper.appendix import paper_against_itself
 from analysis.paper.drawing import COLUMN, acting_fields, kinds
+from analysis.paper.verdicts import CLAIMS, verdicts
 from relvit.cell import FIELDS, task_combinations
 
 _TEMPLATE = "page.html.jinja"
@@ -101,11 +101,11 @@ def write_page(
 def sentences(study: str, runs: pd.DataFrame) -> pd.DataFrame | None:
     """The paper's sentences that a study decides, judged from its runs: `verdicts.verdicts`, and in the column
     "paper" the verdict of the paper's own tables. None where the paper says nothing of this study."""
-    if study not in {claim.table for claim in claims.CLAIMS}:
+    if study not in {claim.table for claim in CLAIMS}:
         return None
     own = paper_against_itself(study)
     printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
-    return claims.verdicts(runs, table=study).assign(paper=printed)
+    return verdicts(runs, table=study).assign(paper=printed)
 
 
 def sentences_of(shown: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame | None:

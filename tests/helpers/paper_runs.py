@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.output.typeset import Table
-from analysis.paper import numbers as tables
+from analysis.paper.published import published
 from relvit.cell import Cell
 from sweeps.planning.plan import Request, plan_cells
 
@@ -39,7 +39,7 @@ def published_as_runs(tmp_path: Path, *studies: str) -> list[dict]:
             for cell in plan_cells(Request(study=study, recipe="paper", data_root=tmp_path))
         }
         results: dict[Cell, dict[str, float]] = {}
-        for entry in tables.published(study).to_dict("records"):
+        for entry in published(study).to_dict("records"):
             tasks = "drloc" if entry["method"] == "drloc" else entry["tasks"]
             cell = cells[entry["dataset"], entry["backbone"], entry["protocol"], tasks]
             results.setdefault(cell, {})[entry["metric"]] = entry["value"]

@@ -1,0 +1,103 @@
+"""Draw the figures of a study into files."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from analysis.output import typeset
+from analysis.output.typeset import Column, Entry, Row, Table
+from analysis.paper.cost import cost
+from analysis.paper.curves import curves, table4_curves
+from analysis.paper.drawing import METRICS, STYLE, Drawing, NothingToDraw
+from analysis.paper.figure2 import figure2a, figure2b
+from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
+from analysis.stats.seeds import SeveralRuns
+
+logger = logging.getLogger(__name__)
+
+
+class Drawn(NamedTuple):
+    """paths: a PDF and a PNG for each figure, in the order to be read. numbers: what each shows, as a table of the
+    figure's name, for provenance."""
+
+    paths: list[Path]
+    numbers: list[Table]
+
+
+def draw(
+    study: str,
+    runs: pd.DataFrame,
+    metrics: pd.DataFrame,
+    out: Path,
+    note: Callable[[str], None] = logger.warning,
+    kind: str | None = None,
+) -> Drawn:
+    """Draw the figures of a study into the folder `out`.
+
+    study: its name as runs are tagged, with which the files' names begin. kind: the table or figure of the paper that
+    these runs feed, where that is not the study itself. A figure for which runs or metrics are missing is left out,
+    and `note` is told why; a file that an earlier call left is not touched then.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = metrics[(metrics["metric"].isin(METRICS) & metrics["run_id"].isin(set(runs["run_id"]))).to_numpy()]
+    drawn = Drawn([], [])
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # what the user's matplotlibrc says does not change a paper's figures
+        matplotlib.rcParams.update(STYLE)
+        for suffix, build in _FIGURES.get(kind or study, _OTHER_FIGURES).items():
+            name = typeset.label(study) + suffix
+            try:
+                drawing = build(study, runs, metrics)
+            except (NothingToDraw, SeveralRuns) as reason:
+                note(f"{name} is not drawn: {reason}")
+                continue
+            drawn.paths.extend(_save(drawing, out / name))
+            drawn.numbers.append(_as_table(name, drawing))
+    return drawn
+
+
+def _as_table(name: str, drawing: Drawing) -> Table:
+    columns = list(dict.fromkeys(column for row in drawing.numbers.values() for column in row))
+    rows = [Row(key, tuple(row.get(each, Entry()) for each in columns)) for key, row in drawing.numbers.items()]
+    return Table(name, name, tuple(Column(each, each) for each in columns), tuple(rows), drawing.caption)
+
+
+def _save(drawing: Drawing, stem: Path) -> list[Path]:
+    figure, caption, _ = drawing
+    FigureCanvasAgg(figure)
+    # The layout is worked out once for both files.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    title = stem.name
+    metadata = {
+        ".pdf": {"Title": title, "Subject": caption, "CreationDate": None},
+        ".png": {"Title": title, "Description": caption, "Software": None},
+    }
+    paths = []
+    for suffix, fields in metadata.items():
+        path = stem.with_name(stem.name + suffix)
+        scratch = path.with_name(f".{path.name}.tmp")
+        figure.savefig(scratch, format=suffix[1:], metadata=fields)
+        scratch.replace(path)
+        paths.append(path)
+    return paths
+
+
+Build = Callable[[str, pd.DataFrame, pd.DataFrame], Drawing]
+# By kind of study: how the name of each figure's file ends and what draws it, in the order to be read.
+_FIGURES: Mapping[str, Mapping[str, Build]] = {
+    "table4": {
+        "-accuracy": table4_accuracy,
+        "-effects": table4_effects,
+        "-curves": table4_curves,
+        "-pretraining": table4_pretraining,
+        "-cost": cost,
+    },
+    "figure2": {"a": figure2a, "b": figure2b, "-cost": cost},
+}
+_OTHER_FIGURES: Mapping[str, Build] = {"-curves": curves, "-cost": cost}

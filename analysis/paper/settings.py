@@ -1,0 +1,91 @@
+"""Which runs stand together in one table."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.runs.comparability import acting_fields, conform
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ only in tasks (or what else varies by design) and seed, and so belong in one table.
+
+    fields: what they share, as far as it acts in any of them.
+    """
+
+    fields: dict[str, Any]
+    runs: pd.DataFrame
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds that any of the runs has."""
+        return sorted(int(seed) for seed in self.runs["seed"].unique())
+
+
+def settings(
+    runs: pd.DataFrame, varying: Collection[str] = (), protocol: str | None = "pretrain_finetune"
+) -> list[Setting]:
+    """Split the runs of a protocol (None: of all) into settings, the most recently started last.
+
+    varying: the fields beside tasks that vary by design. A run belongs to a setting if every field that acts in it has
+    the setting's value; a supervised run, in which the fewest fields act, may belong to several. A setting that holds
+    only cells which a larger one on the same data set and backbone lacks fills that one up, where its numbers get a
+    footnote (`comparability.deviations`): a table with a deviating row says more than two with gaps.
+    """
+    runs = conform(runs)
+    usable = runs[["dataset", "backbone", "protocol", "tasks", "seed"]].notna().all(axis=1)
+    runs = runs[usable if protocol is None else usable & (runs["protocol"] == protocol)]
+    acting = {
+        index: {name: value for name, value in acting_fields(row).items() if name not in varying}
+        for index, row in zip(runs.index, runs.to_dict("records"))
+    }
+    found: list[tuple[dict[str, Any], list[int]]] = []
+    for index in sorted(acting, key=lambda index: -len(acting[index])):
+        fields = acting[index]
+        fitting = [each for each in found if all(each[0].get(name, value) == value for name, value in fields.items())]
+        if not fitting:
+            fitting = [({}, [])]
+            found += fitting
+        for shared, members in fitting:
+            shared |= fields
+            members.append(index)
+    split = [Setting(shared, _one_run_per_cell(runs.loc[sorted(members)], varying)) for shared, members in found]
+    return sorted(_filled(split, varying), key=_newest)
+
+
+def _newest(setting: Setting) -> pd.Timestamp:
+    return setting.runs["start_time"].fillna(pd.Timestamp(0, tz="UTC")).max()
+
+
+def _one_run_per_cell(runs: pd.DataFrame, varying: Collection[str]) -> pd.DataFrame:
+    """Of several finished runs of one cell and seed, which only an older schema cannot tell apart, the newest."""
+    finished = runs[runs["status"] == "FINISHED"].sort_values("start_time", na_position="first")
+    older = finished.duplicated(["tasks", "seed", *varying], keep="last")
+    return runs.drop(index=finished.index[older])
+
+
+def _filled(split: list[Setting], varying: Collection[str]) -> list[Setting]:
+    def cells(setting: Setting) -> dict[tuple, set[str]]:
+        finished = setting.runs[setting.runs["status"] == "FINISHED"]
+        keys = finished[["tasks", *varying]].astype(str).agg(tuple, axis=1)
+        return finished.groupby(keys)["run_id"].agg(set).to_dict() if len(finished) else {}
+
+    def same_place(one: Setting, other: Setting) -> bool:
+        names = ("dataset", "backbone", "image_size", "protocol")
+        return all(one.fields.get(name) == other.fields.get(name) for name in names)
+
+    kept: list[Setting] = []
+    for one in sorted(split, key=lambda one: (len(cells(one)), _newest(one)), reverse=True):
+        for number, other in enumerate(kept):
+            theirs = cells(other)
+            own = [key for key, ids in cells(one).items() if not ids <= theirs.get(key, set())]
+            if own and not set(own) & set(theirs) and same_place(one, other):
+                together = pd.concat([other.runs, one.runs]).drop_duplicates("run_id")
+                kept[number] = Setting(other.fields, together)
+                break
+        else:
+            kept.append(one)
+    return kept
