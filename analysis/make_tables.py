@@ -32,17 +32,15 @@ from analysis.output.typeset import FORMATS, WRITERS, Table, label, to_html
 from analysis.paper import tuned
 from analysis.paper.appendix import appendix
 from analysis.paper.drawing import METRICS
-from analysis.paper.entries import of_study
 from analysis.paper.figures import draw
 from analysis.paper.numbers import commits
-from analysis.paper.registry import tables_of
+from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
 from analysis.runs.comparability import NotComparable, conform
 from analysis.runs.gather import Gathered, GatherError, gather
 from relvit.cell import parse_value, unknown
 
 DIFFERENT, BAD_REQUEST = 1, 2
-TABLE1 = "table1"  # the study of all runs: what the backbones are
 REPORT = "report"  # the document, beside which a table of a study of that name has another one
 
 
@@ -131,23 +129,21 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         raise GatherError(f"no run fits --where {' '.join(options.where)}")
     study = options.study or newest_study(fitting)
     runs = runs_of(study, fitting, gathered.runs)
-    made = study_tables(study, runs)
+    made = tables_of(study, runs, f"study-{REPORT}" if label(study) == REPORT else None)
     # Tuned beside untuned, where there are both.
     beside = tuned.beside(fitting, study)
     if options.strict:
-        require_comparable([*made, *beside])
-    main_tables = [table for table, _ in made]
-    behind = [
-        table for table, used in made if shown_first(table) for table in appendix(kind(table, study), used, table.name)
-    ]
-    both = [table for table, _ in beside]
-    main_tables = both + main_tables if study.endswith(tuned.SUFFIX) else main_tables + both
+        require_comparable([*(one.table for one in made), *beside])
+    shown_first = [one for one in made if one.first]
+    main_tables = [one.table for one in made]
+    behind = [table for one in shown_first for table in appendix(one.entries, one.table.name)]
+    main_tables = beside + main_tables if study.endswith(tuned.SUFFIX) else main_tables + beside
     everything = [*main_tables, *behind]
     options.out.mkdir(parents=True, exist_ok=True)
     texts = {f"{label(table.name)}{FORMATS[name]}": WRITERS[name](table) for table in everything for name in formats}
-    shown, notes = made[0][1], []
-    history = gathered.history(METRICS, set(shown["run_id"]))
-    drawn = draw(study, shown, history, options.out, notes.append, kind(made[0][0], study))
+    shown, notes = made[0].entries, []
+    history = gathered.history(METRICS, set(shown.runs["run_id"]))
+    drawn = draw(shown.of, shown.runs, history, options.out, notes.append, study)
     if "latex" in formats:
         texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)
     for name, text in texts.items():
@@ -156,13 +152,13 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     if "html" in formats:
         page.write_page(
             study,
-            runs if study == "full" else shown,
+            runs if study == FULL else shown.runs,
             report,
             tables=[page.TableHtml(table.title, to_html(table)) for table in main_tables],
             # The sentences have a section of their own.
             behind=[page.TableHtml(table.title, to_html(table)) for table in behind if "-verdicts" not in table.name],
             figures=drawn.paths,
-            verdicts=page.sentences_of((kind(table, study), used) for table, used in made if shown_first(table)),
+            verdicts=page.sentences_of(one.entries for one in shown_first),
             notes=notes,
             experiment=options.experiment,
         )
@@ -176,8 +172,8 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         say(console, f"note: {note}")
     names = [path.name for path in (*outputs, provenance.sidecar(options.out, study))]
     say(console, f"written to {options.out}: {', '.join(names)}")
-    if not all(map(shown_first, main_tables)):
-        which = "that of the paper's data set and backbone, or the newest" if study == "full" else "the newest setting"
+    if len(shown_first) < len(made):
+        which = "that of the paper's data set and backbone, or the newest" if study == FULL else "the newest setting"
         say(console, f"shown is {which}; --where FIELD=VALUE picks another")
     if options.attach:
         attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages)
@@ -209,36 +205,10 @@ def attach(
     say(console, f"attached to the MLflow run {run_id}, which stands for {study}; --no-attach leaves this out")
 
 
-def kind(table: Table, study: str) -> str:
-    """Which of the paper's tables a table of a study is."""
-    name = table.name.removeprefix(f"{study}-") if study == "full" else table.name
-    return name.partition("-")[0] if study == "full" else study
-
-
-def shown_first(table: Table) -> bool:
-    """Whether it is not one of Table 4's further settings."""
-    return "-older-" not in table.name
-
-
-def study_tables(study: str, runs: pd.DataFrame) -> list[tuple[Table, pd.DataFrame]]:
-    """The tables of a study, the one to show first, each with its runs. Study "full" has those of Tables 2-4."""
-    if study != "full":
-        name = f"study-{REPORT}" if label(study) == REPORT else study
-        return list(tables_of(study, runs, name))
-    return [
-        pair
-        for table in ("table4", "table2", "table3")
-        if len(part := of_study(runs, table)) and (part["status"] == "FINISHED").any()
-        for pair in tables_of(table, part, f"full-{table}", papers_first=True)
-    ] or list(tables_of(study, runs))
-
-
-def require_comparable(made: Iterable[tuple[Table, pd.DataFrame]]) -> None:
+def require_comparable(made: Iterable[Table]) -> None:
     """Raises NotComparable with everything in which cells of these tables differ."""
     problems = [
-        f"{table.name}: {note} ({', '.join(marked(table, letter))})"
-        for table, _ in made
-        for letter, note in table.notes
+        f"{table.name}: {note} ({', '.join(marked(table, letter))})" for table in made for letter, note in table.notes
     ]
     if problems:
         raise NotComparable(
@@ -273,12 +243,13 @@ def studies_of(runs: pd.DataFrame) -> list[str]:
 
 def runs_of(study: str, fitting: pd.DataFrame, everything: pd.DataFrame) -> pd.DataFrame:
     """The runs of a study. Raises GatherError where there are none, with the studies that there are."""
-    chosen = fitting if study == TABLE1 else of_study(fitting, study)
+    chosen = of_study(fitting, study)
     if chosen.empty:
         present = studies_of(conform(everything))
         if study in present:
             raise GatherError(f"no run of study {study!r} fits --where")
-        raise GatherError(f"no runs of this study: {unknown('study', study, [*present, TABLE1])}")
+        always = [name for name, table in TABLES.items() if table.of_all_runs]
+        raise GatherError(f"no runs of this study: {unknown('study', study, [*present, *always])}")
     return chosen
 
 
@@ -325,12 +296,11 @@ def check(options: argparse.Namespace, console: Console) -> int:
         runs = conform(gathered.runs)
         for content in contents:
             fitting = select(runs, content["where"])
-            chosen = fitting if content["study"] == TABLE1 else of_study(fitting, content["study"])
-            found = provenance.outdated(content, chosen, gathered.digests)
+            found = provenance.outdated(content, of_study(fitting, content["study"]), gathered.digests)
             problems += [f"{content['study']}: {each}" for each in found]
         status = DIFFERENT if problems else 0
     except GatherError as error:
-        problems.append(f"whether the outputs match the data cannot be said: {error}")
+        problems.append(f"cannot verify the outputs: {error}")
         status = status or BAD_REQUEST
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -349,7 +319,7 @@ def explain(options: argparse.Namespace, console: Console) -> int:
         for note in entry.get("footnotes", ()):
             say(console, f"  note: {note}")
         if entry.get("published"):
-            say(console, "  published in the paper (analysis/published.csv)")
+            say(console, "  published in the paper (analysis/paper/published.csv)")
         elif not entry["runs"]:
             say(console, "  computed from the configuration: no run of the study has it")
         for run in entry.get("runs", ()):

@@ -1,18 +1,18 @@
 """What stands behind a table: differences, effects and verdicts, with dashes for what cannot be said."""
 
-import pandas as pd
 import pytest
-from helpers.paper_runs import line, planned, published_as_runs, row
+from helpers.paper_runs import entries, line, planned, published_as_runs, row
 
 from analysis.output.typeset import Table
 from analysis.paper.appendix import appendix
-from analysis.paper.published import published, published_runs
-from analysis.paper.verdicts import ROUNDING, verdicts
+from analysis.paper.published import published
+from analysis.paper.registry import find
+from analysis.paper.verdicts import paper_against_itself
 from relvit.cell import task_combinations
 
 
 def of(study: str, rows: list[dict]) -> dict[str, Table]:
-    return {table.name: table for table in appendix(study, pd.DataFrame(rows))}
+    return {table.name: table for table in appendix(entries(study, rows))}
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_papers_numbers_as_runs_give_the_verdicts_of_the_paper_against_itsel
     # within it; to the rounding of the printed numbers it contradicts the sentence, as the last column says.
     for study in ("table2", "table3", "table4"):
         made = of(study, published_as_runs(tmp_path, study))[f"{study}-verdicts"]
-        own = verdicts(published_runs(), ROUNDING, study)["verdict"]
+        own = paper_against_itself(find(study))["verdict"]
         expected = own.to_dict() | ({"joint-gains": "holds"} if study == "table3" else {})
         assert made.texts("verdict") == {claim: f"one seed: {verdict}" for claim, verdict in expected.items()}
         assert not any(made.entry(claim, "verdict").bold for claim in expected)

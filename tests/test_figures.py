@@ -13,10 +13,11 @@ from PIL import Image
 from scipy import stats
 
 from analysis.paper.cost import cost, cost_table
-from analysis.paper.curves import curves, table4_curves
+from analysis.paper.curves import curves, curves_by_tasks
 from analysis.paper.drawing import BLACK, LOOKS, NothingToDraw, kinds
 from analysis.paper.figure2 import figure2a, figure2b
 from analysis.paper.figures import draw
+from analysis.paper.registry import find
 from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
 from relvit.cell import TASKS, task_combinations
 
@@ -63,7 +64,7 @@ def points(axes, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_table_4s_points_are_means_with_t_intervals_in_the_papers_order(table4):
     runs, metrics = table4
-    figure, caption, _ = table4_accuracy("table4", runs, metrics)
+    figure, caption, _ = table4_accuracy(runs, metrics)
     _, ours, theirs = figure.axes
     means, bars = points(ours, "ours")
     for number, tasks in enumerate(task_combinations()):
@@ -79,7 +80,7 @@ def test_table_4s_points_are_means_with_t_intervals_in_the_papers_order(table4):
 
 
 def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
-    figure, *_ = table4_accuracy("table4", *table4)
+    figure, *_ = table4_accuracy(*table4)
     matrix = figure.axes[0]
     columns = [label.get_text() for label in matrix.get_xticklabels()]
     assert columns == ["AbsPos", "Ang", "Dist", "SpRel"]
@@ -94,7 +95,7 @@ def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
 def test_comparable_runs_share_the_axis_with_the_papers_numbers(tmp_path):
     cells = planned(tmp_path, "table4", recipe="paper", settings=())
     runs, metrics = made_runs(cells, "table4")
-    figure, caption, _ = table4_accuracy("table4", runs, metrics)
+    figure, caption, _ = table4_accuracy(runs, metrics)
     assert len(figure.axes) == 2
     assert {label.get_label() for label in figure.axes[1].containers} == {"ours"}
     assert line(figure.axes[1], "paper") is not None
@@ -103,7 +104,7 @@ def test_comparable_runs_share_the_axis_with_the_papers_numbers(tmp_path):
 
 def test_effects_are_those_of_the_16_cells_and_the_papers_beside_them(table4):
     runs, metrics = table4
-    figure, *_ = table4_effects("table4", runs, metrics)
+    figure, *_ = table4_effects(runs, metrics)
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:4] == ["SpRel", "Dist", "Ang", "AbsPos"]
@@ -121,7 +122,7 @@ def test_effects_are_those_of_the_16_cells_and_the_papers_beside_them(table4):
 
 def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_cell(table4):
     runs, metrics = table4
-    figure, *_ = table4_curves("table4", runs, metrics)
+    figure, *_ = curves_by_tasks(runs, metrics)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels[:5]] == ["SpRel", "Dist", "Ang", "AbsPos", "SpRel + Dist"]
     for axes, tasks in zip(panels, [tasks for tasks in task_combinations() if tasks != "none"]):
@@ -134,7 +135,7 @@ def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_c
 
 def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
     runs, metrics = table4
-    figure, *_ = table4_pretraining("table4", runs, metrics)
+    figure, *_ = table4_pretraining(runs, metrics)
     for axes, task, metric in zip(figure.axes, TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
         for label, tasks in (("the task alone", task), ("all four tasks", "+".join(TASKS))):
             values = over_epochs(runs[runs["tasks"] == tasks], metrics, f"pretrain_val_{metric}")
@@ -147,7 +148,7 @@ def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
 
 def test_figure_2a_has_the_four_settings_with_bands_of_one_standard_deviation(figure2):
     runs, metrics = figure2
-    figure, caption, _ = figure2a("figure2", runs, metrics)
+    figure, caption, _ = figure2a(runs, metrics)
     (axes,) = figure.axes
     settings = {
         "PE": (True, False), "PE + Perm": (True, True), "no PE": (False, False), "no PE + Perm": (False, True),
@@ -167,7 +168,7 @@ def test_figure_2a_has_the_four_settings_with_bands_of_one_standard_deviation(fi
 
 def test_figure_2b_has_random_initialisation_as_the_dashed_line(figure2):
     runs, metrics = figure2
-    figure, *_ = figure2b("figure2", runs, metrics)
+    figure, *_ = figure2b(runs, metrics)
     (axes,) = figure.axes
     random = line(axes, "random initialisation")
     values = over_epochs(runs[runs["tasks"] == "none"], metrics, "joint_val_accuracy")
@@ -180,7 +181,7 @@ def test_figure_2b_has_random_initialisation_as_the_dashed_line(figure2):
 
 def test_a_single_seed_has_lines_and_no_bands(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "figure2", seeds=(5,)), "figure2")
-    figure, caption, _ = figure2a("figure2", runs, metrics)
+    figure, caption, _ = figure2a(runs, metrics)
     assert not figure.axes[0].collections
     assert len(figure.axes[0].get_lines()) == 4
     assert "A single seed: there are no bands." in caption
@@ -207,7 +208,7 @@ def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
     # Clusters, as where time depends on the number of tasks: half a second apart, each a little better than the last.
     runs = runs.assign(training_seconds=60.0 * tasks_of + np.arange(len(runs)) / 100)
     runs = runs.assign(test_accuracy=80 + runs["training_seconds"] / 100 + 0.3 * (runs["seed"] - 1))
-    figure, caption, _ = cost("table4", runs, metrics)
+    figure, caption, _ = cost(runs, metrics)
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     (axes,) = figure.axes
@@ -224,13 +225,13 @@ def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
 
 def test_of_several_panels_the_caption_names_the_fronts(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
-    _, caption, _ = cost("table2", runs, metrics)
+    _, caption, _ = cost(runs, metrics)
     front = cost_table(runs).query("front and dataset == 'svhn'").sort_values("minutes").index.get_level_values("kind")
     assert f"svhn, vit_xs8: 1 {front[0]}" in caption
 
 
 def test_a_short_interval_is_not_hidden_by_its_dot_nor_a_heading_crossed_by_the_zero_line(table4):
-    figure, *_ = table4_effects("table4", *table4)
+    figure, *_ = table4_effects(*table4)
     (axes,) = figure.axes
     (bars,) = [each for each in axes.containers if each.get_label() == "ours"]
     dot, caps, _ = bars.lines
@@ -252,7 +253,7 @@ def test_kinds_are_named_by_what_tells_them_apart(tmp_path, figure2):
 
 def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
-    figure, *_ = curves("table2", runs, metrics)
+    figure, *_ = curves(runs, metrics)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert len(panels) == 5
     svhn = runs[(runs["dataset"] == "svhn") & (runs["tasks"] == "sprel+abspos")]
@@ -262,7 +263,7 @@ def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
 
 def test_sixteen_combinations_in_another_protocol_are_drawn_as_table_4s(tmp_path):
     runs, metrics = made_runs(planned(tmp_path, "probe", seeds=(0,)), "probe")
-    figure, caption, _ = curves("probe", runs, metrics)
+    figure, caption, _ = curves(runs, metrics)
     assert len([axes for axes in figure.axes if axes.get_visible()]) == 15
     assert figure.get_supxlabel() == "Linear probing epoch"
     assert caption.startswith("Validation accuracy over linear probing with the tasks named")
@@ -273,14 +274,14 @@ def test_more_kinds_than_can_be_told_apart_are_refused(tmp_path):
     other = planned(tmp_path, "table4", seeds=(0,), combinations=("sprel", "dist", "ang"), settings=("epochs=30",))
     runs, metrics = made_runs([*cells, *other], "own")
     with pytest.raises(NothingToDraw, match="has 8 kinds of cells, more than the 7 lines"):
-        curves("own", runs, metrics)
+        curves(runs, metrics)
 
 
 # Files
 
 
 def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4, tmp_path):
-    paths = draw("table4", *table4, tmp_path).paths
+    paths = draw(find("table4"), *table4, tmp_path).paths
     assert [path.name for path in paths] == [
         f"table4-{name}{suffix}"
         for name in ("accuracy", "effects", "curves", "pretraining", "cost")
@@ -296,13 +297,13 @@ def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4
 
 
 def test_the_same_frames_give_the_same_bytes_whatever_the_users_settings(figure2, tmp_path):
-    first = draw("figure2", *figure2, tmp_path / "first").paths
+    first = draw(find("figure2"), *figure2, tmp_path / "first").paths
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):
-        second = draw("figure2", *figure2, tmp_path / "second").paths
+        second = draw(find("figure2"), *figure2, tmp_path / "second").paths
         assert matplotlib.rcParams["font.size"] == 20  # and leaves them alone
     runs, metrics = figure2  # as they are after Parquet, where repeated texts are categories
     third = draw(
-        "figure2", runs.convert_dtypes(), metrics.astype({"run_id": "category", "metric": "category"}), tmp_path
+        find("figure2"), runs.convert_dtypes(), metrics.astype({"run_id": "category", "metric": "category"}), tmp_path
     ).paths
     assert third
     for one, other in zip([*first, *first], [*second, *third]):
@@ -315,7 +316,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
     (tmp_path / "table4-effects.pdf").write_text("older")
     notes = []
     some = runs[runs["tasks"].isin(["none", "sprel", "dist+ang"])]
-    paths = draw("table4", some, metrics, tmp_path, notes.append).paths
+    paths = draw(find("table4"), some, metrics, tmp_path, notes.append).paths
     assert {path.stem for path in paths} == {f"table4-{name}" for name in ("accuracy", "curves", "pretraining", "cost")}
     assert notes == [
         "table4-effects is not drawn: no seed has all cells that an effect needs; 39 are not finished"  # 3 x 13
@@ -327,7 +328,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
 def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, table4, tmp_path):
     runs, metrics = table4
     notes = []
-    assert draw(study, runs.assign(status="FAILED"), metrics, tmp_path, notes.append).paths == []
+    assert draw(find(study), runs.assign(status="FAILED"), metrics, tmp_path, notes.append).paths == []
     assert notes
     assert all(note.endswith(": no run is finished") for note in notes)
 
@@ -335,7 +336,7 @@ def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, 
 def test_runs_without_a_history_still_have_their_points(table4, tmp_path):
     runs, metrics = table4
     notes = []
-    paths = draw("table4", runs, metrics[:0], tmp_path, notes.append).paths
+    paths = draw(find("table4"), runs, metrics[:0], tmp_path, notes.append).paths
     assert {path.stem for path in paths} == {"table4-accuracy", "table4-effects", "table4-cost"}
     assert len(notes) == 2
 
@@ -347,8 +348,8 @@ def test_a_run_that_a_crash_left_without_its_fields_is_passed_over(table4, figur
         types = {"tasks": "string", "status": "string", "pretrain_position_embedding": "boolean"}
         both = pd.concat([bare, runs], ignore_index=True).astype(types)
         notes = []
-        clean = draw(study, runs, metrics, tmp_path / "clean", notes.append).paths
-        drawn = draw(study, both, metrics, tmp_path / "bare", notes.append).paths
+        clean = draw(find(study), runs, metrics, tmp_path / "clean", notes.append).paths
+        drawn = draw(find(study), both, metrics, tmp_path / "bare", notes.append).paths
         assert notes == []
         for one, other in zip(clean, drawn):
             assert one.name == other.name
@@ -360,7 +361,7 @@ def test_two_settings_in_one_figure_are_refused_not_averaged(table4, tmp_path):
     runs, metrics = table4
     twice = pd.concat([runs, runs.assign(run_id=runs["run_id"] + "again")], ignore_index=True)
     notes = []
-    assert draw("table4", twice, metrics, tmp_path, notes.append).paths == []
+    assert draw(find("table4"), twice, metrics, tmp_path, notes.append).paths == []
     assert all("several finished runs" in note for note in notes)
 
 

@@ -1,7 +1,9 @@
 """Arrows point one way: relvit <- sweeps, relvit.cell <- analysis. Checked on what a fresh interpreter loads."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,45 @@ def test_entries_run_from_any_folder_without_an_installation(entry, tmp_path):
     result = subprocess.run([sys.executable, str(ROOT / entry), "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stdout.startswith("usage:")
+
+
+# The rooms of analysis, the lowest first; those of one line do not know each other.
+ANALYSIS = (("runs", "stats"), ("output",), ("paper",), ("report",), ("make_tables",))
+
+
+def imported_by(module: str) -> set[str]:
+    """The modules of analysis that a module of it imports, anywhere in its text: "paper.numbers"."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "analysis" / f"{module.replace('.', '/')}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("analysis"):
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                is_module = (ROOT / f"{whole.replace('.', '/')}.py").exists()
+                found.add((whole if is_module else node.module).removeprefix("analysis."))
+    return found
+
+
+def test_no_room_of_analysis_imports_one_above_it_and_no_modules_import_each_other():
+    level = {room: number for number, rooms in enumerate(ANALYSIS) for room in rooms}
+    files = [path.relative_to(ROOT / "analysis") for path in (ROOT / "analysis").rglob("*.py")]
+    modules = [".".join(path.with_suffix("").parts) for path in files if path.name != "__init__.py"]
+    assert {module.partition(".")[0] for module in modules} == set(level)
+    graph = {module: imported_by(module) for module in modules}
+    assert "paper.numbers" in graph["paper.table4"]
+    for module, others in graph.items():
+        room = module.partition(".")[0]
+        above = [other for other in others if level[other.partition(".")[0]] >= level[room]]
+        assert {other.partition(".")[0] for other in above} <= {room}, module
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_a_table_of_the_paper_does_not_know_the_list_that_it_is_on():
+    from analysis.paper.registry import TABLES
+
+    below = set()
+    waiting = [f"paper.{name}" for name in TABLES]
+    while waiting:
+        module = waiting.pop()
+        waiting += imported_by(module) - below
+        below |= imported_by(module)
+    assert not below & {"paper.registry", "paper.appendix", "paper.figures", "paper.verdicts"}

@@ -10,6 +10,7 @@ import pytest
 from helpers.made_runs import made_runs, planned
 
 from analysis.paper.figures import draw
+from analysis.paper.registry import find
 from analysis.report import page
 from analysis.report.page import TableHtml, write_page
 from sweeps.ablation import parse_arguments, request_of
@@ -54,7 +55,7 @@ def table4(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(table4, tmp_path_factory):
-    return draw("table4", *table4, tmp_path_factory.mktemp("figures")).paths
+    return draw(find("table4"), *table4, tmp_path_factory.mktemp("figures")).paths
 
 
 def verdicts(**changes: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from analysis.output.provenance import ProvenanceError
 from analysis.output.typeset import to_markdown
 from analysis.paper.appendix import appendix
 from analysis.paper.figures import draw
-from analysis.paper.registry import tables_of
+from analysis.paper.registry import find, tables_of
 from analysis.runs.comparability import conform
 
 
@@ -28,7 +28,7 @@ def runs(tmp_path) -> pd.DataFrame:
 
 
 def made(folder: Path, runs: pd.DataFrame, study: str = "table4", name: str = "table4.md") -> dict:
-    ((table, _),) = tables_of(study, runs)
+    ((table, *_),) = tables_of(study, conform(runs))
     (folder / name).write_text(to_markdown(table))
     provenance.write(folder, provenance.record(study, [], runs, [table], [folder / name]))
     return provenance.read(provenance.sidecar(folder, study))
@@ -51,10 +51,10 @@ def test_every_printed_number_of_every_table_and_figure_has_runs_or_is_the_paper
     recipe = {"recipe": "cpu", **one_phase} if study in ("table2", "table3") else {}
     runs, metrics = made_runs(planned_runs(tmp_path, "table4" if study == "table1" else study, (0, 1), **recipe), study)
     runs = conform(runs)
-    made = tables_of(study, runs)
-    drawn = draw(study, made[0][1], metrics, tmp_path).numbers
+    made = tables_of(study, conform(runs))
+    drawn = draw(find(study), made[0].entries.runs, metrics, tmp_path).numbers
     assert [table.name for table in drawn if table.name.endswith("-cost")]
-    everything = [table for table, _ in made] + appendix(study, made[0][1]) + drawn
+    everything = [one.table for one in made] + appendix(made[0].entries) + drawn
     provenance.write(tmp_path, provenance.record(study, [], runs, everything, []))
     numbers = {number["id"]: number for table in everything for number in provenance.explain(tmp_path, table.name)}
     for table in everything:
@@ -79,7 +79,7 @@ def used(runs: pd.DataFrame) -> set[str]:
 
 def test_a_figures_numbers_are_explained_as_a_tables(tmp_path):
     runs, metrics = made_runs(planned_runs(tmp_path, "table4"), "table4")
-    drawn = draw("table4", runs, metrics, tmp_path)
+    drawn = draw(find("table4"), runs, metrics, tmp_path)
     provenance.write(tmp_path, provenance.record("table4", [], runs, drawn.numbers, drawn.paths))
     own = runs[runs["tasks"] == "sprel"]
     (point,) = provenance.explain(tmp_path, "table4-accuracy:sprel:ours")
@@ -115,7 +115,7 @@ def test_an_unknown_number_is_answered_with_the_nearest(tmp_path, runs, question
 
 
 def test_an_unknown_row_is_answered_with_those_of_its_own_table_alone(tmp_path, runs):
-    ((table, _),) = tables_of("table4", runs)
+    ((table, *_),) = tables_of("table4", conform(runs))
     longer = replace(table, name="table4-older-1", rows=table.rows[:1])
     provenance.write(tmp_path, provenance.record("table4", [], runs, [table, longer], []))
     with pytest.raises(ProvenanceError) as error:

@@ -1,20 +1,17 @@
 """The paper's tables, from runs made up so that every number can be worked out by hand."""
 
-
 import pandas as pd
 import pytest
-from helpers.paper_runs import line, planned, published_as_runs, row
+from helpers.paper_runs import entries, line, planned, published_as_runs, row
+from helpers.paper_runs import table as layout
 
 from analysis.output.typeset import Table
 from analysis.paper.appendix import differences
-from analysis.paper.figure2 import figure2_label, layout_figure2
-from analysis.paper.listing import layout_listing
 from analysis.paper.published import published
+from analysis.paper.registry import find, tables_of
 from analysis.paper.settings import Setting, settings
-from analysis.paper.table1 import layout_table1, vit_parameters
-from analysis.paper.table2 import layout_table2
-from analysis.paper.table3 import layout_table3
-from analysis.paper.table4 import layout_table4, table4_numbers
+from analysis.paper.table1 import vit_parameters
+from analysis.runs.comparability import conform
 from relvit.cell import BACKBONES, TASKS, task_combinations
 from sweeps.planning.plan import Request, plan_cells
 
@@ -22,7 +19,7 @@ ALL = "+".join(PAPER_TASKS)
 
 
 def only_setting(rows: list[dict]) -> Setting:
-    (setting,) = settings(pd.DataFrame(rows))
+    (setting,) = settings(conform(pd.DataFrame(rows)))
     return setting
 
 
@@ -35,7 +32,7 @@ def marked(table: Table, column: str, how: str) -> list[str]:
 
 
 def test_the_papers_table_4_as_runs_gives_the_papers_table_4(tmp_path):
-    table = layout_table4(only_setting(published_as_runs(tmp_path, "table4")))
+    table = layout("table4", (published_as_runs(tmp_path, "table4")))
     # Three rows as the paper prints them: supervised, SpRel + AbsPos, all four.
     assert line(table, "none") == ["Supervised", "×", "×", "×", "×", "85.38", "1/1", "×", "×", "×", "×", "85.38"]
     best = ["15.73", "×", "×", "48.53", "90.13"]
@@ -48,13 +45,13 @@ def test_the_papers_table_4_as_runs_gives_the_papers_table_4(tmp_path):
 
 
 def test_every_published_number_of_table_4_is_in_it(tmp_path):
-    table = layout_table4(only_setting(published_as_runs(tmp_path, "table4")))
+    table = layout("table4", (published_as_runs(tmp_path, "table4")))
     for entry in published("table4").to_dict("records"):
         assert table.entry(entry["tasks"], entry["metric"]).text == f"{entry['value']:.2f}"
 
 
 def test_the_best_of_each_column_of_table_4_is_bold_and_nothing_is_underlined(tmp_path):
-    table = layout_table4(only_setting(published_as_runs(tmp_path, "table4")))
+    table = layout("table4", (published_as_runs(tmp_path, "table4")))
     best = {
         "abspos_accuracy": [ALL],
         "ang_mse_x100": ["sprel+dist+ang"],
@@ -78,7 +75,7 @@ TABLE2 = {
 
 
 def test_the_papers_table_2_as_runs_gives_the_papers_table_2(tmp_path):
-    table = layout_table2(pd.DataFrame(published_as_runs(tmp_path, "table2")))
+    table = layout("table2", (published_as_runs(tmp_path, "table2")))
     assert {row.key: line(table, row.key) for row in table.rows} == {
         key: [*texts, *texts[2:]] for key, texts in TABLE2.items()
     }
@@ -109,7 +106,7 @@ DATASETS = ("cifar10", "svhn", "cifar100", "flowers102")
 
 @pytest.fixture
 def table3(tmp_path) -> Table:
-    return layout_table3(pd.DataFrame(published_as_runs(tmp_path, "table3")))
+    return layout("table3", (published_as_runs(tmp_path, "table3")))
 
 
 def test_the_papers_table_3_as_runs_gives_the_papers_table_3(table3):
@@ -147,7 +144,7 @@ def test_what_the_papers_text_shows_of_underlines(table3):
 
 
 def test_table_1_is_the_papers_computed_beside_published():
-    table = layout_table1(pd.DataFrame())
+    table = layout("table1", [])
     expected = {
         "vit_s4-32": ("ViT-S/4", ["(32, 32)", "12", "6", "384", "65", "21.3M"]),
         "vit_s8-64": ("ViT-S/8", ["(64, 64)", "12", "6", "384", "65", "21.4M"]),
@@ -173,10 +170,10 @@ def test_several_seeds_give_mean_sample_deviation_interval_and_n(tmp_path):
     setting = only_setting([row(cells["dist", seed], accuracy=value) for seed, value in enumerate((90.0, 92.0, 97.0))])
     # mean 93; squared deviations 9, 1, 16; 26 / 2 = 13, whose root is 3.606; t(0.975, 2) = 4.30265: half the interval
     # is 4.30265 x sqrt(13 / 3) = 8.957
-    numbers = table4_numbers(setting).loc["dist"]
-    assert numbers["accuracy_mean"] == 93.0
-    assert numbers["accuracy_std"] == pytest.approx(13**0.5)
-    table = layout_table4(setting)
+    table = layout("table4", setting.runs)
+    numbers = table.entry("dist", "accuracy").numbers
+    assert numbers["value"] == 93.0
+    assert numbers["std"] == pytest.approx(13**0.5)
     assert table.entry("dist", "accuracy").text == "93.00 ± 3.61"
     assert table.entry("dist", "interval").text == "[84.04, 101.96]"
     assert table.entry("dist", "n").text == "3/3"
@@ -191,14 +188,14 @@ def spread(cells, values: dict[str, list[float]]) -> list[dict]:
 def test_bold_is_the_group_that_cannot_be_told_from_the_best(tmp_path):
     cells = planned(tmp_path, seeds=(0, 1, 2, 3))
     values = {"dist": [90.0, 91.0, 90.5, 91.5], "ang": [90.1, 90.8, 90.7, 91.3], "sprel": [80.0, 81.2, 80.4, 81.6]}
-    table = layout_table4(only_setting(spread(cells, values)))
+    table = layout("table4", (spread(cells, values)))
     assert marked(table, "accuracy", "bold") == ["dist", "ang"]
 
 
 def test_a_best_that_is_distinguishable_is_alone_in_bold(tmp_path):
     cells = planned(tmp_path, seeds=(0, 1, 2, 3))
     values = {"dist": [90.0, 91.0, 90.5, 91.5], "ang": [85.1, 85.8, 85.7, 86.3], "sprel": [80.0, 81.2, 80.4, 81.6]}
-    table = layout_table4(only_setting(spread(cells, values)))
+    table = layout("table4", (spread(cells, values)))
     assert marked(table, "accuracy", "bold") == ["dist"]
 
 
@@ -206,9 +203,9 @@ def test_what_the_differences_call_significant_is_not_tied_with_the_best(tmp_pat
     cells = planned(tmp_path, seeds=(0, 1, 2))
     values = {"none": [85.0, 85.1, 84.9], "sprel": [90.0, 90.1, 89.96], "ang": [10.0, 90.0, 50.0]}
     setting = only_setting(spread(cells, values))
-    shown = differences("table4", setting.runs, "differences")
+    shown = differences(entries("table4", setting.runs), "differences")
     assert marked(shown, "difference", "bold") == ["sprel"]
-    table = layout_table4(setting)
+    table = layout("table4", setting.runs)
     assert marked(table, "accuracy", "bold") == ["sprel", "ang"]
     # Figure 2's differences are those to a random start.
     others = plan_cells(Request(study="figure2", recipe="demo", data_root=tmp_path, seeds=(0, 1, 2)))
@@ -216,9 +213,9 @@ def test_what_the_differences_call_significant_is_not_tied_with_the_best(tmp_pat
     rows = [
         row(cell, accuracy=levels[label][cell.seed])
         for cell in others
-        if (label := figure2_label(cell.as_dict())) in levels
+        if (label := find("figure2").label_of(cell.as_dict())) in levels
     ]
-    figure2 = layout_figure2(pd.DataFrame(rows))
+    figure2 = layout("figure2", (rows))
     assert marked(figure2, "accuracy", "bold") == ["embedding", "no embedding"]
 
 
@@ -226,17 +223,17 @@ def test_the_caption_names_what_is_bold_throughout(tmp_path):
     cells = planned(tmp_path, seeds=(0, 1, 2))
     near = {"dist": [90.0, 91.0, 90.5], "sprel+abspos": [90.1, 90.8, 90.7], "none": [89.9, 91.1, 90.4]}
     words = "Nothing was shown to be worse, so all is bold: "
-    assert f"{words}Finetuning." in layout_table4(only_setting(spread(cells, near))).caption
-    assert f"{words}digits." in layout_table2(pd.DataFrame(spread(cells, near))).caption
+    assert f"{words}Finetuning." in layout("table4", (spread(cells, near))).caption
+    assert f"{words}digits." in layout("table2", (spread(cells, near))).caption
     apart = near | {"none": [80.0, 81.1, 80.4]}
-    assert words not in layout_table4(only_setting(spread(cells, apart))).caption
-    assert words not in layout_table2(pd.DataFrame(spread(cells, apart))).caption
-    alone = layout_table4(only_setting(spread(cells, {"dist": near["dist"]})))
+    assert words not in layout("table4", (spread(cells, apart))).caption
+    assert words not in layout("table2", (spread(cells, apart))).caption
+    alone = layout("table4", (spread(cells, {"dist": near["dist"]})))
     assert words not in alone.caption
     joint = plan_cells(Request(study="table3", recipe="cpu", data_root=tmp_path, seeds=(0, 1, 2)))
     levels = {"none": near["none"], "drloc": near["dist"], "sprel+abspos": near["sprel+abspos"]}
     rows = [row(cell, accuracy=levels[cell.tasks][cell.seed]) for cell in joint if cell.dataset == "svhn"]
-    assert f"{words}SVHN with ViT, SVHN with Swin, SVHN with T2T-ViT." in layout_table3(pd.DataFrame(rows)).caption
+    assert f"{words}SVHN with ViT, SVHN with Swin, SVHN with T2T-ViT." in layout("table3", (rows)).caption
 
 
 def test_of_errors_the_smallest_is_the_best(tmp_path):
@@ -246,7 +243,7 @@ def test_of_errors_the_smallest_is_the_best(tmp_path):
         for tasks, mean, scale in (("dist", 12.0, 1.0), ("sprel+dist", 10.0, 0.5))
         for seed in range(3)
     ]
-    table = layout_table4(only_setting(rows))
+    table = layout("table4", (rows))
     assert marked(table, "dist_mse_x100", "bold") == ["sprel+dist"]
 
 
@@ -256,7 +253,7 @@ def test_improvements_are_paired_over_common_seeds(tmp_path):
     rows = [
         row(cells[tasks, seed], accuracy=value) for tasks, each in values.items() for seed, value in enumerate(each)
     ]
-    table = layout_table2(pd.DataFrame(rows))
+    table = layout("table2", (rows))
     # Differences 2 and 3: mean 2.5, deviation 0.7071; 12.706 x 0.7071 / sqrt(2) = 6.35. Seed 2 has no partner.
     improvement = table.entry("digits", "improvement")
     assert (improvement.text, improvement.below) == ("+2.50 ↑", "[-3.85, +8.85]")
@@ -272,7 +269,7 @@ def test_what_is_missing_or_unfinished_is_a_dash_and_not_a_crash(tmp_path):
         row(cells["sprel", 1], status="KILLED", accuracy=1.0),
         row(cells["dist", 0], status="FAILED"),
     ]
-    table = layout_table4(only_setting(rows))
+    table = layout("table4", (rows))
     assert line(table, "sprel")[:7] == ["RelViT", "×", "×", "×", "50.00", "96.00", "1/2"]
     assert line(table, "dist")[:7] == ["RelViT", "×", "×", "–", "×", "–", "0/2"]
     assert line(table, "ang")[:7] == ["RelViT", "×", "–", "×", "×", "–", "0/2"]
@@ -281,20 +278,20 @@ def test_what_is_missing_or_unfinished_is_a_dash_and_not_a_crash(tmp_path):
 
 def test_with_nothing_finished_there_is_still_a_table(tmp_path):
     failed = [row(planned(tmp_path)["dist", 0], status="FAILED")]
-    table = layout_table4(only_setting(failed))
+    table = layout("table4", (failed))
     assert set(table.texts("accuracy").values()) == {"–"}
     assert marked(table, "accuracy", "bold") == []
-    for layout in (layout_table2, layout_table3, layout_figure2):
-        assert layout(pd.DataFrame(failed)).rows
-        assert layout(pd.DataFrame(columns=["status"])).rows
+    for study in ("table2", "table3", "table4", "figure2"):
+        assert layout(study, failed).rows
+        assert layout(study, pd.DataFrame(columns=["status"])).rows
 
 
 def test_one_seed_says_that_nothing_is_tested(tmp_path):
     one, two = planned(tmp_path), planned(tmp_path, seeds=(0, 1))
-    single = layout_table4(only_setting([row(one["dist", 0], accuracy=90.0)]))
+    single = layout("table4", ([row(one["dist", 0], accuracy=90.0)]))
     assert "One seed: numbers without intervals, nothing is tested" in single.caption
     assert "interval" not in [column.key for column in single.columns]
-    several = layout_table4(only_setting([row(two["dist", s], accuracy=90.0 + s) for s in (0, 1)]))
+    several = layout("table4", ([row(two["dist", s], accuracy=90.0 + s) for s in (0, 1)]))
     assert "95 % t interval" in several.caption
 
 
@@ -302,14 +299,14 @@ def test_one_seed_says_that_nothing_is_tested(tmp_path):
 def test_a_seed_that_is_not_finished_is_none_that_was_tested(tmp_path, status):
     cells = planned(tmp_path, seeds=(0, 1, 2))
     waiting = [row(cells["dist", seed], status=status) for seed in (1, 2)]
-    table = layout_table4(only_setting([row(cells["dist", 0], accuracy=90.0), *waiting]))
+    table = layout("table4", ([row(cells["dist", 0], accuracy=90.0), *waiting]))
     assert table.texts("n")["dist"] == "1/3"
     assert "One seed: numbers without intervals, nothing is tested" in table.caption
 
 
 def test_the_caption_says_what_the_numbers_are(tmp_path):
     cells = planned(tmp_path, seeds=(4, 7))
-    caption = layout_table4(only_setting([row(cells["dist", seed], accuracy=90.0) for seed in (4, 7)])).caption
+    caption = layout("table4", ([row(cells["dist", seed], accuracy=90.0) for seed in (4, 7)])).caption
     parts = ("digits", "ViT-XS/4", "20 + 20 epochs", "batches of 64", "learning rate 0.002", "fp32")
     for part in (*parts, "best validation epoch", "test split", "2 seeds (4, 7)", "commit 0123456789"):
         assert part in caption
@@ -322,17 +319,18 @@ def test_runs_of_other_settings_are_kept_out_and_the_newest_setting_is_last(tmp_
     old, new = planned(tmp_path), planned(tmp_path, settings=("epochs=30",))
     rows = [row(old["dist", 0], accuracy=80.0, started=1), row(new["dist", 0], accuracy=90.0, started=2)]
     rows += [row(old["none", 0], accuracy=70.0, started=1)]
-    older, newer = settings(pd.DataFrame(rows))
+    older, newer = settings(conform(pd.DataFrame(rows)))
     assert (older.fields["epochs"], newer.fields["epochs"]) == (20, 30)
-    assert table4_numbers(newer)["accuracy_mean"].dropna().to_dict() == {"dist": 90.0}
-    assert table4_numbers(older)["accuracy_mean"].dropna().to_dict() == {"none": 70.0, "dist": 80.0}
+    newest, other = (one.table.texts("accuracy") for one in tables_of("table4", conform(pd.DataFrame(rows))))
+    assert {key: text for key, text in newest.items() if text != "–"} == {"dist": "90.00"}
+    assert {key: text for key, text in other.items() if text != "–"} == {"none": "70.00", "dist": "80.00"}
 
 
 def test_a_setting_that_has_only_what_another_lacks_fills_its_gaps(tmp_path):
     usual, other = planned(tmp_path), planned(tmp_path, settings=("epochs=30",))
     rows = [row(usual[tasks, 0], accuracy=80.0) for tasks in task_combinations() if tasks != "ang"]
     setting = only_setting([*rows, row(other["ang", 0], accuracy=90.0)])
-    table = layout_table4(setting)
+    table = layout("table4", setting.runs)
     assert table.entry("ang", "accuracy").text == "90.00"
     assert table.notes == (("a", "epochs 30 instead of 20"),)
     assert [key for key in table.texts("accuracy") if table.entry(key, "accuracy").marks] == ["ang"]
@@ -342,7 +340,7 @@ def test_the_supervised_cell_stands_in_each_table_whose_tasks_differ_only_in_how
     weak, strong = (planned(tmp_path, settings=(f"jitter_strength={strength}",)) for strength in (0.2, 0.6))
     assert weak["none", 0] == strong["none", 0]
     rows = [row(cells["dist", 0], accuracy=90.0) for cells in (weak, strong)] + [row(weak["none", 0], accuracy=70.0)]
-    both = settings(pd.DataFrame(rows))
+    both = settings(conform(pd.DataFrame(rows)))
     assert [sorted(setting.runs["tasks"]) for setting in both] == [["dist", "none"], ["dist", "none"]]
 
 
@@ -356,7 +354,7 @@ def test_a_store_of_an_older_schema_still_gives_its_table(tmp_path):
     rows = [row(planned(tmp_path)[tasks, 0], accuracy=90.0) for tasks in ("none", "dist")]
     unknown = ["drloc_weight", "mega_grid", "jitter_probability", "git_dirty", "start_time", "run_id", "study"]
     setting = only_setting([{name: value for name, value in each.items() if name not in unknown} for each in rows])
-    table = layout_table4(setting)
+    table = layout("table4", setting.runs)
     assert table.entry("dist", "accuracy").text == "90.00"
     assert table.notes == ()
 
@@ -373,7 +371,7 @@ def test_a_run_that_a_crash_left_without_its_tasks_is_left_out(tmp_path):
 def test_figure_2_has_its_five_settings(tmp_path):
     cells = plan_cells(Request(study="figure2", recipe="demo", data_root=tmp_path))
     rows = [row(cell, accuracy=80.0 + number, sprel_accuracy=50.0) for number, cell in enumerate(cells)]
-    table = layout_figure2(pd.DataFrame(rows))
+    table = layout("figure2", (rows))
     assert table.texts("accuracy") == {
         "embedding": "80.00",
         "embedding, permuted": "81.00",
@@ -392,7 +390,7 @@ def test_a_study_of_ones_own_is_listed_by_the_fields_in_which_its_cells_differ(t
         for cell in planned(tmp_path, combinations=("sprel",), settings=(f"pair_head={head}",)).values()
     ]
     rows = [row(cell, accuracy=value) for cell, value in zip(cells, (90.0, 91.0))]
-    table = layout_listing(pd.DataFrame(rows), "heads", "heads")
+    table = layout("heads", rows)
     assert [line(table, key) for key in ("bilinear", "low_rank")] == [
         ["bilinear", "90.00", "1/1"],
         ["low_rank", "91.00", "1/1"],

@@ -6,8 +6,10 @@ from helpers.searches import base
 from rich.console import Console
 
 from analysis import make_tables
-from analysis.paper.tuned import TUNED, UNTUNED, beside, pairs
-from analysis.runs.comparability import NotComparable
+from analysis.output.typeset import Table
+from analysis.paper import tuned
+from analysis.paper.tuned import TUNED, UNTUNED
+from analysis.runs.comparability import NotComparable, conform
 from analysis.runs.gather import Gathered
 from relvit.cell import make_cell
 
@@ -37,6 +39,14 @@ RUNS = pd.DataFrame(
 RUNS["run_id"] = [f"r{number}" for number in range(len(RUNS))]
 
 
+def pairs(runs: pd.DataFrame, study: str) -> pd.DataFrame:
+    return tuned.pairs(conform(runs), study)
+
+
+def beside(runs: pd.DataFrame, study: str) -> list[Table]:
+    return tuned.beside(conform(runs), study)
+
+
 def test_runs_are_paired_by_seed_and_by_all_that_the_search_left_alone():
     found = pairs(RUNS, "table4").set_index(["tasks", "seed"])
     assert found.index.tolist() == [("none", 0), ("none", 1), ("sprel", 0), ("sprel", 1)]
@@ -47,7 +57,7 @@ def test_runs_are_paired_by_seed_and_by_all_that_the_search_left_alone():
 
 def test_means_and_differences_are_over_the_seeds_of_both_and_the_budget_is_in_the_caption():
     for study in ("table4", "table4-tuned"):
-        ((table, used),) = beside(RUNS, study)
+        (table,) = beside(RUNS, study)
         assert table.name == "table4-tuned-beside"
         assert table.texts(UNTUNED) == {"none": "81.00 ± 1.41", "sprel": "85.00"}
         assert table.texts(TUNED) == {"none": "84.50 ± 0.71", "sprel": "88.00"}
@@ -55,7 +65,8 @@ def test_means_and_differences_are_over_the_seeds_of_both_and_the_budget_is_in_t
         assert table.texts("n") == {"none": "2/2", "sprel": "1/2"}
         # One seed of sprel, which no test can tell from the other cell.
         assert [table.entry(row, TUNED).bold for row in ("none", "sprel")] == [True, True]
-        assert set(used["run_id"]) == {"r0", "r1", "r2", "r4", "r5", "r6"}
+        shown = {run for row in table.rows for entry in row.entries for run in entry.runs}
+        assert shown == {"r0", "r1", "r2", "r4", "r5", "r6"}
         assert table.entry("none", "difference").runs == ("r4", "r5", "r0", "r1")
         assert "27 trials, tpe with asha, for each cell" in table.caption
 
@@ -73,7 +84,7 @@ def three_seeds(none=(80.0, 82.0, 81.0), sprel=(85.0, 87.5, 86.0), dist=(85.5, 8
 
 
 def test_bold_is_what_was_not_shown_to_be_worse_and_the_difference_where_it_was_shown():
-    ((table, _),) = beside(three_seeds(), "table4")
+    (table,) = beside(three_seeds(), "table4")
     for column in (UNTUNED, TUNED):
         # sprel 86.17, dist 86.10: the highest mean alone is no proof.
         assert [table.entry(row, column).bold for row in ("none", "sprel", "dist")] == [False, True, True]
@@ -84,17 +95,17 @@ def test_bold_is_what_was_not_shown_to_be_worse_and_the_difference_where_it_was_
     assert difference.bold
     assert table.entry("none", UNTUNED).below == "[78.52, 83.48]"  # 81 and 4.3027 * 1 / sqrt(3) = 2.48 either way
     assert "bold: the best, with all that were not shown to be worse" in table.caption
-    ((alike, _),) = beside(three_seeds(none=(85.4, 86.9, 86.1)), "table4")
+    (alike,) = beside(three_seeds(none=(85.4, 86.9, 86.1)), "table4")
     assert "Nothing was shown to be worse, so all is bold: Untuned, Tuned." in alike.caption
 
 
 def test_runs_that_differ_in_more_than_the_search_was_free_to_change_have_a_footnote():
-    ((table, _),) = beside(three_seeds(), "table4")
+    (table,) = beside(three_seeds(), "table4")
     assert table.notes == ()
     runs = three_seeds()
     runs.loc[runs["run_id"] == "r10", "deviation"] = "micro_batches=4"  # a tuned run of none
     runs.loc[runs["run_id"] == "r0", "git_commit"] = "fedcba9876"
-    ((table, _),) = beside(runs, "table4")
+    (table,) = beside(runs, "table4")
     notes = [note for _, note in table.notes]
     assert notes[0] == "code of commit fedcba9876 instead of 0123456789 (seed 0)"
     assert notes[1] == "micro_batches=4 (seed 1)"
@@ -129,17 +140,17 @@ def test_data_sets_have_a_best_each():
     svhn = three_seeds(none=(60.0, 62.0, 61.0), sprel=(65.0, 67.5, 66.0), dist=(55.5, 56.5, 56.3)).assign(
         dataset="svhn", pretrain_dataset="svhn", run_id=[f"s{number}" for number in range(18)]
     )
-    ((table, _),) = beside(pd.concat([digits, svhn]), "table4")
+    (table,) = beside(pd.concat([digits, svhn]), "table4")
     bold = [row.key for row in table.rows if table.entry(row.key, TUNED).bold]
     assert bold == ["digits/sprel", "digits/dist", "svhn/sprel"]
 
 
 def test_tuned_runs_without_any_untuned_have_dashes_beside_them():
     runs = three_seeds()
-    ((table, used),) = beside(runs[runs["study"] == "table4-tuned"], "table4")
+    (table,) = beside(runs[runs["study"] == "table4-tuned"], "table4")
     assert set(table.texts(UNTUNED).values()) == set(table.texts("difference").values()) == {"–"}
     assert table.texts("n") == {"none": "0/3", "sprel": "0/3", "dist": "0/3"}
-    assert len(used) == 9
+    assert len({run for row in table.rows for entry in row.entries for run in entry.runs}) == 9
 
 
 def test_without_tuned_runs_there_is_no_such_table():

@@ -1,31 +1,22 @@
 """What stands behind a study's table, as tables: paired differences, the tasks' effects, the published numbers and the
 paper's sentences with verdicts.
 
-Every function takes the runs that the study's table shows and returns None where they have nothing to say.
+Every function takes the entries of the study's table and returns None where they have nothing to say.
 """
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
-from analysis.paper.entries import labelled, of_study
-from analysis.paper.figure2 import FIGURE2_LABELS, figure2_entries
-from analysis.paper.numbers import VARYING, beside, footnoted, p_value, plus_minus
-from analysis.paper.published import published_runs
+from analysis.paper.entries import Entries
+from analysis.paper.numbers import beside, p_value, plus_minus
 from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, SIMILAR
 from analysis.paper.table1 import layout_table1
-from analysis.paper.table2 import entries_of
-from analysis.paper.table4 import task_effects
-from analysis.paper.verdicts import CLAIMS, MARGIN, ROUNDING, published_numbers, verdicts
-from analysis.runs.comparability import conform
-from analysis.stats.seeds import ALPHA, by_seed, compare, seeds_to_find
-from relvit.cell import NONE, task_combinations
-from relvit.paper import DATASET_NAMES, FAMILIES, METHODS
+from analysis.paper.verdicts import MARGIN, paper_against_itself, published_numbers, sentences
+from analysis.stats.seeds import ALPHA, compare, seeds_to_find
 
-TASK_NAMES = {"sprel": "SpRel", "dist": "Dist", "ang": "Ang", "abspos": "AbsPos", "drloc": "L_drloc"}
 _METRIC_NAMES = {
     "accuracy": "Accuracy",
     "sprel_accuracy": "SpRel (Acc)",
@@ -35,47 +26,25 @@ _METRIC_NAMES = {
 }
 
 
-def appendix(study: str, runs: pd.DataFrame, name: str | None = None) -> list[Table]:
-    """All tables below that this study's runs have something to say in, their files beginning with `name`."""
-    name, runs = name or study, conform(runs)
-    made = [differences(study, runs, f"{name}-differences")]
-    if study == "table4":
-        made.append(task_effects(runs, f"{name}-effects"))
-    made += [figure_verdicts(study, runs, f"{name}-published"), sentence_verdicts(study, runs, f"{name}-verdicts")]
-    if study != "table1":
-        made.append(layout_table1(runs, f"{name}-models"))
+def appendix(entries: Entries, name: str | None = None) -> list[Table]:
+    """All tables behind a table that its entries have something to say in, their files beginning with `name`."""
+    name = name or entries.of.name
+    made = [differences(entries, f"{name}-differences"), *entries.of.behind(entries, name)]
+    made += [number_verdicts(entries, f"{name}-published"), sentence_verdicts(entries, f"{name}-verdicts")]
+    if not entries.of.of_all_runs:
+        made.append(layout_table1(entries, f"{name}-models"))
     return [table for table in made if table]
 
 
-def combination_name(tasks: str) -> str:
-    """ "SpRel + AbsPos" for "sprel+abspos", "Supervised" for none."""
-    return "Supervised" if tasks == NONE else " + ".join(TASK_NAMES.get(task, task) for task in tasks.split("+"))
+# Paired differences
 
 
-def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
-    """Every cell against the supervised one of its data set and backbone: over common seeds, corrected by Holm."""
-    if study == "table4":
-        known, pairs = runs.assign(label=runs["tasks"]), [(tasks, NONE) for tasks in task_combinations()[1:]]
-        names = {tasks: combination_name(tasks) for tasks in task_combinations()}
-    elif study in ("table2", "table3"):
-        known = labelled(entries_of(runs, study), study)
-        baselines = [label for label in known["label"].unique() if label.endswith(" supervised")]
-        pairs, names = [], {}
-        for baseline in baselines:
-            group = baseline.removesuffix(" supervised")
-            for method in ("drloc", "relvit"):
-                if (known["label"] == f"{group} {method}").any():
-                    pairs.append((f"{group} {method}", baseline))
-                    parts = group.split(" ")
-                    shown = [DATASET_NAMES.get(parts[0], parts[0]), *map(FAMILIES.get, parts[1:])]
-                    names[f"{group} {method}"] = ", ".join([*map(str, shown), METHODS[method]])
-    elif study == "figure2":
-        known = figure2_entries(runs)
-        pairs = [(label, "random") for label in FIGURE2_LABELS if label != "random"]
-        names = {label: f"SpRel, {label}" for label in FIGURE2_LABELS}
-    else:
-        return None
-    wide = by_seed(known, "label")
+def differences(entries: Entries, name: str) -> Table | None:
+    """Every cell against its baseline, the supervised one of its data set and backbone: over common seeds, corrected by
+    Holm."""
+    known = entries.labelled
+    pairs = entries.of.pairs(list(known["label"].unique()))
+    wide = entries.wide()
     compared = compare(wide, pairs)
     if not compared["n"].any():
         return None
@@ -94,17 +63,17 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         text = DASH if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
         keep = {key: row[key] for key in ("std", "n", "low", "high", "p", "p_holm")}
         numbers = {"value": row["difference"], **keep} if rests_on else {}
-        entries = [
-            Entry(names[cell]),
+        texts = [
+            Entry(entries.of.label_name(cell)),
             Entry(text, numbers=numbers, runs=rests_on, bold=bool(row["p_holm"] < ALPHA)),
         ]
         if several:
             interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-            entries.append(beside(interval, rests_on))
-            entries += [beside(p_value(row[key]), of, row[key]) for key, of in (("p", rests_on), ("p_holm", family))]
-        entries += [beside(str(int(row["n"])), rests_on), beside(needed[cell, baseline], family)]
-        rows.append(Row(cell, tuple(entries)))
-    baseline = "a random start" if study == "figure2" else "the supervised cell"
+            texts.append(beside(interval, rests_on))
+            texts += [beside(p_value(row[key]), of, row[key]) for key, of in (("p", rests_on), ("p_holm", family))]
+        texts += [beside(str(int(row["n"])), rests_on), beside(needed[cell, baseline], family)]
+        rows.append(Row(cell, tuple(texts)))
+    baseline = entries.of.baseline
     tested = (
         "95 % t intervals, p of the paired t test by each pair's own spread, and p corrected for all rows by Holm; "
         "bold where that is below 5 %."
@@ -116,7 +85,7 @@ def differences(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         "in all, to find the difference seen, if it is what there is, with a power of 80 %."
     )
     made = Table(name, f"Differences to {baseline}", tuple(columns), tuple(rows), caption)
-    return footnoted(made, known, VARYING.get(study, ()))
+    return entries.footnoted(made)
 
 
 def _common(wide: pd.DataFrame, ids: Mapping[tuple[str, int], str], pair: tuple[str, str]) -> tuple[str, ...]:
@@ -134,12 +103,10 @@ def run_ids(runs: pd.DataFrame, by: str) -> dict[tuple[str, int], str]:
 # Against the paper
 
 
-def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
+def number_verdicts(entries: Entries, name: str) -> Table | None:
     """Each published number and ours, with a verdict by the equivalence test."""
-    if study not in ("table2", "table3", "table4"):
-        return None
-    judged = published_numbers(runs, study)
-    if not judged["n"].any():
+    judged = published_numbers(entries)
+    if judged.empty or not judged["n"].any():
         return None
     columns = (
         Column("cell", "Cell", align="l"),
@@ -161,8 +128,8 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
             verdict = "no finished run"
         rests_on = tuple(sorted(row["runs"]))
         interval = DASH if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"
-        entries = (
-            Entry(_cell_name(study, row["cell"])),
+        texts = (
+            Entry(entries.of.label_name(row["cell"])),
             Entry(_METRIC_NAMES[row["metric"]]),
             Entry(f"{row['published']:.2f}", numbers={"value": row["published"]}, published=True),
             Entry(
@@ -175,12 +142,12 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
             beside(p_value(row["p_equivalence"]), rests_on, row["p_equivalence"]),
             beside(verdict, rests_on),
         )
-        rows.append(Row(f"{row['cell']} {row['metric']}", entries))
+        rows.append(Row(f"{row['cell']} {row['metric']}", texts))
     reasons = list(dict.fromkeys(reason for why in judged["why"] for reason in why.split("; ") if reason))
     margins = judged.drop_duplicates("metric").set_index("metric")["margin"]
     of_tasks = [f"{_METRIC_NAMES[name]} {margin:.3g}" for name, margin in margins.items() if name != "accuracy"]
     caption = (
-        f"The published numbers of Table {study[-1]} and ours. Verdict: reproduced where two one-sided t tests at 5 % "
+        f"The published numbers of {entries.of.title} and ours. Verdict: reproduced where two one-sided t tests at 5 % "
         "(p) show ours within a margin of the published number; above or below where the 95 % interval lies beyond the "
         f"margin; within noise where neither is shown. Margin: {margins['accuracy']:g} points of accuracy"
         + f"; of a task's metric half the spread of its published column ({', '.join(of_tasks)})" * bool(of_tasks)
@@ -189,7 +156,7 @@ def figure_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
         + _reasons(reasons)
     )
     made = Table(name, "The published numbers", columns, tuple(rows), caption)
-    return footnoted(made, of_study(runs, study), VARYING.get(study, ()))
+    return entries.footnoted(made)
 
 
 def by_one_seed(verdict: str, seeds: int) -> str:
@@ -197,23 +164,15 @@ def by_one_seed(verdict: str, seeds: int) -> str:
     return f"one seed: {verdict}" if seeds == 1 else verdict
 
 
-def _cell_name(study: str, cell: str) -> str:
-    if study == "table4":
-        return combination_name(cell)
-    dataset, *family, method = cell.split(" ")
-    parts = [DATASET_NAMES.get(dataset, dataset), *(FAMILIES[each] for each in family)]
-    return ", ".join([*parts, METHODS[method]])
-
-
 def _reasons(reasons: list[str]) -> str:
     return f" Not comparable with the paper: {'; '.join(reasons)}." if reasons else ""
 
 
-def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None:
+def sentence_verdicts(entries: Entries, name: str) -> Table | None:
     """The sentences of the paper that this study decides, judged from these runs and from the paper's own numbers."""
-    if study not in {claim.table for claim in CLAIMS}:
+    if not entries.of.claims:
         return None
-    judged = verdicts(runs, table=study)
+    judged, itself = sentences(entries), paper_against_itself(entries.of)
     columns = (
         Column("sentence", "Sentence", align=4.6),
         Column("verdict", "Verdict", align=2.2),
@@ -226,16 +185,16 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
         verdict = f"not comparable (here: {verdict})" if row["not_comparable"] else verdict
         needs = f"Seeds needed: {shortened(row['needs'])}." if row["needs"] else ""
         text = f"{shortened(row['numbers'])}. " * bool(row["numbers"]) + f"{row['note'][:1].upper()}{row['note'][1:]}."
-        own = paper_against_itself(study).loc[claim]
+        own = itself.loc[claim]
         against = f"{own['verdict']}: {own['numbers']}" if own["verdict"] == CONTRADICTED else own["verdict"]
         printed = own["note"] != "no finished runs to compare"
-        entries = (
+        texts = (
             Entry(f"“{row['sentence']}” ({row['where']})"),
             Entry(verdict, runs=row["runs"], bold=not row["not_comparable"] and row["seeds"] > 1),
             Entry(f"{text} {needs}".strip(), runs=row["runs"]),
             Entry(against if printed else "none printed", published=printed),
         )
-        rows.append(Row(claim, entries, rule=bool(rows)))
+        rows.append(Row(claim, texts, rule=bool(rows)))
     reasons = list(dict.fromkeys(why for each in judged["not_comparable"] for why in each.split("; ") if why))
     caption = (
         "Sentences of the paper, as these runs judge them. Over several seeds a difference counts where it is "
@@ -245,17 +204,10 @@ def sentence_verdicts(study: str, runs: pd.DataFrame, name: str) -> Table | None
         f"Last: what the paper's own tables say of its sentence.{_reasons(reasons)}"
     )
     made = Table(name, "The paper's sentences", columns, tuple(rows), caption)
-    return footnoted(made, of_study(runs, study), VARYING.get(study, ()))
+    return entries.footnoted(made)
 
 
 def shortened(numbers: str, most: int = 4) -> str:
     """Of a long enumeration the first, and how many more."""
     parts = numbers.split("; ")
     return numbers if len(parts) <= most + 1 else "; ".join([*parts[:most], f"and {len(parts) - most} more"])
-
-
-@cache
-def paper_against_itself(study: str) -> pd.DataFrame:
-    """Verdicts on the paper's sentences from its own numbers, some of which contradict a sentence (section 3.3 calls
-    SpRel the best single task; Table 4 has AbsPos and Dist above it)."""
-    return verdicts(published_runs(), ROUNDING, study)

@@ -8,26 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from analysis.output.typeset import Entry
-from analysis.paper.drawing import (
-    BASELINE,
-    COLUMN,
-    GREY,
-    LOOKS,
-    PAGE,
-    Drawing,
-    NothingToDraw,
-    finished_runs,
-    kinds,
-    mean_points,
-    shared_legend,
-    source_sentence,
-    where_true,
-)
+from analysis.paper import drawing
+from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.paper.numbers import number_entry
 from relvit.cell import DRLOC
 
 
-def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
+def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Test accuracy against training time, and which cells no other beats in both."""
     table = cost_table(runs)
     groups = list(table.groupby(level=["dataset", "backbone"], sort=False))
@@ -38,7 +25,7 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     key = fronts[groups[0][0]] if len(groups) == 1 else []
     key_columns = 1 if max(map(len, key), default=0) > 34 else 2
     height = 0.5 + (2.2 if columns == 1 else 1.9) * rows + 0.13 * -(-len(key) // key_columns)
-    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, height))
+    figure = Figure(figsize=(drawing.COLUMN if columns == 1 else drawing.PAGE, height))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(groups) :]:
         axes.set_visible(False)
@@ -57,9 +44,9 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     else:
         figure.supylabel("Test accuracy (%)", fontsize=8)
         figure.supxlabel(f"Training time ({unit})", fontsize=8)
-    shared_legend(figure, grid)
+    drawing.shared_legend(figure, grid)
     named = "; ".join(f"{', '.join(place)}: {', '.join(front)}" for place, front in fronts.items() if not key)
-    finished = finished_runs(runs)
+    finished = drawing.finished_runs(runs)
     devices = sorted(finished.reindex(columns=["device"])["device"].dropna().unique())
     machine = f" Measured on {', '.join(map(str, devices))}." if devices else ""
     interval = " Bars are 95 % t intervals over seeds." if table["low"].notna().any() else ""
@@ -67,7 +54,7 @@ def cost(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         "Test accuracy against training time, means over seeds; the line joins the cells that no other beats in both, "
         f"numbered from left to right{f' ({named})' * bool(named)}. "
         "The time includes the whole pre-training, also where cells share it, and depends on what else the machine did."
-        f"{machine}{interval} {source_sentence(finished)}"
+        f"{machine}{interval} {drawing.source_sentence(finished)}"
     )
     numbers = {
         ", ".join(place if len(groups) > 1 else place[-1:]): {
@@ -88,14 +75,18 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Index: dataset, backbone, kind. Columns: minutes (mean of training_seconds / 60), and of test accuracy in %
     mean, std, n, low and high (95 % interval); runs, their ids; front, whether no other of its data set and backbone is
     at least as good in both and better in one."""
-    finished = finished_runs(runs).reindex(columns=[*runs.columns.difference(["training_seconds"]), "training_seconds"])
-    finished = where_true(finished, finished.reindex(columns=["training_seconds", "test_accuracy"]).notna().all(axis=1))
+    finished = drawing.finished_runs(runs).reindex(
+        columns=[*runs.columns.difference(["training_seconds"]), "training_seconds"]
+    )
+    finished = drawing.where_true(
+        finished, finished.reindex(columns=["training_seconds", "test_accuracy"]).notna().all(axis=1)
+    )
     if finished.empty:
         raise NothingToDraw("no finished run has both training_seconds and test_accuracy")
     parts = []
     for (dataset, backbone), group in finished.groupby(["dataset", "backbone"], sort=False):
-        group = group.assign(kind=kinds(group))
-        part = mean_points(group, "kind")
+        group = group.assign(kind=drawing.kinds(group))
+        part = drawing.mean_points(group, "kind")
         part["minutes"] = group.groupby("kind")["training_seconds"].mean().astype(float) / 60
         part["front"] = [
             not (
@@ -114,12 +105,12 @@ def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
     """length: of the axis' unit of time, in minutes."""
     times = table["minutes"] / length
     groups = (
-        ("Supervised", table.index.str.startswith("Supervised"), BASELINE),
-        ("RelViT", ~table.index.str.startswith(("Supervised", DRLOC)), LOOKS[0]),
-        (DRLOC, table.index.str.startswith(DRLOC), LOOKS[2]),
+        ("Supervised", table.index.str.startswith("Supervised"), drawing.BASELINE),
+        ("RelViT", ~table.index.str.startswith(("Supervised", DRLOC)), drawing.LOOKS[0]),
+        (DRLOC, table.index.str.startswith(DRLOC), drawing.LOOKS[2]),
     )
     front = table[table["front"]].sort_values("minutes")
-    axes.plot(front["minutes"] / length, front["mean"], color=GREY, linewidth=0.7, zorder=1)
+    axes.plot(front["minutes"] / length, front["mean"], color=drawing.GREY, linewidth=0.7, zorder=1)
     for label, chosen, look in groups:
         part = table[chosen]
         if part.empty:
@@ -137,8 +128,8 @@ def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
 
 def _numbered_front(table: pd.DataFrame) -> list[str]:
     """The cells on the front by time, each as "2 SpRel + Dist"."""
-    kinds = table[table["front"]].sort_values("minutes").index.get_level_values("kind")
-    return [f"{number} {kind}" for number, kind in enumerate(kinds, start=1)]
+    drawing.kinds = table[table["front"]].sort_values("minutes").index.get_level_values("kind")
+    return [f"{number} {kind}" for number, kind in enumerate(drawing.kinds, start=1)]
 
 
 def _number_front(axes: Axes, table: pd.DataFrame, length: float) -> None:

@@ -3,47 +3,28 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.paper.drawing import (
-    BASELINE,
-    COLUMN,
-    LAST_PHASE,
-    LOOKS,
-    PAGE,
-    PHASE_NAMES,
-    Drawing,
-    NothingToDraw,
-    bands_sentence,
-    curve_entry,
-    draw_curve,
-    epochs_axis,
-    finished_runs,
-    kinds,
-    result_curve,
-    shared_legend,
-    source_sentence,
-    task_label,
-    where_true,
-)
+from analysis.paper import drawing
+from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.stats.seeds import by_seed
 from relvit.cell import NONE, parse_tasks, task_combinations
 
 
-def curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
+def curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Validation accuracy over the phase that classifies: a panel for each data set and backbone, a line a kind."""
-    finished = finished_runs(runs)
-    finished = where_true(finished, finished["protocol"].isin(list(LAST_PHASE)))
+    finished = drawing.finished_runs(runs)
+    finished = drawing.where_true(finished, finished["protocol"].isin(list(drawing.LAST_PHASE)))
     panels = []
     for (dataset, backbone), group in finished.groupby(["dataset", "backbone"], sort=False):
-        group = group.assign(kind=kinds(group))
+        group = group.assign(kind=drawing.kinds(group))
         by_seed(group, "kind")
-        lines = {kind: result_curve(metrics, part) for kind, part in group.groupby("kind", sort=False)}
+        lines = {kind: drawing.result_curve(metrics, part) for kind, part in group.groupby("kind", sort=False)}
         lines = {kind: table for kind, table in lines.items() if len(table)}
-        if len(lines) > len(LOOKS) and len(finished) == len(group) and _by_tasks_alone(group):
-            return table4_curves(study, group, metrics)
-        if len(lines) > len(LOOKS):
+        if len(lines) > len(drawing.LOOKS) and len(finished) == len(group) and _by_tasks_alone(group):
+            return curves_by_tasks(group, metrics)
+        if len(lines) > len(drawing.LOOKS):
             raise NothingToDraw(
-                f"{dataset} with {backbone} has {len(lines)} kinds of cells, more than the {len(LOOKS)} lines that "
-                "can be told apart; pick some with --where FIELD=VALUE"
+                f"{dataset} with {backbone} has {len(lines)} kinds of cells, more than the {len(drawing.LOOKS)} lines "
+                "that can be told apart; pick some with --where FIELD=VALUE"
             )
         if lines:
             panels.append((f"{dataset}, {backbone}", lines, set(group["protocol"])))
@@ -51,31 +32,33 @@ def curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         raise NothingToDraw("no finished run has logged the validation accuracy of a phase that classifies")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(COLUMN if len(panels) == 1 else PAGE, 0.4 + 1.9 * rows))
+    figure = Figure(figsize=(drawing.COLUMN if len(panels) == 1 else drawing.PAGE, 0.4 + 1.9 * rows))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     order = list(dict.fromkeys(kind for _, lines, _ in panels for kind in lines))
-    looks = dict(zip(order, LOOKS)) if len(order) <= len(LOOKS) else {}
+    looks = dict(zip(order, drawing.LOOKS)) if len(order) <= len(drawing.LOOKS) else {}
     sizes, numbers = [], {}
     for axes, (title, lines, _) in zip(grid.flat, panels):
         for number, (kind, table) in enumerate(lines.items()):
-            draw_curve(axes, table, looks.get(kind, LOOKS[number]), kind)
+            drawing.draw_curve(axes, table, looks.get(kind, drawing.LOOKS[number]), kind)
             sizes += list(table["n"])
-            numbers[f"{title}, {kind}" if len(panels) > 1 else kind] = {"accuracy": curve_entry(table)}
+            numbers[f"{title}, {kind}" if len(panels) > 1 else kind] = {"accuracy": drawing.curve_entry(table)}
         if len(panels) > 1:
             axes.set_title(title)
         if not looks:
             axes.legend(fontsize=6.5)
-        epochs_axis(axes, None)
+        drawing.epochs_axis(axes, None)
     protocols = sorted(set().union(*(found for *_, found in panels)))
-    phases = " or ".join(PHASE_NAMES[LAST_PHASE[protocol]] for protocol in protocols)
+    phases = " or ".join(drawing.PHASE_NAMES[drawing.LAST_PHASE[protocol]] for protocol in protocols)
     figure.supxlabel(f"Epoch of {phases}", fontsize=8)
     figure.supylabel("Validation accuracy (%)", fontsize=8)
     if looks:
-        shared_legend(figure, grid, ncols=2 if len(panels) == 1 else 3)
+        drawing.shared_legend(figure, grid, ncols=2 if len(panels) == 1 else 3)
     return Drawing(
-        figure, f"Validation accuracy over {phases}. {bands_sentence(sizes)} {source_sentence(finished)}", numbers
+        figure,
+        f"Validation accuracy over {phases}. {drawing.bands_sentence(sizes)} {drawing.source_sentence(finished)}",
+        numbers,
     )
 
 
@@ -85,36 +68,41 @@ def _by_tasks_alone(runs: pd.DataFrame) -> bool:
     return pairs["tasks"].is_unique and pairs["tasks"].isin(COMBINED).all() and pairs["protocol"].nunique() == 1
 
 
-def table4_curves(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
+def curves_by_tasks(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Accuracy over the phase that classifies: a panel for each combination of tasks, the supervised cell in each."""
-    finished = finished_runs(runs)
-    finished = where_true(finished, finished["protocol"].isin(list(LAST_PHASE)))
+    finished = drawing.finished_runs(runs)
+    finished = drawing.where_true(finished, finished["protocol"].isin(list(drawing.LAST_PHASE)))
     by_seed(finished)  # one run a cell and seed
-    lines = {tasks: result_curve(metrics, where_true(finished, finished["tasks"] == tasks)) for tasks in COMBINED}
+    lines = {
+        tasks: drawing.result_curve(metrics, drawing.where_true(finished, finished["tasks"] == tasks))
+        for tasks in COMBINED
+    }
     present = [tasks for tasks in COMBINED if tasks != NONE and len(lines[tasks])]
     if not present:
         raise NothingToDraw("no finished run of a combination of tasks has logged its validation accuracy")
-    figure = Figure(figsize=(PAGE, 0.5 + 1.05 * -(-len(present) // 5)))
+    figure = Figure(figsize=(drawing.PAGE, 0.5 + 1.05 * -(-len(present) // 5)))
     grid = figure.subplots(-(-len(present) // 5), min(5, len(present)), sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(present) :]:
         axes.set_visible(False)
     for number, (axes, tasks) in enumerate(zip(grid.flat, present)):
         if len(lines[NONE]):
-            draw_curve(axes, lines[NONE], BASELINE, "" if number else "Supervised", width=0.9)
-        draw_curve(axes, lines[tasks], LOOKS[0], "" if number else "RelViT with the tasks named")
-        axes.set_title(task_label(tasks) if len(parse_tasks(tasks)) < 4 else "All four", fontsize=7.5, pad=2)
-        epochs_axis(axes, None)
+            drawing.draw_curve(axes, lines[NONE], drawing.BASELINE, "" if number else "Supervised", width=0.9)
+        drawing.draw_curve(axes, lines[tasks], drawing.LOOKS[0], "" if number else "RelViT with the tasks named")
+        axes.set_title(
+            drawing.combination_name(tasks) if len(parse_tasks(tasks)) < 4 else "All four", fontsize=7.5, pad=2
+        )
+        drawing.epochs_axis(axes, None)
         axes.tick_params(labelbottom=number + grid.shape[1] >= len(present))
-    phase = PHASE_NAMES[LAST_PHASE[finished["protocol"].iloc[0]]]
+    phase = drawing.PHASE_NAMES[drawing.LAST_PHASE[finished["protocol"].iloc[0]]]
     figure.supxlabel(f"{phase.capitalize()} epoch", fontsize=8)
     figure.supylabel("Validation accuracy (%)", fontsize=8)
     figure.legend(loc="outside upper right", ncols=2)
     sizes = [n for tasks in present for n in lines[tasks]["n"]]
     caption = (
         f"Validation accuracy over {phase} with the tasks named, and of the supervised cell "
-        f"(dashed, the same in all panels). {bands_sentence(sizes)} {source_sentence(finished)}"
+        f"(dashed, the same in all panels). {drawing.bands_sentence(sizes)} {drawing.source_sentence(finished)}"
     )
-    numbers = {tasks: {"accuracy": curve_entry(table)} for tasks, table in lines.items() if len(table)}
+    numbers = {tasks: {"accuracy": drawing.curve_entry(table)} for tasks, table in lines.items() if len(table)}
     return Drawing(figure, caption, numbers)
 
 

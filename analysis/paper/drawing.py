@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.output.typeset import Entry
+from analysis.paper.entries import NothingToDraw
 from analysis.paper.numbers import plus_minus
 from analysis.stats.seeds import by_seed, describe
 from relvit.cell import DRLOC, FIELDS, NONE, neutral_fields, parse_tasks
@@ -88,22 +89,10 @@ METRICS = (
 PHASE_NAMES = {"finetune": "fine-tuning", "joint": "joint training", "probe": "linear probing"}
 
 
-class NothingToDraw(ValueError):
-    """What a figure lacks, as a sentence without a full stop."""
-
-
-class Drawing(NamedTuple):
-    """A figure, the caption that a reader needs with it, and the numbers that it shows, by row and column."""
-
-    figure: Figure
-    caption: str
-    numbers: Mapping[str, Mapping[str, Entry]]
-
-
 # What runs are called, and their curves
 
 
-def task_label(tasks: str | None) -> str:
+def combination_name(tasks: str | None) -> str:
     """ "sprel+abspos" as the paper writes it: "SpRel + AbsPos"; "none" is "Supervised"; None is not known."""
     if tasks is None:
         return "unknown tasks"
@@ -131,7 +120,7 @@ def kinds(runs: pd.DataFrame) -> pd.Series:
     for name in reversed(list(named)):
         fewer = [other for other in named if other != name]
         named = fewer if told_apart(fewer) == wanted else named
-    labels = [", ".join([task_label(row.get("tasks")), *_named_values(row, named)]) for row in acting]
+    labels = [", ".join([combination_name(row.get("tasks")), *_named_values(row, named)]) for row in acting]
     return pd.Series(labels, index=runs.index, name="kind", dtype=object)
 
 

@@ -1,7 +1,7 @@
 """Draw the figures of a study into files."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.output import typeset
 from analysis.output.typeset import Column, Entry, Row, Table
-from analysis.paper.cost import cost
-from analysis.paper.curves import curves, table4_curves
-from analysis.paper.drawing import METRICS, STYLE, Drawing, NothingToDraw
-from analysis.paper.figure2 import figure2a, figure2b
-from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
+from analysis.paper.drawing import METRICS, STYLE
+from analysis.paper.entries import Drawing, NothingToDraw, PaperTable
 from analysis.stats.seeds import SeveralRuns
 
 logger = logging.getLogger(__name__)
@@ -30,18 +27,17 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    study: str,
+    table: PaperTable,
     runs: pd.DataFrame,
     metrics: pd.DataFrame,
     out: Path,
     note: Callable[[str], None] = logger.warning,
-    kind: str | None = None,
+    name: str | None = None,
 ) -> Drawn:
-    """Draw the figures of a study into the folder `out`.
+    """Draw the figures of a table into the folder `out`.
 
-    study: its name as runs are tagged, with which the files' names begin. kind: the table or figure of the paper that
-    these runs feed, where that is not the study itself. A figure for which runs or metrics are missing is left out,
-    and `note` is told why; a file that an earlier call left is not touched then.
+    name: with which their files' names begin, where it is not the table's. A figure for which runs or metrics are
+    missing is left out, and `note` is told why; a file that an earlier call left is not touched then.
     """
     out.mkdir(parents=True, exist_ok=True)
     metrics = metrics[(metrics["metric"].isin(METRICS) & metrics["run_id"].isin(set(runs["run_id"]))).to_numpy()]
@@ -49,15 +45,15 @@ def draw(
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # what the user's matplotlibrc says does not change a paper's figures
         matplotlib.rcParams.update(STYLE)
-        for suffix, build in _FIGURES.get(kind or study, _OTHER_FIGURES).items():
-            name = typeset.label(study) + suffix
+        for suffix, build in table.figures.items():
+            stem = typeset.label(name or table.name) + suffix
             try:
-                drawing = build(study, runs, metrics)
+                drawing = build(runs, metrics)
             except (NothingToDraw, SeveralRuns) as reason:
-                note(f"{name} is not drawn: {reason}")
+                note(f"{stem} is not drawn: {reason}")
                 continue
-            drawn.paths.extend(_save(drawing, out / name))
-            drawn.numbers.append(_as_table(name, drawing))
+            drawn.paths.extend(_save(drawing, out / stem))
+            drawn.numbers.append(_as_table(stem, drawing))
     return drawn
 
 
@@ -86,18 +82,3 @@ def _save(drawing: Drawing, stem: Path) -> list[Path]:
         scratch.replace(path)
         paths.append(path)
     return paths
-
-
-Build = Callable[[str, pd.DataFrame, pd.DataFrame], Drawing]
-# By kind of study: how the name of each figure's file ends and what draws it, in the order to be read.
-_FIGURES: Mapping[str, Mapping[str, Build]] = {
-    "table4": {
-        "-accuracy": table4_accuracy,
-        "-effects": table4_effects,
-        "-curves": table4_curves,
-        "-pretraining": table4_pretraining,
-        "-cost": cost,
-    },
-    "figure2": {"a": figure2a, "b": figure2b, "-cost": cost},
-}
-_OTHER_FIGURES: Mapping[str, Build] = {"-curves": curves, "-cost": cost}

@@ -7,25 +7,19 @@ Bold is the best of its column or group, with all that were not shown to be wors
 single seeds, the highest as printed.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.output.typeset import DASH, DOWN, UP, Entry, Table
-from analysis.runs.comparability import deviations
+from analysis.output.typeset import DASH, DOWN, UP, Entry
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
 from relvit.cell import DRLOC, FIELDS, NONE
-from relvit.paper import BEST
+from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
 
 OURS, PAPER = "Ours", "Paper"
 METHOD_OF_TASKS = {NONE: "supervised", DRLOC: "drloc", BEST: "relvit"}
-VARYING = {
-    "table2": ("dataset", "backbone"),
-    "table3": ("dataset", "backbone"),
-    "figure2": ("protocol", "pretrain_position_embedding", "permute_patches"),
-}
 
 
 def measured(
@@ -225,8 +219,19 @@ def printed_names(values: Iterable[str], known: Mapping[str, str]) -> str:
     return ", ".join(dict.fromkeys(known.get(value, value) for value in values)) or "no data set yet"
 
 
-def footnoted(table: Table, runs: pd.DataFrame, varying: Collection[str] = ()) -> Table:
-    """The table with a footnote on every number whose runs differ from the others'."""
-    finished = runs[runs["status"] == "FINISHED"].dropna(subset="seed")
-    seeds = dict(zip(finished["run_id"], finished["seed"].astype(int)))
-    return table.footnoted(deviations(runs, varying), seeds)
+# Tables 2 and 3
+
+
+def method_name(label: str) -> str:
+    """ "SVHN, Swin, RelViT" for "svhn swin relvit"."""
+    dataset, *families, method = label.split(" ")
+    return ", ".join(
+        [DATASET_NAMES.get(dataset, dataset), *(FAMILIES.get(each, each) for each in families), METHODS[method]]
+    )
+
+
+def against_supervised(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Every method against the supervised cell of its data set and backbone."""
+    places = [label.removesuffix(" supervised") for label in labels if label.endswith(" supervised")]
+    pairs = [(f"{place} {method}", f"{place} supervised") for place in places for method in ("drloc", "relvit")]
+    return [(cell, baseline) for cell, baseline in pairs if cell in labels]

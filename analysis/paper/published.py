@@ -28,8 +28,8 @@ def _published() -> pd.DataFrame:
 
 
 def paper_backbones(table: str) -> dict[str, dict[str, str]]:
-    """By data set of a table, by family, the backbone. Figure 2 shares Table 4's data set and backbone."""
-    rows = published("table4" if table == "figure2" else table)
+    """By data set of a table, by family, the backbone."""
+    rows = published(table)
     result: dict[str, dict[str, str]] = {}
     for dataset, backbone in zip(rows["dataset"], rows["backbone"]):
         result.setdefault(dataset, {})[family(backbone)] = backbone
@@ -44,7 +44,7 @@ def published_runs() -> pd.DataFrame:
 
     Judge them with margin=ROUNDING. Figure 2 prints no numbers and so has no rows.
     """
-    rows = pd.concat([published(table) for table in ("table2", "table3", "table4")])
+    rows = _published()
     rows = rows[rows["metric"] == "accuracy"]
     tasks = rows["tasks"].where(rows["method"] != DRLOC, DRLOC)
     first_phase = (rows["protocol"] != "joint").astype(int)

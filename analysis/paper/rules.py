@@ -1,7 +1,7 @@
 """What a sentence of the paper asks of runs: rules from runs and a margin to a judgement."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.paper.entries import labelled, wide_entries
-from analysis.paper.published import paper_backbones
+from analysis.paper.entries import Entries, Judgement
 from analysis.stats.seeds import (
     ABOVE,
     ALPHA,
@@ -31,62 +30,31 @@ SIMILAR = 1.0
 SOLVED = 95.0  # percent of SpRel accuracy from which Figure 2a's task counts as solved; the paper's sentence says 100
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What runs say about a claim.
-
-    verdict: holds, contradicted or undecided. numbers: those that decide it, for a reader. note: on what footing.
-    comparisons: every comparison that was made, as `analysis.stats.seeds` gives it (`compare`, `equivalent` or, for a
-    level, `describe`). needs: for an undecided one how many seeds, in all, each comparison that is open takes to be
-    decided with a power of 80 %, by the test that decides it, if what was seen is what there is. entries: the labels of
-    those that it rests on, where the index of comparisons does not name them.
-    """
-
-    verdict: str
-    numbers: str
-    note: str
-    comparisons: pd.DataFrame
-    needs: str = ""
-    entries: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the paper, quoted. table: the study that decides it. judge: from its runs and a margin.
-
-    The margin, above 0, is in percentage points; judge raises analysis.stats.seeds.SeveralRuns.
-    """
-
-    id: str
-    sentence: str
-    where: str
-    table: str
-    judge: Callable[[pd.DataFrame, float], Judgement]
-
-
-Pairs = Callable[[pd.DataFrame], list[tuple[str, str]]]
+Judge = Callable[[Entries, float], Judgement]
+Pairs = Callable[[Entries], list[tuple[str, str]]]
 
 
 def fixed(*pairs: tuple[str, str]) -> Pairs:
-    return lambda runs: list(pairs)
+    return lambda entries: list(pairs)
 
 
-def on_every_dataset(table: str, baseline: str, families: tuple[str, ...] = ("vit",)) -> Pairs:
-    """RelViT against a baseline on each data set of the paper's table, and on those that the runs add."""
+def on_every_dataset(baseline: str, families: tuple[str, ...] = ()) -> Pairs:
+    """RelViT against a baseline on each data set of the paper's table, and on those that the runs add; with each of
+    these kinds of backbones, where labels name them."""
 
-    def pairs(runs: pd.DataFrame) -> list[tuple[str, str]]:
-        datasets = dict.fromkeys([*paper_backbones(table), *labelled(runs, table)["dataset"]])
-        kinds = ("",) if table == "table2" else tuple(f"{family} " for family in families)
+    def pairs(entries: Entries) -> list[tuple[str, str]]:
+        datasets = dict.fromkeys([*entries.of.paper_backbones(), *entries.labelled["dataset"]])
+        kinds = [f"{family} " for family in families] or [""]
         return [(f"{dataset} {kind}relvit", f"{dataset} {kind}{baseline}") for kind in kinds for dataset in datasets]
 
     return pairs
 
 
-def all_above(table: str, pairs: Pairs, exceptions: int = 0) -> Callable[[pd.DataFrame, float], Judgement]:
+def all_above(pairs: Pairs, exceptions: int = 0) -> Judge:
     """Holds where each cell is above its baseline, but for so many; contradicted where more than those are below."""
 
-    def judge(runs: pd.DataFrame, margin: float) -> Judgement:
-        comparisons = compare(wide_entries(runs, table), pairs(runs))
+    def judge(entries: Entries, margin: float) -> Judgement:
+        comparisons = compare(entries.wide(), pairs(entries))
         direction = _direction(comparisons)
         above, below = comparisons[direction > 0], comparisons[direction < 0]
         open_, absent = comparisons[(direction == 0) & (comparisons["n"] > 0)], comparisons[comparisons["n"] == 0]
@@ -136,18 +104,16 @@ def _note(n: pd.Series, comparisons: int, margin: float | None = None) -> str:
     return (f"t tests over seeds, Holm over {comparisons}" if comparisons > 1 else "t test over seeds") + within
 
 
-def stated_gains(
-    table: str, stated: Mapping[str, tuple[tuple[str, ...], str, float]]
-) -> Callable[[pd.DataFrame, float], Judgement]:
+def stated_gains(stated: Mapping[str, tuple[tuple[str, ...], str, float]]) -> Judge:
     """By name: cells, whose mean is taken, their baseline, and the gain that the paper states.
 
     Holds where every gain is the stated one within the margin (TOST at 5 %), contradicted where one is off by more than
     the margin (t tests at 5 %, Bonferroni over the gains).
     """
 
-    def judge(runs: pd.DataFrame, margin: float) -> Judgement:
+    def judge(entries: Entries, margin: float) -> Judgement:
         needed = [label for cells, baseline, _ in stated.values() for label in (*cells, baseline)]
-        wide = wide_entries(runs, table).reindex(columns=list(dict.fromkeys(needed)))
+        wide = entries.wide().reindex(columns=list(dict.fromkeys(needed)))
         gains = {
             name: wide[list(cells)].mean(axis=1, skipna=False) - wide[baseline]
             for name, (cells, baseline, _) in stated.items()
@@ -159,12 +125,12 @@ def stated_gains(
     return judge
 
 
-def all_similar(table: str, cells: tuple[str, ...], within: float | None = None) -> Callable[..., Judgement]:
+def all_similar(cells: tuple[str, ...], within: float | None = None) -> Judge:
     """Holds where every two of the cells are the same within so many points (None: within the margin), contradicted
     where two are further apart; tested as `_gains`."""
 
-    def judge(runs: pd.DataFrame, margin: float) -> Judgement:
-        wide = wide_entries(runs, table).reindex(columns=list(cells))
+    def judge(entries: Entries, margin: float) -> Judgement:
+        wide = entries.wide().reindex(columns=list(cells))
         differences = {f"{one} against {other}": wide[one] - wide[other] for one, other in combinations(cells, 2)}
         expected = pd.Series(0.0, index=list(differences))
         judged = _judge_equality(
@@ -198,11 +164,11 @@ def _judge_equality(wide: pd.DataFrame, expected: pd.Series, margin: float, word
     return Judgement(verdict, "; ".join(numbers), _note(comparisons["n"], 1, margin), comparisons, needs)
 
 
-def level_above(table: str, metric: str, cell: str, level: float) -> Callable[[pd.DataFrame, float], Judgement]:
+def level_above(metric: str, cell: str, level: float) -> Judge:
     """Holds where the metric's 95 % interval lies above a level, contradicted where it lies below."""
 
-    def judge(runs: pd.DataFrame, margin: float) -> Judgement:
-        comparisons = describe(wide_entries(runs, table, metric).reindex(columns=[cell]))
+    def judge(entries: Entries, margin: float) -> Judgement:
+        comparisons = describe(entries.wide(metric).reindex(columns=[cell]))
         (row,) = comparisons.itertuples()
         low, high = (row.mean, row.mean) if row.n == 1 else (row.low, row.high)
         verdict = HOLDS if low > level else CONTRADICTED if high < level else UNDECIDED
@@ -213,12 +179,12 @@ def level_above(table: str, metric: str, cell: str, level: float) -> Callable[[p
     return judge
 
 
-def no_help(table: str, cell: str, baseline: str) -> Callable[[pd.DataFrame, float], Judgement]:
+def no_help(cell: str, baseline: str) -> Judge:
     """Holds where the cell is less than the margin above its baseline (one-sided t test), contradicted where it is
     shown to be more than that above."""
 
-    def judge(runs: pd.DataFrame, margin: float) -> Judgement:
-        wide = wide_entries(runs, table).reindex(columns=[cell, baseline])
+    def judge(entries: Entries, margin: float) -> Judgement:
+        wide = entries.wide().reindex(columns=[cell, baseline])
         comparisons = compare(wide, [(cell, baseline)])
         (row,) = comparisons.itertuples()
         if row.n == 1:

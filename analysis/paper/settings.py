@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runs.comparability import acting_fields, conform
+from analysis.paper.numbers import METHOD_OF_TASKS
+from analysis.paper.published import family
+from analysis.runs.comparability import acting_fields
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ def settings(
     only cells which a larger one on the same data set and backbone lacks fills that one up, where its numbers get a
     footnote (`comparability.deviations`): a table with a deviating row says more than two with gaps.
     """
-    runs = conform(runs)
     usable = runs[["dataset", "backbone", "protocol", "tasks", "seed"]].notna().all(axis=1)
     runs = runs[usable if protocol is None else usable & (runs["protocol"] == protocol)]
     acting = {
@@ -89,3 +90,16 @@ def _filled(split: list[Setting], varying: Collection[str]) -> list[Setting]:
         else:
             kept.append(one)
     return kept
+
+
+def newest_of_each_place(runs: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """The runs of the methods of Tables 2 and 3, of each data set and kind of backbone those of the newest setting.
+
+    With the further columns family and method.
+    """
+    runs = runs[runs["tasks"].isin(METHOD_OF_TASKS)]
+    chosen: dict[tuple[str, str], pd.DataFrame] = {}
+    for setting in settings(runs, protocol=protocol):
+        chosen[setting.fields["dataset"], family(setting.fields["backbone"])] = setting.runs
+    found = pd.concat([*chosen.values(), runs.head(0)])
+    return found.assign(family=found["backbone"].map(family), method=found["tasks"].map(METHOD_OF_TASKS))

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
+from analysis.paper.entries import Entries, PaperTable
 from analysis.paper.numbers import OURS, PAPER
 from analysis.paper.published import published
-from analysis.runs.comparability import conform
 from relvit.cell import BACKBONES, ViTSpec
 from relvit.paper import BACKBONE_NAMES
 
@@ -22,9 +22,9 @@ def vit_parameters(spec: ViTSpec, image_size: int) -> int:
     return 3 * patch**2 * dim + dim + dim + tokens * dim + spec.depth * (12 * dim**2 + 13 * dim) + 2 * dim
 
 
-def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
+def layout_table1(entries: Entries, name: str) -> Table:
     """Table 1: the configurations of the ViTs, the paper's three and those of the runs, computed beside published."""
-    runs = conform(runs)
+    runs = entries.runs
     paper = published("table1").pivot(index="backbone", columns="metric", values="value")
     used = runs[["backbone", "image_size"]].dropna().drop_duplicates().to_numpy()
     nominal = [(backbone, int(BACKBONES[backbone].image_size)) for backbone in ("vit_s4", "vit_s8", "vit_s32")]
@@ -55,8 +55,8 @@ def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
         }
         having = runs[((runs["backbone"] == backbone) & (runs["image_size"] == size)).fillna(False).astype(bool)]
         ids = tuple(sorted(having["run_id"]))
-        entries = [Entry(BACKBONE_NAMES.get(backbone, backbone))]
-        entries += [
+        texts = [Entry(BACKBONE_NAMES.get(backbone, backbone))]
+        texts += [
             Entry(form.format(values[metric]), numbers={"value": values[metric]}, runs=ids)
             for metric, (_, form) in parts.items()
         ]
@@ -64,10 +64,13 @@ def layout_table1(runs: pd.DataFrame, name: str = "table1") -> Table:
         for metric, (_, form) in parts.items():
             value = known.get(metric, np.nan)
             text = DASH if pd.isna(value) else form.format(value)
-            entries.append(Entry(text, numbers={} if text == DASH else {"value": value}, published=text != DASH))
-        rows.append(Row(f"{backbone}-{size}", tuple(entries)))
+            texts.append(Entry(text, numbers={} if text == DASH else {"value": value}, published=text != DASH))
+        rows.append(Row(f"{backbone}-{size}", tuple(texts)))
     caption = (
         "Configurations of the ViTs: the three of the paper's Table 1 and those of the runs. #Tokens with the class "
         "token; #Params without a classification head, computed from the configuration."
     )
     return Table(name, "Table 1: configurations", tuple(columns), tuple(rows), caption)
+
+
+TABLE = PaperTable(name="table1", title="Table 1", layout=layout_table1, of_all_runs=True)

@@ -1,5 +1,9 @@
 """Table 4: the combinations of tasks, as a table, as figures, and what each task adds."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,36 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.output.typeset import CROSS, DASH, DOWN, UP, Column, Entry, Row, Table
-from analysis.paper.curves import COMBINED
-from analysis.paper.drawing import (
-    BLACK,
-    BLUE,
-    COLUMN,
-    FAINT,
-    LOOKS,
-    PAGE,
-    TASK_METRICS,
-    TASK_NAMES,
-    VERMILLION,
-    Drawing,
-    NothingToDraw,
-    bands_sentence,
-    curve,
-    curve_entry,
-    draw_curve,
-    draw_points,
-    epochs_axis,
-    finished_runs,
-    mean_points,
-    source_sentence,
-    where_true,
-)
-from analysis.paper.entries import departures, of_study
+from analysis.paper import drawing
+from analysis.paper.cost import cost
+from analysis.paper.curves import COMBINED, curves_by_tasks
+from analysis.paper.entries import Claim, Drawing, Entries, NothingToDraw, PaperTable, departures
 from analysis.paper.numbers import (
     OURS,
     PAPER,
     beside,
-    footnoted,
     how_to_read,
     is_best,
     measured,
@@ -45,11 +27,12 @@ from analysis.paper.numbers import (
     recipe_sentence,
 )
 from analysis.paper.published import published, published_runs
-from analysis.paper.settings import Setting
+from analysis.paper.rules import SIMILAR, all_above, all_similar, fixed, stated_gains
+from analysis.paper.settings import settings
 from analysis.stats import effects
 from analysis.stats.seeds import by_seed
 from relvit.cell import NONE, TASKS, parse_tasks, task_combinations
-from relvit.paper import BACKBONE_NAMES, DATASET_NAMES
+from relvit.paper import BACKBONE_NAMES, BEST, DATASET_NAMES
 
 # Table 4's columns from left to right: task, metric, heading, unit, whether a larger value is better.
 TASK_COLUMNS = (
@@ -58,94 +41,67 @@ TASK_COLUMNS = (
     ("dist", "dist_mse_x100", "Dist", f"(MSE {DOWN})", False),
     ("sprel", "sprel_accuracy", "SpRel", f"(Acc {UP})", True),
 )
-_FINETUNING = ("accuracy", "Finetuning", f"(Acc {UP})", True)
+_FINETUNING = ("Finetuning", f"(Acc {UP})")
 
 
-def table4_numbers(setting: Setting) -> pd.DataFrame:
-    """The numbers of Table 4: one row a combination of tasks, in the paper's order.
-
-    Columns: for each metric of TASK_COLUMNS and "accuracy" those of `measured`, as METRIC_mean, METRIC_std, METRIC_low,
-    METRIC_high, METRIC_bold and METRIC_runs, from the test split; n, the finished seeds; paper_METRIC, the published
-    figure.
-    """
-    table = pd.DataFrame(index=pd.Index(task_combinations(), name="tasks"))
-    paper = published("table4")
-    metrics = [(metric, larger) for _, metric, _, _, larger in TASK_COLUMNS] + [("accuracy", True)]
-    for metric, larger in metrics:
-        numbers = measured(setting.runs, "tasks", f"test_{metric}", larger, NONE).reindex(table.index)
-        for name in ("mean", "std", "low", "high"):
-            table[f"{metric}_{name}"] = numbers[name].astype(float)
-        table[f"{metric}_bold"] = numbers["bold"].eq(True)
-        table[f"{metric}_runs"] = [ids if isinstance(ids, tuple) else () for ids in numbers["runs"]]
-        table[f"paper_{metric}"] = paper[paper["metric"] == metric].set_index("tasks")["value"]
-    finished = setting.runs[setting.runs["status"] == "FINISHED"]
-    table["n"] = finished.groupby("tasks").size().reindex(table.index, fill_value=0)
-    return table
-
-
-def layout_table4(setting: Setting, name: str = "table4") -> Table:
+def layout_table4(entries: Entries, name: str) -> Table:
     """Table 4: the combinations of tasks, each task's own metric or a cross, and accuracy after fine-tuning."""
-    table, seeds = table4_numbers(setting), setting.seeds
-    several = bool(table["accuracy_low"].notna().any())
-    accuracy, heading, unit, _ = _FINETUNING
+    runs, seeds = entries.runs, entries.seeds
+    paper = published("table4").pivot(index="tasks", columns="metric", values="value")
+    rated = {metric: larger for _, metric, _, _, larger in TASK_COLUMNS} | {"accuracy": True}
+    ours = {
+        metric: measured(runs, "tasks", f"test_{metric}", larger, NONE).reindex(COMBINED).to_dict("index")
+        for metric, larger in rated.items()
+    }
+    best = {metric: is_best(paper[metric], larger) for metric, larger in rated.items()}
+    several = any(not np.isnan(row["low"]) for row in ours["accuracy"].values())
     columns = [Column("method", "Method", align="l")]
-    columns += [Column(metric, heading_, unit_, OURS) for _, metric, heading_, unit_, _ in TASK_COLUMNS]
-    columns += [Column(accuracy, heading, unit, OURS)]
+    columns += [Column(metric, heading, unit, OURS) for _, metric, heading, unit, _ in TASK_COLUMNS]
+    columns += [Column("accuracy", *_FINETUNING, OURS)]
     columns += [Column("interval", "95 %", "interval", OURS)] * several
     columns += [Column("n", "n", "", OURS)]
-    columns += [Column(f"paper_{metric}", heading_, unit_, PAPER) for _, metric, heading_, unit_, _ in TASK_COLUMNS]
-    columns += [Column(f"paper_{accuracy}", heading, unit, PAPER)]
-    best = {
-        metric: is_best(table[f"paper_{metric}"], larger)
-        for metric, larger in [(metric, larger) for _, metric, _, _, larger in TASK_COLUMNS] + [("accuracy", True)]
-    }
+    columns += [Column(f"paper_{metric}", heading, unit, PAPER) for _, metric, heading, unit, _ in TASK_COLUMNS]
+    columns += [Column("paper_accuracy", *_FINETUNING, PAPER)]
     rows = []
-    for tasks, values in table.iterrows():
-        trained = parse_tasks(tasks)
-        entries = [Entry("RelViT" if trained else "Supervised")]
-        entries += [
-            _from_table4(values, metric) if task in trained else Entry(CROSS) for task, metric, *_ in TASK_COLUMNS
+    told: dict[str, list[Entry]] = {column.heading: [] for column in columns if column.key in rated}
+    for tasks in COMBINED:
+        trained = {metric for task, metric, *_ in TASK_COLUMNS if task in parse_tasks(tasks)} | {"accuracy"}
+        mine = [number_entry(ours[metric][tasks]) if metric in trained else Entry(CROSS) for metric in rated]
+        theirs = [
+            published_entry(paper.loc[tasks, metric], best[metric][tasks]) if metric in trained else Entry(CROSS)
+            for metric in rated
         ]
-        entries.append(_from_table4(values, "accuracy"))
-        if several:
-            low, high = values["accuracy_low"], values["accuracy_high"]
-            text = DASH if pd.isna(low) else f"[{low:.2f}, {high:.2f}]"
-            entries.append(Entry(text, runs=values["accuracy_runs"] if text != DASH else ()))
-        entries.append(Entry(f"{values['n']}/{len(seeds)}", runs=values["accuracy_runs"]))
-        entries += [
-            published_entry(values[f"paper_{metric}"], best[metric][tasks]) if task in trained else Entry(CROSS)
-            for task, metric, *_ in TASK_COLUMNS
-        ]
-        entries.append(published_entry(values["paper_accuracy"], best["accuracy"][tasks]))
-        rows.append(Row(tasks, tuple(entries)))
-    dataset, backbone = setting.fields.get("dataset", "?"), setting.fields.get("backbone", "?")
+        for group, entry in zip(told.values(), mine):
+            group.append(entry)
+        accuracy = ours["accuracy"][tasks]
+        rests_on = mine[-1].runs
+        interval = DASH if np.isnan(accuracy["low"]) else f"[{accuracy['low']:.2f}, {accuracy['high']:.2f}]"
+        beside = [Entry(interval, runs=rests_on if interval != DASH else ())] * several
+        beside.append(Entry(f"{len(rests_on)}/{len(seeds)}", runs=rests_on))
+        plain = [replace(entry, underline=False) for entry in mine]
+        rows.append(Row(tasks, (Entry("RelViT" if len(trained) > 1 else "Supervised"), *plain, *beside, *theirs)))
+    places = runs[["dataset", "backbone"]].drop_duplicates().itertuples(index=False, name=None)
+    dataset, backbone = next(places, ("?", "?"))
     shown = f"{DATASET_NAMES.get(dataset, dataset)} with {BACKBONE_NAMES.get(backbone, backbone)}"
-    tested = [metric for _, metric, *_ in TASK_COLUMNS] + [accuracy]
-    told = {
-        column.heading: [row.entries[number_] for row in rows]
-        for number_, column in enumerate(columns)
-        if column.key in tested
-    }
     caption = (
-        f"The combinations of tasks (the paper's Table 4) on {shown}. {recipe_sentence(setting.runs)} "
+        f"The combinations of tasks (the paper's Table 4) on {shown}. {recipe_sentence(runs)} "
         f"Accuracies in %, mean squared errors times 100. "
-        f"{how_to_read(setting.runs, 'and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
+        f"{how_to_read(runs, 'and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
     )
-    made = Table(name, f"Table 4: tasks on {shown}", tuple(columns), tuple(rows), caption)
-    return footnoted(made, setting.runs)
+    return entries.footnoted(Table(name, f"Table 4: tasks on {shown}", tuple(columns), tuple(rows), caption))
 
 
-def _from_table4(values: pd.Series, metric: str) -> Entry:
-    ids = values[f"{metric}_runs"]
-    row = {part: values[f"{metric}_{part}"] for part in ("mean", "std", "low", "high", "bold")}
-    return number_entry({**row, "runs": ids, "n": len(ids)})
+def entry_label(run: Mapping[str, Any]) -> str | None:
+    """The tasks of a run that is pre-trained on some of the paper's, or none, and fine-tuned."""
+    return run["tasks"] if run["protocol"] == "pretrain_finetune" and run["tasks"] in COMBINED else None
 
 
 # Effects
 
 
-def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
+def task_effects(entries: Entries, name: str) -> Table | None:
     """Main effects, interactions, what each task adds to the three others, and Shapley values."""
+    runs = entries.runs
     missing = effects.missing(runs)
     parts = (
         ("main", "Main effect, interaction", effects.main_effects_and_interactions(runs)),
@@ -168,17 +124,17 @@ def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
             numbers = {"value": row["mean"], **{key: row[key] for key in ("std", "n", "low", "high")}}
             share = row.get("share", np.nan)
             bold = bool(row["low"] > 0 or row["high"] < 0)
-            entries = [
+            texts = [
                 Entry("" if number else heading),
-                Entry(" × ".join(TASK_NAMES[task] for task in effect.split(":"))),
+                Entry(" × ".join(drawing.TASK_NAMES[task] for task in effect.split(":"))),
                 Entry(text, numbers=numbers if row["n"] else {}, runs=rests_on if row["n"] else (), bold=bold),
             ]
             if several:
                 interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-                entries.append(beside(interval, rests_on))
-            entries.append(beside(str(int(row["n"])), rests_on))
-            entries.append(beside(_share(share), rests_on, share) if kind == "shapley" else Entry())
-            rows.append(Row(f"{kind}-{effect}", tuple(entries), rule=number == 0))
+                texts.append(beside(interval, rests_on))
+            texts.append(beside(str(int(row["n"])), rests_on))
+            texts.append(beside(_share(share), rests_on, share) if kind == "shapley" else Entry())
+            rows.append(Row(f"{kind}-{effect}", tuple(texts), rule=number == 0))
     lacking = f" {len(missing)} cells of the design are not finished: their seeds are left out." * (len(missing) > 0)
     caption = (
         "Effects of the tasks on test accuracy after fine-tuning, in percentage points, from the full design of 16 "
@@ -192,7 +148,7 @@ def task_effects(runs: pd.DataFrame, name: str) -> Table | None:
         )
     )
     made = Table(name, "Effects of the tasks", tuple(columns), tuple(rows), caption)
-    return footnoted(made, runs)
+    return entries.footnoted(made)
 
 
 def _share(share: float) -> str:
@@ -202,17 +158,17 @@ def _share(share: float) -> str:
 # Figures
 
 
-def table4_accuracy(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
+def table4_accuracy(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Table 4 as points: mean and 95 % interval of each combination of tasks beside the published value.
 
     Where runs cannot be held against the paper's (`verdicts.departures`) the paper's have an axis of their own.
     """
-    finished = finished_runs(runs)
-    table = mean_points(finished).reindex(task_combinations())
-    published = _published_table4().iloc[0]
-    reasons = departures(finished, "table4")
+    finished = drawing.finished_runs(runs)
+    table = drawing.mean_points(finished).reindex(task_combinations())
+    published = by_seed(_published_runs()).iloc[0]
+    reasons = departures(finished, TABLE)
     rows = np.arange(len(table))
-    figure = Figure(figsize=(COLUMN, 3.5))
+    figure = Figure(figsize=(drawing.COLUMN, 3.5))
     ratios = [1.15, 2.3] if not reasons else [1.15, 1.75, 1.15]
     matrix, ours, *rest = figure.subplots(1, len(ratios), sharey=True, width_ratios=ratios)
     theirs = rest[0] if rest else ours
@@ -224,13 +180,13 @@ def table4_accuracy(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dr
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4 if axes is ours else 2))
     if not np.isnan(table.loc[NONE, "mean"]):
-        ours.axvline(table.loc[NONE, "mean"], color=BLUE, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
-    theirs.axvline(published[NONE], color=VERMILLION, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
+        ours.axvline(table.loc[NONE, "mean"], color=drawing.BLUE, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
+    theirs.axvline(published[NONE], color=drawing.VERMILLION, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
     # On one axis the two are set a little apart, so that neither hides the other.
     shift = 0 if rest else 0.16
-    draw_points(ours, table, rows - shift, LOOKS[0], "ours")
+    drawing.draw_points(ours, table, rows - shift, drawing.LOOKS[0], "ours")
     theirs.plot(
-        published.reindex(table.index).to_numpy(dtype=float), rows + shift, "D", color=VERMILLION,
+        published.reindex(table.index).to_numpy(dtype=float), rows + shift, "D", color=drawing.VERMILLION,
         markerfacecolor="white", markersize=3.6, markeredgewidth=0.9, label="paper", zorder=3,
     )  # fmt: skip
     ours.set_ylim(len(rows) - 0.5, -0.5)
@@ -252,18 +208,13 @@ def table4_accuracy(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dr
     caption = (
         "Fine-tuning accuracy by pre-training tasks (Table 4): dots mark the tasks, ours is the mean over seeds on the "
         f"test split, hollow the published value, the vertical lines the supervised cells. {interval}{apart} "
-        f"{source_sentence(finished)}"
+        f"{drawing.source_sentence(finished)}"
     )
     numbers = {
         tasks: {"ours": number_entry(row), "paper": published_entry(published[tasks])}
         for tasks, row in zip(table.index, table.to_dict("records"))
     }
     return Drawing(figure, caption, numbers)
-
-
-def _published_table4() -> pd.DataFrame:
-    """As `analysis.stats.seeds.by_seed`: the paper's accuracies, one seed."""
-    return by_seed(of_study(published_runs(), "table4"))
 
 
 def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
@@ -278,27 +229,27 @@ def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
         on = [column for column, task in enumerate(columns) if task in parse_tasks(tasks)]
         off = [column for column in range(len(columns)) if column not in on]
         axes.plot(off, [row] * len(off), "o", color="#d0d0d0", markersize=2.2, zorder=2)
-        axes.plot(on, [row] * len(on), "o-", color=BLACK, markersize=3.8, linewidth=0.9, zorder=3)
+        axes.plot(on, [row] * len(on), "o-", color=drawing.BLACK, markersize=3.8, linewidth=0.9, zorder=3)
     axes.set_xlim(-0.6, len(columns) - 0.4)
-    axes.set_xticks(range(len(columns)), [TASK_NAMES[task] for task in columns], rotation=60, ha="left")
+    axes.set_xticks(range(len(columns)), [drawing.TASK_NAMES[task] for task in columns], rotation=60, ha="left")
     axes.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=0, pad=1)
     axes.tick_params(axis="y", length=0, labelleft=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
+def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """What each task adds: main effects, interactions, left out of all four, Shapley shares; ours beside the paper's.
 
     The paper's are worked out from its Table 4 in the same way; it has one number a cell, hence no intervals.
     """
-    finished = finished_runs(runs)
+    finished = drawing.finished_runs(runs)
     groups = [(*names, *(of(each) for each in (finished, _published_runs()))) for *names, of in _EFFECTS]
     groups = [(kind, heading, mine, paper) for kind, heading, mine, paper in groups if mine["n"].any()]
     if not groups:
         lacking = effects.missing(finished)
         raise NothingToDraw(f"no seed has all cells that an effect needs; {len(lacking)} are not finished")
-    figure = Figure(figsize=(COLUMN, 0.75 + 0.145 * sum(len(mine) + 1.3 for *_, mine, _ in groups)))
+    figure = Figure(figsize=(drawing.COLUMN, 0.75 + 0.145 * sum(len(mine) + 1.3 for *_, mine, _ in groups)))
     axes = figure.subplots()
     top, ticks, labels, numbers = 0.0, [], [], {}
     for number, (kind, heading, mine, paper) in enumerate(groups):
@@ -307,9 +258,9 @@ def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dra
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the line at zero stops there
         )  # fmt: skip
         rows = top + 1 + np.arange(len(mine))
-        draw_points(axes, mine, rows - 0.14, LOOKS[0], "" if number else "ours")
+        drawing.draw_points(axes, mine, rows - 0.14, drawing.LOOKS[0], "" if number else "ours")
         axes.plot(
-            paper["mean"].reindex(mine.index).to_numpy(dtype=float), rows + 0.14, "D", color=VERMILLION,
+            paper["mean"].reindex(mine.index).to_numpy(dtype=float), rows + 0.14, "D", color=drawing.VERMILLION,
             markerfacecolor="white", markersize=3.6, markeredgewidth=0.9, label="" if number else "paper", zorder=3,
         )  # fmt: skip
         for effect, row in mine.iterrows():
@@ -317,9 +268,9 @@ def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dra
             ours = number_entry({**row, "runs": effects.complete(finished, cells) if row["n"] else ()})
             numbers[f"{kind}-{effect}"] = {"ours": ours, "paper": published_entry(paper.loc[effect, "mean"])}
         ticks += list(rows)
-        labels += [" × ".join(TASK_NAMES[task] for task in effect.split(":")) for effect in mine.index]
+        labels += [" × ".join(drawing.TASK_NAMES[task] for task in effect.split(":")) for effect in mine.index]
         top = rows[-1] + 1.4
-    axes.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
+    axes.axvline(0, color=drawing.BLACK, linewidth=0.6, zorder=1)
     axes.set_yticks(ticks, labels)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(top - 0.6, -0.7)
@@ -334,13 +285,14 @@ def table4_effects(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Dra
     caption = (
         "Effects of the four tasks on fine-tuning accuracy from the full factorial of Table 4, each within seeds that "
         f"have all its cells ({' or '.join(map(str, seeds))}); hollow: the same from the paper's numbers. "
-        f"{interval} {source_sentence(finished)}"
+        f"{interval} {drawing.source_sentence(finished)}"
     )
     return Drawing(figure, caption, numbers)
 
 
 def _published_runs() -> pd.DataFrame:
-    return of_study(published_runs(), "table4")
+    runs = published_runs()
+    return runs[runs["study"] == "table4"]
 
 
 def _main_effects(runs: pd.DataFrame) -> pd.DataFrame:
@@ -359,32 +311,34 @@ _EFFECTS = (  # kind as in the table of effects, heading, and what gives them
 )
 
 
-def table4_pretraining(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
+def table4_pretraining(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Each task's metric over pre-training: the task alone, all four together, and the other combinations behind."""
-    finished = finished_runs(runs)
+    finished = drawing.finished_runs(runs)
     by_seed(finished)
-    figure = Figure(figsize=(PAGE, 1.75))
+    figure = Figure(figsize=(drawing.PAGE, 1.75))
     panels = figure.subplots(1, len(TASKS))
     sizes, everything = [], "+".join(TASKS)
     numbers: dict[str, dict[str, Entry]] = {}
     for axes, task in zip(panels, TASKS):
-        metric, heading = TASK_METRICS[task]
+        metric, heading = drawing.TASK_METRICS[task]
         for tasks in sorted(COMBINED, key=lambda tasks: 2 * (tasks == task) + (tasks == everything)):
             if task not in parse_tasks(tasks):
                 continue
-            table = curve(metrics, where_true(finished, finished["tasks"] == tasks), f"pretrain_val_{metric}")
+            table = drawing.curve(
+                metrics, drawing.where_true(finished, finished["tasks"] == tasks), f"pretrain_val_{metric}"
+            )
             if table.empty:
                 continue
             sizes += list(table["n"])
-            numbers.setdefault(tasks, {})[metric] = curve_entry(table)
+            numbers.setdefault(tasks, {})[metric] = drawing.curve_entry(table)
             if tasks == task:
-                draw_curve(axes, table, LOOKS[0], "the task alone")
+                drawing.draw_curve(axes, table, drawing.LOOKS[0], "the task alone")
             elif tasks == everything:
-                draw_curve(axes, table, LOOKS[1], "all four tasks")
+                drawing.draw_curve(axes, table, drawing.LOOKS[1], "all four tasks")
             else:
-                axes.plot(table.index, table["mean"], color=FAINT, linewidth=0.6, label="other combinations")
+                axes.plot(table.index, table["mean"], color=drawing.FAINT, linewidth=0.6, label="other combinations")
         axes.set_title(heading, fontsize=8)
-        epochs_axis(axes, None)
+        drawing.epochs_axis(axes, None)
     if not sizes:
         raise NothingToDraw("no finished run has logged a task's metric in pre-training")
     figure.supxlabel("Pre-training epoch", fontsize=8)
@@ -392,6 +346,60 @@ def table4_pretraining(study: str, runs: pd.DataFrame, metrics: pd.DataFrame) ->
     figure.legend([*handles.values()][::-1], [*handles][::-1], loc="outside upper right", ncols=3)
     caption = (
         "Each task's metric on the validation split over pre-training: the task alone, all four together, and in grey "
-        f"the means of the combinations between. {bands_sentence(sizes)} {source_sentence(finished)}"
+        f"the means of the combinations between. {drawing.bands_sentence(sizes)} {drawing.source_sentence(finished)}"
     )
     return Drawing(figure, caption, numbers)
+
+
+CLAIMS = (
+    Claim(
+        "best-single-task",
+        "Among SSL tasks, the SpRel one is the most performing",
+        "section 3.3",
+        all_above(fixed(*(("sprel", task) for task in TASKS if task != "sprel"))),
+    ),
+    Claim(
+        "best-combination",
+        "the optimal combination of tasks is obtained by learning the SpRel and the AbsPos of the patches",
+        "section 3.3",
+        all_above(fixed(*((BEST, tasks) for tasks in COMBINED if tasks not in (NONE, BEST)))),
+    ),
+    Claim(
+        "single-tasks-similar",
+        "solving, individually, each SSL task leads to similar fine-tuning accuracy",
+        "section 3.3",
+        all_similar(TASKS, SIMILAR),
+    ),
+    Claim(
+        "single-tasks-improve",
+        "solving, individually, each SSL task [improves] the performance w.r.t the supervised baseline",
+        "section 3.3",
+        all_above(fixed(*((task, NONE) for task in TASKS))),
+    ),
+    Claim(
+        "single-tasks-gain",
+        "solving, individually, each SSL task [improves] the supervised baseline of +3.00% on average",
+        "section 3.3",
+        stated_gains({"mean of the single tasks": (TASKS, NONE, 3.00)}),
+    ),
+)
+TABLE = PaperTable(
+    name="table4",
+    title="Table 4",
+    layout=layout_table4,
+    split=lambda runs: [setting.runs for setting in reversed(settings(runs))] or [runs.head(0)],
+    label=entry_label,
+    label_name=drawing.combination_name,
+    pairs=lambda labels: [(tasks, NONE) for tasks in COMBINED if tasks != NONE],
+    combinations=COMBINED,
+    figures={
+        "-accuracy": table4_accuracy,
+        "-effects": table4_effects,
+        "-curves": curves_by_tasks,
+        "-pretraining": table4_pretraining,
+        "-cost": cost,
+    },
+    behind=lambda entries, name: [task_effects(entries, f"{name}-effects")],
+    claims=CLAIMS,
+    in_full=True,
+)

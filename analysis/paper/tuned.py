@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.output.typeset import DASH, UP, Column, Entry, Row, Table
-from analysis.paper.numbers import footnoted, how_to_read, measured, number_entry
-from analysis.runs.comparability import conform
+from analysis.paper.entries import footnoted
+from analysis.paper.numbers import how_to_read, measured, number_entry
+from analysis.runs.comparability import deviations
 from analysis.stats.seeds import ALPHA, by_seed, compare
 from relvit.cell import FIELDS
 
@@ -24,7 +25,7 @@ def pairs(runs: pd.DataFrame, study: str) -> pd.DataFrame:
     does. Columns: those of _KEY, seed, tuned and
     untuned test_accuracy in percent (null where there is no such run), run_id of each, tuning_budget.
     """
-    runs = conform(runs).sort_values("start_time", kind="stable", na_position="first")
+    runs = runs.sort_values("start_time", kind="stable", na_position="first")
     finished = runs[runs["status"] == "FINISHED"].dropna(subset="test_accuracy")
     names = finished["study"].fillna("").str.split(",")
     ours = finished[[study + SUFFIX in each for each in names]]
@@ -51,8 +52,8 @@ def pairs(runs: pd.DataFrame, study: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).drop_duplicates([*_KEY, "seed"], keep="last")
 
 
-def beside(runs: pd.DataFrame, study: str) -> list[tuple[Table, pd.DataFrame]]:
-    """The table of a study and its tuned cells, with the runs that it is made of; none where there are no tuned cells.
+def beside(runs: pd.DataFrame, study: str) -> list[Table]:
+    """The table of a study and its tuned cells; none where there are no tuned cells.
 
     Bold by the rule of the other tables (`measured`), in each column among the cells of one data set, backbone
     and protocol.
@@ -60,7 +61,6 @@ def beside(runs: pd.DataFrame, study: str) -> list[tuple[Table, pd.DataFrame]]:
     study = study.removesuffix(SUFFIX)
     if not {"tuned_by", "tuning_budget", "search_space"} <= set(runs.columns):
         return []
-    runs = conform(runs)
     found = pairs(runs, study)
     if found.empty:
         return []
@@ -108,7 +108,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[tuple[Table, pd.DataFrame]]:
     made = Table(f"{study}{SUFFIX}-beside", f"{study}, tuned beside untuned", tuple(columns), tuple(rows), caption)
     # What a search was free to change differs by design.
     free = {name for text in resting["search_space"].dropna() for name in str(text).split(", ")}
-    return [(footnoted(made, resting, free | set(told)), resting)]
+    return [footnoted(made, resting, deviations(resting, free | set(told)))]
 
 
 def _arm(shown: pd.DataFrame, name: str, ids: str) -> pd.DataFrame:

@@ -5,7 +5,6 @@ forbids requests. Whatever comes from runs (names, reasons, paths) is escaped; o
 """
 
 import base64
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from analysis.paper.appendix import paper_against_itself
 from analysis.paper.drawing import COLUMN, acting_fields, kinds
-from analysis.paper.verdicts import CLAIMS, verdicts
-from relvit.cell import FIELDS, task_combinations
+from analysis.paper.entries import Entries
+from analysis.paper.registry import TABLES, find
+from analysis.paper.verdicts import paper_against_itself, sentences
+from relvit.cell import FIELDS
 
 _TEMPLATE = "page.html.jinja"
 _DASH = "–"
@@ -62,7 +62,7 @@ def write_page(
     runs: those of the study that the tables and figures show, as gathered, finished or not.
     tables come before the figures, those of `behind` after them.
     figures: the paths that `drawing.draw` returned; the PNGs among them are shown with the captions they hold.
-    verdicts: the rows to be shown, as from `sentences`. notes: sentences on what is missing or doubtful.
+    verdicts: the rows to be shown, as from `sentences_of`. notes: sentences on what is missing or doubtful.
     """
     shown = [_picture(path) for path in figures if path.suffix == ".png"]
     rows = [] if verdicts is None else verdicts.to_dict("records")
@@ -75,7 +75,7 @@ def write_page(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     content = environment.get_template(_TEMPLATE).render(
-        title=re.sub(r"^(table|figure)(\d+)$", lambda name: f"{name[1].title()} {name[2]}", study),
+        title=TABLES[study].title if study in TABLES else study,
         subject=_subject(runs),
         summary=_summary(runs),
         sections=sections,
@@ -98,19 +98,15 @@ def write_page(
     return out
 
 
-def sentences(study: str, runs: pd.DataFrame) -> pd.DataFrame | None:
-    """The paper's sentences that a study decides, judged from its runs: `verdicts.verdicts`, and in the column
-    "paper" the verdict of the paper's own tables. None where the paper says nothing of this study."""
-    if study not in {claim.table for claim in CLAIMS}:
-        return None
-    own = paper_against_itself(study)
-    printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
-    return verdicts(runs, table=study).assign(paper=printed)
-
-
-def sentences_of(shown: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame | None:
-    """`sentences` of several tables, each with its runs, one after another."""
-    found = [judged for study, runs in shown if (judged := sentences(study, runs)) is not None]
+def sentences_of(shown: Iterable[Entries]) -> pd.DataFrame | None:
+    """The paper's sentences that tables decide, judged on their entries as `verdicts.sentences`; in the column "paper"
+    the verdict of the paper's own tables. None where the paper says nothing of them."""
+    found = []
+    for entries in shown:
+        if entries.of.claims:
+            own = paper_against_itself(entries.of)
+            printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
+            found.append(sentences(entries).assign(paper=printed))
     return pd.concat(found) if found else None
 
 
@@ -165,9 +161,10 @@ def commands(study: str, runs: pd.DataFrame) -> str:
     options = [["--study", study], ["--recipe", "paper"]]
     options += [[option, shared[name]] for name, option in _OPTIONS.items() if name in shared]
     options.append(["--seeds", ",".join(str(seed) for seed in sorted(runs["seed"].dropna().unique()))])
-    combinations = [tasks for tasks in task_combinations() if (runs["tasks"] == tasks).any()]
-    if study == "table4" and len(combinations) < len(task_combinations()):
-        options.append(["--tasks", ",".join(combinations)])
+    combinations = find(study).combinations
+    trained = [tasks for tasks in combinations if (runs["tasks"] == tasks).any()]
+    if len(trained) < len(combinations):
+        options.append(["--tasks", ",".join(trained)])
     skipped = _NOT_SET | ({"pretrain_dataset"} if shared.get("pretrain_dataset") == shared.get("dataset") else set())
     options += [["--set", f"{name}={value}"] for name, value in shared.items() if name not in skipped]
     sweep = " \\\n    ".join(

@@ -14,7 +14,9 @@ from helpers.paper_runs import published_as_runs
 from helpers.paper_runs import row as made_row
 from mlflow import MlflowClient
 
+from analysis.paper.registry import tables_of
 from analysis.report import page
+from analysis.runs.comparability import conform
 from relvit.cell import FIELDS, Cell
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.tracker import Tracker
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.end_to_end
 
 # An entry puts its checkout first on the path, in the place of a script's folder.
 _PATH = list(sys.path)
-from analysis.make_tables import kind, main, shown_first, study_tables  # noqa: E402
+from analysis.make_tables import main  # noqa: E402
 
 sys.path[:] = _PATH
 
@@ -180,10 +182,10 @@ def test_full_shows_the_papers_own_table_4_however_old_and_judges_the_sentences_
         made_row(cell, accuracy=80.0 + number % 7, started=number + 1000 * (cell.dataset != "cifar10"))
         for number, cell in enumerate(cells)
     ]
-    made = study_tables("full", pd.DataFrame(rows).assign(study="full"))
-    assert made[0][0].title == "Table 4: tasks on CIFAR-10 with ViT-S/4"
-    first = [(kind(table, "full"), used) for table, used in made if shown_first(table)]
-    assert [name for name, _ in first] == ["table4", "table2", "table3"]
+    made = tables_of("full", conform(pd.DataFrame(rows).assign(study="full")))
+    assert made[0].table.title == "Table 4: tasks on CIFAR-10 with ViT-S/4"
+    first = [one.entries for one in made if one.first]
+    assert [entries.of.name for entries in first] == ["table4", "table2", "table3"]
     assert len(made) == 3 + 4  # and the other four data sets'
     judged = page.sentences_of(first)
     assert set(judged["table"]) == {"table2", "table3", "table4"}

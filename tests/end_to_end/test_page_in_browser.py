@@ -17,9 +17,12 @@ from helpers.made_runs import gathered, made_runs, planned
 from PIL import Image
 from rich.console import Console
 
+from analysis.paper.entries import Entries
 from analysis.paper.figures import draw
-from analysis.paper.verdicts import verdicts
+from analysis.paper.registry import find
+from analysis.paper.verdicts import sentences
 from analysis.report.page import TableHtml, write_page
+from analysis.runs.comparability import conform
 
 # An entry puts its checkout first on the path, in the place of a script's folder.
 _PATH = list(sys.path)
@@ -78,13 +81,13 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     runs, metrics = made_runs(planned(folder, "table4"), "table4")
     wide = "<table><tbody><tr>" + "<td>90.13&nbsp;±&nbsp;0.42</td>" * 12 + "</tr></tbody></table>"
-    judged = verdicts(runs)
+    judged = sentences(Entries(find("table4"), conform(runs)))
     write_page(
         "table4",
         runs,
         folder / "table4.html",
         tables=[TableHtml("A table wider than a phone", wide)],
-        figures=draw("table4", runs, metrics, folder).paths,
+        figures=draw(find("table4"), runs, metrics, folder).paths,
         verdicts=judged[judged["table"] == "table4"],
         notes=["a-note-without-a-single-space-" * 8],
     )

@@ -5,7 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.output.typeset import Table
+from analysis.paper.entries import Entries
 from analysis.paper.published import published
+from analysis.paper.registry import find
+from analysis.runs.comparability import conform
 from relvit.cell import Cell
 from sweeps.planning.plan import Request, plan_cells
 
@@ -51,3 +54,15 @@ def line(table: Table, key: str) -> list[str]:
     """What a row prints."""
     (found,) = [row for row in table.rows if row.key == key]
     return [entry.text for entry in found.entries]
+
+
+def entries(study: str, runs: list[dict] | pd.DataFrame) -> Entries:
+    """Runs of one setting as the entries of a study's table; of several settings those of the first."""
+    table = find(study)
+    return Entries(table, table.split(conform(pd.DataFrame(runs)))[0])
+
+
+def table(study: str, runs: list[dict] | pd.DataFrame, name: str | None = None) -> Table:
+    """The table of a study, of the first setting of its runs."""
+    found = entries(study, runs)
+    return found.of.layout(found, name or study)
