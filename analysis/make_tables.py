@@ -33,12 +33,12 @@ from analysis.paper import tuned
 from analysis.paper.appendix import appendix
 from analysis.paper.drawing import METRICS
 from analysis.paper.figures import draw
-from analysis.paper.numbers import commits
 from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
-from analysis.runs.comparability import NotComparable, conform
+from analysis.runs.comparability import NotComparable, commits, conform
 from analysis.runs.gather import Gathered, GatherError, gather
 from relvit.cell import parse_value, unknown
+from relvit.vocabulary import ANALYSIS, GIT_COMMIT
 
 DIFFERENT, BAD_REQUEST = 1, 2
 REPORT = "report"  # the document, beside which a table of a study of that name has another one
@@ -147,7 +147,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     if "latex" in formats:
         texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)
     for name, text in texts.items():
-        write(options.out / name, text)
+        provenance.replace_text(options.out / name, text)
     report = options.out / f"{label(study)}-report.html"
     if "html" in formats:
         page.write_page(
@@ -187,7 +187,7 @@ def attach(
     description = document.summary(study, runs)
     for report in pages:
         description += (
-            f"\n\n**Open `{study_run.FOLDER}/{report.name}` under Artifacts**: verdicts, tables, figures and how to "
+            f"\n\n**Open `{ANALYSIS}/{report.name}` under Artifacts**: verdicts, tables, figures and how to "
             "reproduce them."
         )
     try:
@@ -197,7 +197,7 @@ def attach(
             study,
             files,
             description=description,
-            tags={"git_commit": commits(runs)},
+            tags={GIT_COMMIT: ", ".join(commits(runs))},
         )
     except study_run.AttachError as error:
         print(f"the files are written, but {error}", file=sys.stderr)
@@ -328,16 +328,6 @@ def explain(options: argparse.Namespace, console: Console) -> int:
             about = f"seed {known['seed']}  commit {known['commit']}{changes}  {known['cell_id']}"
             say(console, f"  run {run['run_id']}  {about}")
     return 0
-
-
-# Writing
-
-
-def write(path: Path, content: str) -> None:
-    """Replace a file as a whole."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(content, encoding="utf-8")
-    scratch.replace(path)
 
 
 def show(console: Console, table: Table) -> None:

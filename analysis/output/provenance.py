@@ -23,11 +23,12 @@ import pandas as pd
 from analysis.output.typeset import Table, label
 from analysis.runs.comparability import conform
 from relvit.cell import FIELDS, unknown
+from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, DEVICE, GIT_COMMIT, GIT_DIRTY, HOST, VERSIONS
 
 _ENDING = ".provenance.json"
 _TAGS = (
-    *("cell_id", "status", "git_commit", "git_dirty", "data_fingerprint", "deviation"),
-    *("host", "device", "python_version", "torch_version", "timm_version", "ray_version"),  # on the page
+    *(CELL_ID, "status", GIT_COMMIT, GIT_DIRTY, DATA_FINGERPRINT, DEVIATION),
+    *(HOST, DEVICE, *VERSIONS),  # on the page
 )
 _VERSION = "2"  # of what a sidecar holds and of how its digests are made
 
@@ -97,8 +98,13 @@ def _without(files: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, A
 def _replace(path: Path, content: Mapping[str, Any]) -> None:
     content = {key: value for key, value in content.items() if key != "seal"}
     content["seal"] = _seal(content)
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, content: str) -> None:
+    """Write a file as a whole: whoever reads it meanwhile has the old one."""
     scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.write_text(content, encoding="utf-8")
     scratch.replace(path)
 
 

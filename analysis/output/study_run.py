@@ -10,16 +10,13 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Run, RunTag, ViewType
+from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from analysis.runs import stores
+from relvit.vocabulary import ANALYSIS, KIND, NOTE, STUDY, STUDY_KIND
 
-KIND, STUDY = "kind", "study"
-FOLDER = "analysis"
-_NOTE = "mlflow.note.content"  # what MLflow's pages show as the run's description, as Markdown
 _MOST = 5000  # characters that every MLflow store takes for a tag
-_PAGE = 1000
 
 
 class AttachError(ValueError):
@@ -49,12 +46,12 @@ def attach(
             raise AttachError(f"there is no experiment {experiment!r} in {name}")
         run = find(client, found.experiment_id, study)
         if run is None:
-            marks = {KIND: "study", STUDY: study}
+            marks = {KIND: STUDY_KIND, STUDY: study}
             run = client.create_run(found.experiment_id, tags=marks, run_name=study)
         run_id = run.info.run_id
         for path in files:
-            client.log_artifact(run_id, str(path), FOLDER)
-        texts = {**(tags or {}), _NOTE: description}
+            client.log_artifact(run_id, str(path), ANALYSIS)
+        texts = {**(tags or {}), NOTE: description}
         client.log_batch(run_id, tags=[RunTag(name, text[:_MOST]) for name, text in texts.items()])
         client.set_terminated(run_id)
     except (MlflowException, OSError) as error:
@@ -65,13 +62,7 @@ def attach(
 
 def find(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
     """The run that stands for a study, the oldest of several; None where there is none."""
-    runs, token = [], None
-    while True:
-        # The name is compared here: in a filter its quotes would have to be escaped.
-        page = client.search_runs([experiment_id], f"tags.{KIND} = 'study'", ViewType.ACTIVE_ONLY, _PAGE, None, token)
-        runs += page
-        token = page.token
-        if not token:
-            break
+    # The name is compared here: in a filter its quotes would have to be escaped.
+    runs = stores.search(client, experiment_id, f"tags.{KIND} = '{STUDY_KIND}'")
     named = [run for run in runs if run.data.tags.get(STUDY) == study]
     return min(named, key=lambda run: (run.info.start_time, run.info.run_id), default=None)

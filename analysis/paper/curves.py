@@ -7,12 +7,13 @@ from analysis.paper import drawing
 from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.stats.seeds import by_seed
 from relvit.cell import NONE, parse_tasks, task_combinations
+from relvit.vocabulary import LAST_PHASE
 
 
 def curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Validation accuracy over the phase that classifies: a panel for each data set and backbone, a line a kind."""
     finished = drawing.finished_runs(runs)
-    finished = drawing.where_true(finished, finished["protocol"].isin(list(drawing.LAST_PHASE)))
+    finished = drawing.where_true(finished, finished["protocol"].map(LAST_PHASE).isin(list(drawing.PHASE_NAMES)))
     panels = []
     for (dataset, backbone), group in finished.groupby(["dataset", "backbone"], sort=False):
         group = group.assign(kind=drawing.kinds(group))
@@ -50,7 +51,7 @@ def curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
             axes.legend(fontsize=6.5)
         drawing.epochs_axis(axes, None)
     protocols = sorted(set().union(*(found for *_, found in panels)))
-    phases = " or ".join(drawing.PHASE_NAMES[drawing.LAST_PHASE[protocol]] for protocol in protocols)
+    phases = " or ".join(drawing.PHASE_NAMES[LAST_PHASE[protocol]] for protocol in protocols)
     figure.supxlabel(f"Epoch of {phases}", fontsize=8)
     figure.supylabel("Validation accuracy (%)", fontsize=8)
     if looks:
@@ -71,7 +72,7 @@ def _by_tasks_alone(runs: pd.DataFrame) -> bool:
 def curves_by_tasks(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Accuracy over the phase that classifies: a panel for each combination of tasks, the supervised cell in each."""
     finished = drawing.finished_runs(runs)
-    finished = drawing.where_true(finished, finished["protocol"].isin(list(drawing.LAST_PHASE)))
+    finished = drawing.where_true(finished, finished["protocol"].map(LAST_PHASE).isin(list(drawing.PHASE_NAMES)))
     by_seed(finished)  # one run a cell and seed
     lines = {
         tasks: drawing.result_curve(metrics, drawing.where_true(finished, finished["tasks"] == tasks))
@@ -93,7 +94,7 @@ def curves_by_tasks(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         )
         drawing.epochs_axis(axes, None)
         axes.tick_params(labelbottom=number + grid.shape[1] >= len(present))
-    phase = drawing.PHASE_NAMES[drawing.LAST_PHASE[finished["protocol"].iloc[0]]]
+    phase = drawing.PHASE_NAMES[LAST_PHASE[finished["protocol"].iloc[0]]]
     figure.supxlabel(f"{phase.capitalize()} epoch", fontsize=8)
     figure.supylabel("Validation accuracy (%)", fontsize=8)
     figure.legend(loc="outside upper right", ncols=2)

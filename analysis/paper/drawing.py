@@ -22,8 +22,10 @@ from matplotlib.ticker import MaxNLocator
 from analysis.output.typeset import Entry
 from analysis.paper.entries import NothingToDraw
 from analysis.paper.numbers import plus_minus
+from analysis.runs.comparability import chosen_fields, commits
 from analysis.stats.seeds import by_seed, describe
-from relvit.cell import DRLOC, FIELDS, NONE, neutral_fields, parse_tasks
+from relvit.cell import DRLOC, FIELDS, NONE, parse_tasks
+from relvit.vocabulary import LAST_PHASE, val_accuracy
 
 COLUMN, PAGE = 3.25, 6.875  # inches: one column of the paper, and both
 STYLE: Mapping[str, Any] = {
@@ -79,14 +81,12 @@ TASK_METRICS = {
     "ang": ("ang_mse_x100", "Ang MSE × 100"),
     "abspos": ("abspos_accuracy", "AbsPos accuracy (%)"),
 }
-# The phase whose accuracy is the result, by protocol.
-LAST_PHASE = {"pretrain_finetune": "finetune", "joint": "joint", "pretrain_probe": "probe"}
+PHASE_NAMES = {"finetune": "fine-tuning", "joint": "joint training", "probe": "linear probing"}  # those that classify
 # All that any figure reads of the metrics, which may have a hundred times as many points.
 METRICS = (
-    *(f"{phase}_val_accuracy" for phase in LAST_PHASE.values()),
+    *map(val_accuracy, PHASE_NAMES),
     *(f"pretrain_val_{metric}" for metric, _ in TASK_METRICS.values()),
 )
-PHASE_NAMES = {"finetune": "fine-tuning", "joint": "joint training", "probe": "linear probing"}
 
 
 # What runs are called, and their curves
@@ -106,21 +106,19 @@ def kinds(runs: pd.DataFrame) -> pd.Series:
 
     The tasks come first, then as few of the fields that act in a run as tell them apart.
     """
-    acting = [acting_fields(row) for row in runs[list(FIELDS)].to_dict("records")]
-    for row in acting:
-        if row.get("tasks") == NONE:  # the supervised cell always has its embedding (section 3.2): not a choice
-            row.pop("pretrain_position_embedding", None)
-    values = {name: {row[name] for row in acting if name in row} for name in FIELDS if name != "tasks"}
+    acting = [chosen_fields(row) for row in runs.to_dict("records")]
+    tasks = [None if pd.isna(each) else each for each in runs["tasks"]]
+    values = {name: {row[name] for row in acting if name in row} for name in FIELDS}
     named = [name for name, found in values.items() if len(found) > 1]
 
     def told_apart(by: list[str]) -> int:
-        return len({(row.get("tasks"), *(row.get(name) for name in by)) for row in acting})
+        return len({(each, *(row.get(name) for name in by)) for each, row in zip(tasks, acting)})
 
     wanted = told_apart(named)
     for name in reversed(list(named)):
         fewer = [other for other in named if other != name]
         named = fewer if told_apart(fewer) == wanted else named
-    labels = [", ".join([combination_name(row.get("tasks")), *_named_values(row, named)]) for row in acting]
+    labels = [", ".join([combination_name(each), *_named_values(row, named)]) for each, row in zip(tasks, acting)]
     return pd.Series(labels, index=runs.index, name="kind", dtype=object)
 
 
@@ -134,13 +132,6 @@ _SHORT = {  # as the paper's Figure 2 names them
 
 def _named_values(row: Mapping[str, Any], names: list[str]) -> list[str]:
     return [_SHORT.get((name, row[name]), f"{name}={row[name]}") for name in names if name in row]
-
-
-def acting_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a cell that act in it, the seed aside."""
-    known = {name: None if pd.isna(fields.get(name)) else fields[name] for name in FIELDS}
-    idle = {"seed", *neutral_fields(known)}
-    return {name: value for name, value in known.items() if name not in idle and value is not None}
 
 
 def curve(metrics: pd.DataFrame, runs: pd.DataFrame, metric: str, first_step: int = 0) -> pd.DataFrame:
@@ -162,7 +153,7 @@ def result_curve(metrics: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     if runs.empty:
         return curve(metrics, runs, "")
     first = runs.iloc[0]
-    return curve(metrics, runs, f"{LAST_PHASE[first['protocol']]}_val_accuracy", int(first["pretrain_epochs"]))
+    return curve(metrics, runs, val_accuracy(LAST_PHASE[first["protocol"]]), int(first["pretrain_epochs"]))
 
 
 def curve_entry(table: pd.DataFrame) -> Entry:
@@ -249,16 +240,10 @@ def source_sentence(runs: pd.DataFrame) -> str:
 
     # A joint cell has no first phase: its 0 epochs of it are not a choice.
     epochs = sorted({" + ".join(str(n) for n in row if n) for row in runs[["pretrain_epochs", "epochs"]].to_numpy()})
-    commits = sorted(
-        {
-            str(commit)[:10] + ("+changes" if dirty == "true" else "")
-            for commit, dirty in runs.reindex(columns=["git_commit", "git_dirty"]).fillna("unknown").to_numpy()
-        }
-    )
     seeds = values("seed")
     return (
         f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs)} epochs; "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits)}."
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
     )
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.output.typeset import Entry, Table
 from analysis.paper.published import PAPER_EPOCHS, family, paper_backbones
-from analysis.runs.comparability import acting_fields, deviations, of_recipe, shown
+from analysis.runs.comparability import chosen_fields, deviations, of_recipe, shown
 from analysis.stats.seeds import by_seed
 from relvit.cell import BACKBONES, FIELDS, NONE
 from relvit.paper import section_3_1
@@ -235,7 +235,7 @@ def _other_recipe(runs: pd.DataFrame, varying: Sequence[str]) -> dict[str, list[
     """
     found: dict[str, list[str]] = {}
     for run in runs.drop_duplicates([name for name in FIELDS if name != "seed"]).to_dict("records"):
-        acting, backbone = acting_fields(run), str(run["backbone"])
+        acting, backbone = chosen_fields(run), str(run["backbone"])
         # The paper's backbones have one size of images each, whatever the data set's own; stand-ins may have none.
         usual = getattr(BACKBONES.get(backbone), "image_size", None)
         paper = section_3_1(backbone, acting.get("image_size") or usual or 0)

@@ -10,14 +10,14 @@ from analysis.paper.cost import cost
 from analysis.paper.curves import curves
 from analysis.paper.entries import Entries, PaperTable, footnoted
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence
-from analysis.runs.comparability import acting_fields, deviations
+from analysis.runs.comparability import chosen_fields, deviations
 from relvit.cell import FIELDS
 
 
 def layout_listing(entries: Entries, name: str) -> Table:
     """Any study: a row for each kind of cell, by the fields in which the study's cells differ, and its accuracy."""
     study, runs = entries.of.name, entries.runs.dropna(subset=["tasks", "seed"])
-    acting = [acting_fields(row) | {"tasks": row["tasks"]} for row in runs.to_dict("records")]
+    acting = [chosen_fields(row) | {"tasks": row["tasks"]} for row in runs.to_dict("records")]
     values = {field: {fields[field] for fields in acting if field in fields} for field in FIELDS}
     varying = [field for field in FIELDS if len(values[field]) > 1] or ["tasks"]
     keys = runs[varying].astype(object).map(lambda value: DASH if pd.isna(value) else _plain(value))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.typeset import DASH, DOWN, UP, Entry
+from analysis.runs.comparability import commits
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
 from relvit.cell import DRLOC, FIELDS, NONE
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
@@ -171,15 +172,7 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
         f"rate {' and '.join(rates)}, weight decay {values('weight_decay')}, {values('precision')}"
         + (f", {values('train_images', runs[runs['train_images'] != 0])} training images" if images else "")
         + f"; {chosen or 'unknown selection'}, test split; {counted(len(seeds), 'seed')} "
-        f"({', '.join(map(str, seeds))}); commit {commits(runs)}."
-    )
-
-
-def commits(runs: pd.DataFrame) -> str:
-    """The commits of runs, with a note on uncommitted changes."""
-    origins = runs.reindex(columns=["git_commit", "git_dirty"]).fillna("unknown").drop_duplicates()
-    return ", ".join(
-        sorted(str(commit)[:10] + ("+changes" if dirty == "true" else "") for commit, dirty in origins.to_numpy())
+        f"({', '.join(map(str, seeds))}); commit {', '.join(commits(runs))}."
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.paper.numbers import METHOD_OF_TASKS
 from analysis.paper.published import family
-from analysis.runs.comparability import acting_fields
+from analysis.runs.comparability import chosen_fields
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def settings(
     usable = runs[["dataset", "backbone", "protocol", "tasks", "seed"]].notna().all(axis=1)
     runs = runs[usable if protocol is None else usable & (runs["protocol"] == protocol)]
     acting = {
-        index: {name: value for name, value in acting_fields(row).items() if name not in varying}
+        index: {name: value for name, value in chosen_fields(row).items() if name not in varying}
         for index, row in zip(runs.index, runs.to_dict("records"))
     }
     found: list[tuple[dict[str, Any], list[int]]] = []

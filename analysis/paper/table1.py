@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
+from analysis.paper.cost import cost
+from analysis.paper.curves import curves
 from analysis.paper.entries import Entries, PaperTable
 from analysis.paper.numbers import OURS, PAPER
 from analysis.paper.published import published
@@ -73,4 +75,10 @@ def layout_table1(entries: Entries, name: str) -> Table:
     return Table(name, "Table 1: configurations", tuple(columns), tuple(rows), caption)
 
 
-TABLE = PaperTable(name="table1", title="Table 1", layout=layout_table1, of_all_runs=True)
+TABLE = PaperTable(
+    name="table1",
+    title="Table 1",
+    layout=layout_table1,
+    figures={"-curves": curves, "-cost": cost},
+    of_all_runs=True,
+)

@@ -10,6 +10,7 @@ from analysis.paper.numbers import how_to_read, measured, number_entry
 from analysis.runs.comparability import deviations
 from analysis.stats.seeds import ALPHA, by_seed, compare
 from relvit.cell import FIELDS
+from relvit.vocabulary import SEARCH_SPACE, TUNED_BY, TUNING_BUDGET
 
 SUFFIX = "-tuned"  # `sweeps/hpo.py --per-cell table4` tags the retrained winners with "table4-tuned"
 _KEY = ["dataset", "backbone", "protocol", "tasks"]
@@ -32,7 +33,7 @@ def pairs(runs: pd.DataFrame, study: str) -> pd.DataFrame:
     plain = finished[[study in each for each in names]]
     rows = []
     for _, run in ours.iterrows():
-        free = set(str(run["search_space"]).split(", "))
+        free = set(str(run[SEARCH_SPACE]).split(", "))
         same = plain
         for name in FIELDS:
             if name not in free:
@@ -45,10 +46,10 @@ def pairs(runs: pd.DataFrame, study: str) -> pd.DataFrame:
                 UNTUNED: float("nan") if other is None else float(other["test_accuracy"]),
                 "run_id": run["run_id"],
                 "untuned_run_id": None if other is None else other["run_id"],
-                "tuning_budget": run["tuning_budget"],
+                TUNING_BUDGET: run[TUNING_BUDGET],
             }
         )
-    columns = [*_KEY, "seed", TUNED, UNTUNED, "run_id", "untuned_run_id", "tuning_budget"]
+    columns = [*_KEY, "seed", TUNED, UNTUNED, "run_id", "untuned_run_id", TUNING_BUDGET]
     return pd.DataFrame(rows, columns=columns).drop_duplicates([*_KEY, "seed"], keep="last")
 
 
@@ -59,7 +60,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[Table]:
     and protocol.
     """
     study = study.removesuffix(SUFFIX)
-    if not {"tuned_by", "tuning_budget", "search_space"} <= set(runs.columns):
+    if not {TUNED_BY, TUNING_BUDGET, SEARCH_SPACE} <= set(runs.columns):
         return []
     found = pairs(runs, study)
     if found.empty:
@@ -96,7 +97,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[Table]:
         Column("n", "n"),
     ]
     seeds = ", ".join(map(str, sorted(found["seed"].unique())))
-    budgets = "; ".join(dict.fromkeys(str(budget).partition(";")[0] for budget in found["tuning_budget"]))
+    budgets = "; ".join(dict.fromkeys(str(budget).partition(";")[0] for budget in found[TUNING_BUDGET]))
     resting = runs[runs["run_id"].isin(pd.concat([arm["run_id"] for arm in arms.values()]))]
     caption = (
         f"Test accuracy in % of {study} with the recipe's hyperparameters and after tuning every cell alike: "
@@ -107,7 +108,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[Table]:
     )
     made = Table(f"{study}{SUFFIX}-beside", f"{study}, tuned beside untuned", tuple(columns), tuple(rows), caption)
     # What a search was free to change differs by design.
-    free = {name for text in resting["search_space"].dropna() for name in str(text).split(", ")}
+    free = {name for text in resting[SEARCH_SPACE].dropna() for name in str(text).split(", ")}
     return [footnoted(made, resting, deviations(resting, free | set(told)))]
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from analysis.output.typeset import Table, latex_text, to_latex
-from analysis.paper.numbers import commits
+from analysis.runs.comparability import commits
 
 _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[a4paper,margin=1.75cm]{geometry}
@@ -39,7 +39,7 @@ def report(
         _PREAMBLE,
         rf"\title{{RelViT sweeps: {latex_text(study)}}}",
         r"\author{}",
-        rf"\date{{Code of commit {latex_text(commits(runs))}}}",
+        rf"\date{{Code of commit {latex_text(', '.join(commits(runs)))}}}",
         r"\begin{document}",
         r"\maketitle",
         latex_text(summary(study, runs)),

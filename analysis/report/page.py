@@ -14,24 +14,25 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from analysis.paper.drawing import COLUMN, acting_fields, kinds
+from analysis.output.provenance import replace_text
+from analysis.paper.drawing import COLUMN, kinds
 from analysis.paper.entries import Entries
 from analysis.paper.registry import TABLES, find
 from analysis.paper.verdicts import paper_against_itself, sentences
+from analysis.runs.comparability import acting_fields, commits
 from relvit.cell import FIELDS
+from relvit.vocabulary import DEVICE, GIT_COMMIT, HOST, PACKAGES, PYTHON_VERSION
 
 _TEMPLATE = "page.html.jinja"
 _DASH = "–"
 # A verdict's colour; the word says the same. Any other verdict leaves the matter open.
 _TONES = {"holds": "good", "reproduced": "good", "contradicted": "bad", "above": "bad", "below": "bad"}
 _ORIGIN = {  # columns of runs that come from tags, where the store has them
-    "git_commit": "Commit",
-    "device": "Device",
-    "host": "Host",
-    "python_version": "Python",
-    "torch_version": "torch",
-    "timm_version": "timm",
-    "ray_version": "Ray",
+    GIT_COMMIT: "Commit",
+    DEVICE: "Device",
+    HOST: "Host",
+    PYTHON_VERSION: "Python",
+    **{f"{package}_version": package.replace("ray", "Ray") for package in PACKAGES},
 }
 # What sweeps/ablation.py has an option of its own for.
 _OPTIONS = {"dataset": "--dataset", "backbone": "--backbone", "image_size": "--image-size"}
@@ -92,9 +93,7 @@ def write_page(
         experiment=experiment,
         runs=_runs(runs),
     )
-    scratch = out.with_name(f".{out.name}.tmp")
-    scratch.write_text(content, encoding="utf-8")
-    scratch.replace(out)
+    replace_text(out, content)
     return out
 
 
@@ -137,12 +136,7 @@ def _summary(runs: pd.DataFrame) -> str:
     seeds = ", ".join(str(seed) for seed in sorted(runs["seed"].dropna().unique()))
     ended = runs["end_time"].dropna() if "end_time" in runs else pd.Series(dtype="datetime64[ns, UTC]")
     newest = f" The newest run ended on {ended.max():%Y-%m-%d %H:%M} UTC." if len(ended) else ""
-    return f"{finished} of {len(runs)} runs finished; seeds {seeds}; commit {', '.join(_commits(runs))}.{newest}"
-
-
-def _commits(runs: pd.DataFrame) -> list[str]:
-    origins = runs.reindex(columns=["git_commit", "git_dirty"]).astype("string").fillna("unknown").drop_duplicates()
-    return sorted(commit[:10] + ("+changes" if dirty == "true" else "") for commit, dirty in origins.to_numpy())
+    return f"{finished} of {len(runs)} runs finished; seeds {seeds}; commit {', '.join(commits(runs))}.{newest}"
 
 
 def shared_fields(runs: pd.DataFrame) -> dict[str, Any]:
@@ -177,12 +171,12 @@ def commands(study: str, runs: pd.DataFrame) -> str:
 
 def _caveats(runs: pd.DataFrame) -> list[str]:
     sentences = []
-    commits = _commits(runs)
-    if len(commits) > 1:
-        sentences.append(f"The runs are of several states of the code: {', '.join(commits)}.")
-    if any(commit.endswith("+changes") for commit in commits):
+    origins = commits(runs)
+    if len(origins) > 1:
+        sentences.append(f"The runs are of several states of the code: {', '.join(origins)}.")
+    if any(commit.endswith("+changes") for commit in origins):
         sentences.append("Some runs were made with changes that are in no commit: those cannot be had again.")
-    if any(commit.startswith("unknown") for commit in commits):
+    if any(commit.startswith("unknown") for commit in origins):
         sentences.append("Some runs do not say from which commit they are.")
     differing = sorted(_differing(runs))
     if differing:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from relvit.cell import FIELDS, NONE, neutral_fields
+from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, GIT_COMMIT, GIT_DIRTY, STUDY
 
 # Columns beside the fields of a cell on which tables, footnotes and provenance rest.
-_TEXTS = ("run_id", "cell_id", "status", "study", "git_commit", "git_dirty", "data_fingerprint", "deviation")
+_TEXTS = ("run_id", CELL_ID, "status", STUDY, GIT_COMMIT, GIT_DIRTY, DATA_FINGERPRINT, DEVIATION)
 
 # A recipe sets these by the data set's images and the backbone (section 3.1: another batch size for the variants), so
 # where a table has several of those, only runs of the same must agree.
@@ -60,13 +61,18 @@ def conform(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def acting_fields(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The known fields of a run's cell that act in it, without its tasks and its seed."""
+    """The known fields of a run's cell that act in it, without its seed."""
     known = {name: None if pd.isna(run.get(name)) else run[name] for name in FIELDS}
-    idle = {"tasks", "seed", *neutral_fields(known)}
-    if known["tasks"] == NONE:
-        # The supervised baseline always has its position embedding (section 3.2): there the field is not a choice.
-        idle.add("pretrain_position_embedding")
+    idle = {"seed", *neutral_fields(known)}
     return {name: value for name, value in known.items() if name not in idle and value is not None}
+
+
+def chosen_fields(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that act in a run's cell and could have been others, without its tasks: the supervised baseline always
+    has its position embedding (section 3.2)."""
+    acting = acting_fields(run)
+    fixed = ("tasks", "pretrain_position_embedding") if acting.get("tasks") == NONE else ("tasks",)
+    return {name: value for name, value in acting.items() if name not in fixed}
 
 
 def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
@@ -79,7 +85,7 @@ def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, t
     finished = runs[runs["status"] == "FINISHED"].sort_values("start_time", na_position="first")
     if finished.empty:
         return {}
-    acting = {row["run_id"]: acting_fields(row) for row in finished.to_dict("records")}
+    acting = {row["run_id"]: chosen_fields(row) for row in finished.to_dict("records")}
     several = bool({"dataset", "backbone"} & set(varying))
     names = finished.set_index("run_id")[["dataset", "backbone"]].astype(object).fillna("")
     place = names["dataset"].astype(str) + " " + names["backbone"].astype(str)
@@ -130,3 +136,9 @@ def _code(runs: pd.DataFrame) -> pd.Series:
 def shown(value: Any) -> str:
     """A field's value as text."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def commits(runs: pd.DataFrame) -> list[str]:
+    """The commits of runs, each with a mark where there were uncommitted changes; "unknown" where a run has none."""
+    origins = runs.reindex(columns=["git_commit", "git_dirty"]).astype("string").fillna("unknown").drop_duplicates()
+    return sorted(commit[:10] + ("+changes" if dirty == "true" else "") for commit, dirty in origins.to_numpy())

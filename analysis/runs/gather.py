@@ -36,19 +36,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analysis.runs.stores import POINTS, GatherError, Run, Store, open_store
+from relvit import vocabulary
 from relvit.cell import FIELDS, parse_value
+from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY
 
 __all__ = ["Gathered", "GatherError", "gather"]
 
-CELL_ID, STUDY = "cell_id", "study"
 METRICS_SCHEMA = pa.schema([POINTS.field(0), pa.field(CELL_ID, POINTS.field(0).type), *list(POINTS)[1:]])
 _ATTRIBUTES = ("run_id", CELL_ID, "status", "start_time", "end_time")
-_RESULTS = ("selected_epoch", "training_seconds")
-
-_DUPLICATE = "duplicate_of"  # what a sweep tags a run with when it finds another one of the same cell
-
-# What sweeps/tracking/history.py writes.
-_HISTORY, _HISTORY_POINTS = "history.parquet", "history_points"
+_RESULTS = (vocabulary.SELECTED_EPOCH, vocabulary.TRAINING_SECONDS)
 
 # Changed whenever the files change their meaning: those of another version are made anew.
 _VERSION = "2"
@@ -128,7 +124,9 @@ def _runs_of_cells(listed: list[Run], notes: list[str]) -> list[Run]:
     for run in sorted(ours, key=preference):
         chosen.setdefault(run.tags[CELL_ID], run)
     # A run that stands for a study (analysis/output/study_run.py) is no stranger.
-    known = [_DUPLICATE in run.tags or run.tags.get("kind") == "study" for run in listed]
+    known = [
+        vocabulary.DUPLICATE in run.tags or run.tags.get(vocabulary.KIND) == vocabulary.STUDY_KIND for run in listed
+    ]
     strangers = sum(not run.tags.get(CELL_ID) and not own for run, own in zip(listed, known))
     if strangers and ours:
         notes.append(f"{_count(strangers, 'run')} without the tag {CELL_ID!r} left out")
@@ -168,7 +166,7 @@ def _runs_frame(runs: list[Run], notes: list[str]) -> pd.DataFrame:
 
     results = sorted({name for run in runs for name in run.latest if is_result(name)})
     tags = {name for run in runs for name in run.tags if not name.startswith("mlflow.")}
-    tags = sorted(tags - {*_ATTRIBUTES, *FIELDS, *results, _HISTORY_POINTS, STUDY})
+    tags = sorted(tags - {*_ATTRIBUTES, *FIELDS, *results, HISTORY_POINTS, STUDY})
     moment, text, types = pa.timestamp("ms", tz="UTC"), pa.string(), {int: pa.int64(), float: pa.float64()}
     columns: dict[str, pa.Array] = {
         "run_id": pa.array([run.run_id for run in runs], text),
@@ -256,7 +254,7 @@ class _Published:
 
 def _digest(run: Run) -> str:
     """Changes whenever points are added to a run, and, should they belong before its last ones, when it ends."""
-    content = run.status, run.end_time, run.tags.get(_HISTORY_POINTS), sorted(run.latest.items())
+    content = run.status, run.end_time, run.tags.get(HISTORY_POINTS), sorted(run.latest.items())
     return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
 
@@ -328,10 +326,10 @@ class _Histories:
 
     def _from_artifact(self, run: Run) -> pa.Table | None:
         """A run's points by its artifact; None where it has none, or one that cannot be used."""
-        if _HISTORY_POINTS not in run.tags or run.status == "RUNNING":
+        if HISTORY_POINTS not in run.tags or run.status == "RUNNING":
             return None
         try:
-            return _read_artifact(self._store.artifact(run, _HISTORY), run)
+            return _read_artifact(self._store.artifact(run, HISTORY), run)
         except (GatherError, ValueError, KeyError, pa.ArrowException) as error:
             self._unusable[run.run_id] = str(error)
             return None
@@ -411,7 +409,7 @@ class _Histories:
         if self._unusable:
             run_id, reason = next(iter(self._unusable.items()))
             yield (
-                f"{_count(len(self._unusable), 'run')} with an artifact {_HISTORY} that cannot be used, read from "
+                f"{_count(len(self._unusable), 'run')} with an artifact {HISTORY} that cannot be used, read from "
                 f"MLflow itself instead; for instance {run_id}: {reason}"
             )
         if self._unread:
@@ -428,8 +426,8 @@ def _read_artifact(content: bytes, run: Run) -> pa.Table:
     file = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False).combine_chunks()
     fields = {"metric": "metric", "step": "step", "value": "value", "timestamp": "time"}
     columns = {new: file[old].cast(POINTS.field(new).type) for old, new in fields.items()}
-    if str(len(file)) != run.tags[_HISTORY_POINTS]:
-        raise ValueError(f"it has {len(file)} points, the run's tag says {run.tags[_HISTORY_POINTS]}")
+    if str(len(file)) != run.tags[HISTORY_POINTS]:
+        raise ValueError(f"it has {len(file)} points, the run's tag says {run.tags[HISTORY_POINTS]}")
     steps, times, values = (columns[name].to_numpy() for name in ("step", "time", "value"))
     latest = {}
     if len(file):

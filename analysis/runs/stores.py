@@ -230,15 +230,7 @@ class Client:
             if found is None:
                 _require(experiment, {each.name: "active" for each in self._client.search_experiments()}, self._name)
             _require(experiment, {experiment: found.lifecycle_stage}, self._name)
-            runs, token = [], None
-            while True:
-                page = self._client.search_runs(
-                    [found.experiment_id], "", ViewType.ACTIVE_ONLY, _PAGE, page_token=token
-                )
-                runs += page
-                token = page.token
-                if not token:
-                    return [self._run(run) for run in runs]
+            return [self._run(run) for run in search(self._client, found.experiment_id)]
 
     @staticmethod
     def _run(run: mlflow.entities.Run) -> Run:
@@ -262,6 +254,16 @@ class Client:
 
     def artifact(self, run: Run, name: str) -> bytes:
         return _artifact(run, name, self._uri)
+
+
+def search(client: MlflowClient, experiment_id: str, condition: str = "") -> list[mlflow.entities.Run]:
+    """All runs of an experiment that are not deleted and fit a filter of MLflow's."""
+    page = client.search_runs([experiment_id], condition, ViewType.ACTIVE_ONLY, _PAGE)
+    runs = list(page)
+    while page.token:
+        page = client.search_runs([experiment_id], condition, ViewType.ACTIVE_ONLY, _PAGE, page_token=page.token)
+        runs += page
+    return runs
 
 
 def _select(table: object) -> sqlalchemy.Select:
