@@ -1,10 +1,11 @@
 """Figure 2: position embeddings and permuted patches in SpRel pre-training."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.output.typeset import CROSS, UP, Column, Entry, Row, Table
@@ -82,95 +83,79 @@ def layout_figure2(entries: Entries, name: str) -> Table:
 # Drawings
 
 
-_FIGURE2 = (  # position embedding, permuted; as the paper's legend names them
-    ((True, False), "PE", drawing.LOOKS[0]),
-    ((True, True), "PE + Perm", drawing.LOOKS[2]),
-    ((False, False), "no PE", drawing.LOOKS[3]),
-    ((False, True), "no PE + Perm", drawing.LOOKS[4]),
-)
+_LINES = {  # by entry, its name in the paper's legend
+    "embedding": ("PE", drawing.LOOKS[0]),
+    "embedding, permuted": ("PE + Perm", drawing.LOOKS[2]),
+    "no embedding": ("no PE", drawing.LOOKS[3]),
+    "no embedding, permuted": ("no PE + Perm", drawing.LOOKS[4]),
+    "random": ("random initialisation", drawing.BASELINE),
+}
 
 
 def figure2a(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Figure 2a: SpRel accuracy over pre-training, with and without position embeddings and permutation."""
-    pretrained = _sprel_pretrained(runs)
-    figure = Figure(figsize=(drawing.COLUMN, 2.3))
-    axes = figure.subplots()
-    sizes, numbers = [], {}
-    for label, look, chosen in _figure2_settings(pretrained):
-        table = drawing.curve(metrics, chosen, "pretrain_val_sprel_accuracy")
-        if len(table):
-            drawing.draw_curve(axes, table, look, label)
-            sizes += list(table["n"])
-            numbers[label] = {"sprel_accuracy": drawing.curve_entry(table)}
-    if not sizes:
-        raise NothingToDraw("no run has logged pretrain_val_sprel_accuracy")
+    metric = "pretrain_val_sprel_accuracy"
+    figure, axes, shown, sizes, numbers = _drawn(
+        runs, LABELS[:-1], lambda chosen: drawing.curve(metrics, chosen, metric), metric, "sprel_accuracy"
+    )
     axes.set_ylabel("SpRel accuracy (%)")
     axes.set_ylim(0, 103)
-    axes.set_xlim(left=0)
     drawing.epochs_axis(axes, "Pre-training epoch")
     figure.legend(loc="outside upper center", ncols=4, columnspacing=1.0)
     caption = (
         "Figure 2a: validation accuracy of SpRel while it alone is pre-trained, with and without position embeddings "
         f"(PE) and random permutations of the patches (Perm). {drawing.bands_sentence(sizes)} "
-        f"{drawing.source_sentence(pretrained)}"
+        f"{drawing.source_sentence(shown)}"
     )
     return Drawing(figure, caption, numbers)
 
 
 def figure2b(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """Figure 2b: accuracy over fine-tuning after each of these pre-trainings, and from random initialisation."""
-    pretrained = _sprel_pretrained(runs)
-    figure = Figure(figsize=(drawing.COLUMN, 2.3))
-    axes = figure.subplots()
-    sizes, shown, numbers = [], [pretrained], {}
-    for label, look, chosen in _figure2_settings(pretrained):
-        table = drawing.result_curve(metrics, chosen)
-        if len(table):
-            drawing.draw_curve(axes, table, look, label)
-            sizes += list(table["n"])
-            numbers[label] = {"accuracy": drawing.curve_entry(table)}
-    if not sizes:
-        raise NothingToDraw("no run has logged finetune_val_accuracy")
-    finished = drawing.finished_runs(runs)
-    random = drawing.where_true(finished, (finished["tasks"] == NONE) & (finished["protocol"] == "joint"))
-    without = ""
-    if len(random):
-        by_seed(random)  # one run a seed
-        table = drawing.result_curve(metrics, random)
-        drawing.draw_curve(axes, table, drawing.BASELINE, "random initialisation")
-        shown.append(random)
-        if len(table):
-            numbers["random initialisation"] = {"accuracy": drawing.curve_entry(table)}
-    else:
-        without = " The line of random initialisation is missing: no such run is finished."
+    figure, axes, shown, sizes, numbers = _drawn(
+        runs, LABELS, lambda chosen: drawing.result_curve(metrics, chosen), "finetune_val_accuracy", "accuracy"
+    )
     axes.set_ylabel("Accuracy (%)")
-    axes.set_xlim(left=0)
     drawing.epochs_axis(axes, "Fine-tuning epoch")
     figure.legend(loc="outside upper center", ncols=3, columnspacing=1.0)
+    missing = " The line of random initialisation is missing: no such run is finished."
     caption = (
         "Figure 2b: validation accuracy while fine-tuning after SpRel pre-training with and without position "
         "embeddings (PE) and random permutations of the patches (Perm), and training from a random initialisation "
-        f"(dashed).{without} {drawing.bands_sentence(sizes)} {drawing.source_sentence(pd.concat(shown))}"
+        f"(dashed).{missing * (NONE not in set(shown['tasks']))} {drawing.bands_sentence(sizes)} "
+        f"{drawing.source_sentence(shown)}"
     )
     return Drawing(figure, caption, numbers)
 
 
-def _sprel_pretrained(runs: pd.DataFrame) -> pd.DataFrame:
-    finished = drawing.finished_runs(runs)
-    chosen = drawing.where_true(
-        finished, (finished["tasks"] == "sprel") & (finished["protocol"] == "pretrain_finetune")
-    )
-    if chosen.empty:
+def _drawn(
+    runs: pd.DataFrame,
+    labels: Sequence[str],
+    read: Callable[[pd.DataFrame], pd.DataFrame],
+    metric: str,
+    column: str,
+) -> tuple[Figure, Axes, pd.DataFrame, list[int], dict[str, dict[str, Entry]]]:
+    """A line for each of these entries, read from its runs: the figure, its axes, the runs that it shows, how many
+    seeds each point has, and the numbers."""
+    entries = Entries(TABLE, drawing.finished_runs(runs)).labelled
+    entries = entries[entries["label"].isin(labels)]
+    by_seed(entries, "label")  # one run a seed
+    if (entries["label"] == "random").all():
         raise NothingToDraw("no cell that is pre-trained on SpRel alone is finished")
-    return chosen
-
-
-def _figure2_settings(runs: pd.DataFrame) -> Iterable[tuple[str, drawing.Look, pd.DataFrame]]:
-    for (embedding, permuted), label, look in _FIGURE2:
-        fits = (runs["pretrain_position_embedding"] == embedding) & (runs["permute_patches"] == permuted)
-        chosen = drawing.where_true(runs, fits)
-        by_seed(chosen)  # one run a seed
-        yield label, look, chosen
+    figure = Figure(figsize=(drawing.COLUMN, 2.3))
+    axes = figure.subplots()
+    sizes, numbers = [], {}
+    for label in labels:
+        table = read(entries[entries["label"] == label])
+        if len(table):
+            name, look = _LINES[label]
+            drawing.draw_curve(axes, table, look, name)
+            sizes += list(table["n"])
+            numbers[name] = {column: drawing.curve_entry(table)}
+    if not set(numbers) - {_LINES["random"][0]}:
+        raise NothingToDraw(f"no run has logged {metric}")
+    axes.set_xlim(left=0)
+    return figure, axes, entries, sizes, numbers
 
 
 CLAIMS = (
