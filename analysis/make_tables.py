@@ -31,7 +31,7 @@ from analysis.output import provenance, study_run, typeset
 from analysis.output.typeset import FORMATS, WRITERS, Table, label, to_html
 from analysis.paper import tuned
 from analysis.paper.appendix import appendix
-from analysis.paper.drawing import METRICS
+from analysis.paper.drawing import metrics_read
 from analysis.paper.figures import draw
 from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
@@ -142,7 +142,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     options.out.mkdir(parents=True, exist_ok=True)
     texts = {f"{label(table.name)}{FORMATS[name]}": WRITERS[name](table) for table in everything for name in formats}
     shown, notes = made[0].entries, []
-    history = gathered.history(METRICS, set(shown.runs["run_id"]))
+    history = gathered.history(metrics_read(), set(shown.runs["run_id"]))
     drawn = draw(shown.of, shown.runs, history, options.out, notes.append, study)
     if "latex" in formats:
         texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)

@@ -13,7 +13,7 @@ from analysis.paper.rules import all_above, fixed, level_above, no_help, stated_
 from analysis.paper.verdicts import MARGIN, ROUNDING, published_numbers, sentences
 from analysis.runs.comparability import conform
 from analysis.stats.seeds import seeds_for_power
-from relvit.cell import FIELDS, TASKS, task_combinations
+from relvit.cell import FIELDS, PAPER_TASKS, task_combinations
 from sweeps.planning.plan import Request, plan_cells
 
 BEST = "sprel+abspos"

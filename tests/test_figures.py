@@ -19,7 +19,7 @@ from analysis.paper.figure2 import figure2a, figure2b
 from analysis.paper.figures import draw
 from analysis.paper.registry import find
 from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
-from relvit.cell import TASKS, task_combinations
+from relvit.cell import PAPER_TASKS, task_combinations
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,8 @@ def test_each_panel_of_the_learning_curves_has_its_tasks_beside_the_supervised_c
 def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
     runs, metrics = table4
     figure, *_ = table4_pretraining(runs, metrics)
-    for axes, task, metric in zip(figure.axes, TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
-        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(TASKS))):
+    for axes, task, metric in zip(figure.axes, PAPER_TASKS, ("sprel_accuracy", "dist_mse_x100", "ang_mse_x100")):
+        for label, tasks in (("the task alone", task), ("all four tasks", "+".join(PAPER_TASKS))):
             values = over_epochs(runs[runs["tasks"] == tasks], metrics, f"pretrain_val_{metric}")
             assert line(axes, label).get_ydata() == pytest.approx(values.mean(0))
         assert len(axes.get_lines()) == 8  # half of the 16 cells have the task

@@ -1,6 +1,8 @@
 """What a new table takes: one module, one line in the registry, and everything else follows."""
 
 import io
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -88,3 +90,38 @@ def test_the_module_and_its_line_are_all_that_there_is_of_a_table():
     for name in ("table2", "table3", "figure2"):
         having = [path.name for path in ROOT.rglob("*.py") if f'"{name}"' in path.read_text()]
         assert sorted(having) == sorted([f"{name}.py", "registry.py"])
+
+
+def test_an_added_task_has_its_column_and_its_line(tmp_path):
+    # In a process of its own: a row that is added stays for as long as the process runs.
+    script = f"""
+import io, sys
+from pathlib import Path
+sys.path[:0] = [{str(ROOT.parent)!r}, {str(ROOT.parent / "tests")!r}]
+from relvit.cell import add_task
+from relvit.tasks import MSE, PAIRS, Task
+add_task(Task(name="steps", title="Steps", over=PAIRS, outputs=1, target=print, loss=print, metric=MSE))
+from helpers.made_runs import gathered, made_runs, planned
+from rich.console import Console
+from analysis.make_tables import make, parse_arguments
+folder = Path({str(tmp_path)!r})
+(folder / "study.py").write_text('''cells = [
+    {{"dataset": "cifar10", "backbone": "vit_s4", "protocol": "pretrain_finetune", "tasks": tasks}}
+    for tasks in ("none", "sprel", "steps", "sprel+steps")
+]
+''')
+runs, metrics = made_runs(planned(folder / "data", str(folder / "study.py"), (0, 1)), "mine")
+options = parse_arguments(["--out", str(folder / "out"), "--no-attach"])
+make(options, Console(file=io.StringIO()), gathered(folder / "out", runs, metrics), ["markdown", "html"])
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    heading, *rows = [line for line in (tmp_path / "out" / "mine.md").read_text().splitlines() if line.startswith("|")]
+    assert [name.strip() for name in heading.strip("|").split("|")] == [
+        "tasks", "SpRel (Acc ↑)", "Steps (MSE ↓)", "Test accuracy (Acc ↑)", "n",
+    ]  # fmt: skip
+    (alone,) = [line.strip("|").split("|") for line in rows if line.startswith("| steps ")]
+    assert alone[1].strip() == "×"
+    assert float(alone[2].split("±")[0].strip(" *")) >= 10
+    curves = provenance.read(tmp_path / "out" / "mine.provenance.json")["numbers"]
+    lines = {entry["id"].split(":")[1] for entry in curves if entry["id"].startswith("mine-curves:")}
+    assert lines == {"Supervised", "SpRel", "Steps", "SpRel + Steps"}

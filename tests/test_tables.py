@@ -12,7 +12,7 @@ from analysis.paper.registry import find, tables_of
 from analysis.paper.settings import Setting, settings
 from analysis.paper.table1 import vit_parameters
 from analysis.runs.comparability import conform
-from relvit.cell import BACKBONES, TASKS, task_combinations
+from relvit.cell import BACKBONES, PAPER_TASKS, task_combinations
 from sweeps.planning.plan import Request, plan_cells
 
 ALL = "+".join(PAPER_TASKS)

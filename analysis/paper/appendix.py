@@ -11,19 +11,11 @@ import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
 from analysis.paper.entries import Entries
-from analysis.paper.numbers import beside, p_value, plus_minus
+from analysis.paper.numbers import beside, metric_title, p_value, plus_minus
 from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, SIMILAR
 from analysis.paper.table1 import layout_table1
 from analysis.paper.verdicts import MARGIN, paper_against_itself, published_numbers, sentences
 from analysis.stats.seeds import ALPHA, compare, seeds_to_find
-
-_METRIC_NAMES = {
-    "accuracy": "Accuracy",
-    "sprel_accuracy": "SpRel (Acc)",
-    "abspos_accuracy": "AbsPos (Acc)",
-    "dist_mse_x100": "Dist (MSE)",
-    "ang_mse_x100": "Ang (MSE)",
-}
 
 
 def appendix(entries: Entries, name: str | None = None) -> list[Table]:
@@ -130,7 +122,7 @@ def number_verdicts(entries: Entries, name: str) -> Table | None:
         interval = DASH if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"
         texts = (
             Entry(entries.of.label_name(row["cell"])),
-            Entry(_METRIC_NAMES[row["metric"]]),
+            Entry(metric_title(row["metric"])),
             Entry(f"{row['published']:.2f}", numbers={"value": row["published"]}, published=True),
             Entry(
                 plus_minus(row["mean"], row["std"]),
@@ -145,7 +137,7 @@ def number_verdicts(entries: Entries, name: str) -> Table | None:
         rows.append(Row(f"{row['cell']} {row['metric']}", texts))
     reasons = list(dict.fromkeys(reason for why in judged["why"] for reason in why.split("; ") if reason))
     margins = judged.drop_duplicates("metric").set_index("metric")["margin"]
-    of_tasks = [f"{_METRIC_NAMES[name]} {margin:.3g}" for name, margin in margins.items() if name != "accuracy"]
+    of_tasks = [f"{metric_title(name)} {margin:.3g}" for name, margin in margins.items() if name != "accuracy"]
     caption = (
         f"The published numbers of {entries.of.title} and ours. Verdict: reproduced where two one-sided t tests at 5 % "
         "(p) show ours within a margin of the published number; above or below where the 95 % interval lies beyond the "

@@ -24,7 +24,8 @@ from analysis.paper.entries import NothingToDraw
 from analysis.paper.numbers import plus_minus
 from analysis.runs.comparability import chosen_fields, commits
 from analysis.stats.seeds import by_seed, describe
-from relvit.cell import DRLOC, FIELDS, NONE, parse_tasks
+from relvit.cell import DRLOC, FIELDS, NONE
+from relvit.tasks import TASKS
 from relvit.vocabulary import LAST_PHASE, val_accuracy
 
 COLUMN, PAGE = 3.25, 6.875  # inches: one column of the paper, and both
@@ -74,19 +75,12 @@ LOOKS = (
     Look(BLACK, (0, (2, 2)), "X"),
 )
 BASELINE = Look(VERMILLION, (0, (4, 1.5)), "s")  # the paper's red dashed line
-TASK_NAMES = {"sprel": "SpRel", "dist": "Dist", "ang": "Ang", "abspos": "AbsPos"}
-TASK_METRICS = {
-    "sprel": ("sprel_accuracy", "SpRel accuracy (%)"),
-    "dist": ("dist_mse_x100", "Dist MSE × 100"),
-    "ang": ("ang_mse_x100", "Ang MSE × 100"),
-    "abspos": ("abspos_accuracy", "AbsPos accuracy (%)"),
-}
 PHASE_NAMES = {"finetune": "fine-tuning", "joint": "joint training", "probe": "linear probing"}  # those that classify
-# All that any figure reads of the metrics, which may have a hundred times as many points.
-METRICS = (
-    *map(val_accuracy, PHASE_NAMES),
-    *(f"pretrain_val_{metric}" for metric, _ in TASK_METRICS.values()),
-)
+
+
+def metrics_read() -> list[str]:
+    """All that any figure reads of the metrics, which may have a hundred times as many points."""
+    return [*map(val_accuracy, PHASE_NAMES), *(f"pretrain_val_{task.metric_name}" for task in TASKS.values())]
 
 
 # What runs are called, and their curves
@@ -94,11 +88,10 @@ METRICS = (
 
 def combination_name(tasks: str | None) -> str:
     """ "sprel+abspos" as the paper writes it: "SpRel + AbsPos"; "none" is "Supervised"; None is not known."""
-    if tasks is None:
-        return "unknown tasks"
-    if tasks == NONE:
-        return "Supervised"
-    return DRLOC if tasks == DRLOC else " + ".join(TASK_NAMES[task] for task in parse_tasks(tasks))
+    whole = {None: "unknown tasks", NONE: "Supervised", DRLOC: DRLOC}
+    if tasks in whole:
+        return whole[tasks]
+    return " + ".join(TASKS[task].title if task in TASKS else task for task in tasks.split("+"))
 
 
 def kinds(runs: pd.DataFrame) -> pd.Series:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.output import typeset
 from analysis.output.typeset import Column, Entry, Row, Table
-from analysis.paper.drawing import METRICS, STYLE
+from analysis.paper.drawing import STYLE, metrics_read
 from analysis.paper.entries import Drawing, NothingToDraw, PaperTable
 from analysis.stats.seeds import SeveralRuns
 
@@ -40,7 +40,7 @@ def draw(
     missing is left out, and `note` is told why; a file that an earlier call left is not touched then.
     """
     out.mkdir(parents=True, exist_ok=True)
-    metrics = metrics[(metrics["metric"].isin(METRICS) & metrics["run_id"].isin(set(runs["run_id"]))).to_numpy()]
+    metrics = metrics[(metrics["metric"].isin(metrics_read()) & metrics["run_id"].isin(set(runs["run_id"]))).to_numpy()]
     drawn = Drawn([], [])
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # what the user's matplotlibrc says does not change a paper's figures

@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.output.typeset import DASH, UP, Column, Entry, Row, Table
+from analysis.output.typeset import CROSS, DASH, UP, Column, Entry, Row, Table
 from analysis.paper.cost import cost
 from analysis.paper.curves import curves
 from analysis.paper.entries import Entries, PaperTable, footnoted
-from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence
+from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
 from analysis.runs.comparability import chosen_fields, deviations
-from relvit.cell import FIELDS
+from relvit.cell import FIELDS, TASKS
 
 
 def layout_listing(entries: Entries, name: str) -> Table:
@@ -25,14 +25,22 @@ def layout_listing(entries: Entries, name: str) -> Table:
     newest = runs.sort_values("start_time").drop_duplicates(["label", "seed", "status"], keep="last")
     seeds = sorted(int(seed) for seed in newest["seed"].unique())
     accuracy = measured(newest, "label", "test_accuracy")
+    trained = {task for tasks in newest["tasks"].unique() for task in tasks.split("+")}
+    own = {
+        task.name: measured(newest, "label", f"test_{task.metric_name}", task.metric.higher_is_better)
+        for task in TASKS.values()
+        if task.name in trained and f"test_{task.metric_name}" in newest
+    }
     columns = [Column(field, field.replace("_", " "), align="l") for field in varying]
-    columns += [Column("accuracy", "Test accuracy", f"(Acc {UP})"), Column("n", "n")]
+    columns += [*map(task_column, own), Column("accuracy", "Test accuracy", f"(Acc {UP})"), Column("n", "n")]
     rows = []
     for key, place in zip(runs["label"], runs.index):
         if key in [row.key for row in rows]:
             continue
         texts = [Entry(keys.loc[place, field]) for field in varying]
-        texts.append(replace(number_entry(accuracy.loc[key], interval=True), underline=False))
+        has = runs.loc[place, "tasks"].split("+")
+        texts += [_plain_number(numbers.loc[key]) if task in has else Entry(CROSS) for task, numbers in own.items()]
+        texts.append(_plain_number(accuracy.loc[key]))
         runs_of_cell = accuracy.loc[key, "runs"]
         texts.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(texts)))
@@ -40,6 +48,10 @@ def layout_listing(entries: Entries, name: str) -> Table:
     caption = f"Test accuracy in % of the cells of {study}. {recipe_sentence(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, deviations(runs, varying))
+
+
+def _plain_number(row: pd.Series) -> Entry:
+    return replace(number_entry(row, interval=True), underline=False)
 
 
 def _plain(value: Any) -> str:

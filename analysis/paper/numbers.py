@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.output.typeset import DASH, DOWN, UP, Entry
+from analysis.output.typeset import DASH, DOWN, UP, Column, Entry
 from analysis.runs.comparability import commits
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
 from relvit.cell import DRLOC, FIELDS, NONE
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
+from relvit.tasks import TASKS
 
 OURS, PAPER = "Ours", "Paper"
 METHOD_OF_TASKS = {NONE: "supervised", DRLOC: "drloc", BEST: "relvit"}
@@ -55,6 +56,19 @@ def is_best(values: pd.Series, larger: bool = True) -> pd.Series:
 
 
 # Entries
+
+
+def task_column(task: str, group: str = "", prefix: str = "") -> Column:
+    """The column of a task's own metric."""
+    row = TASKS[task]
+    arrow = UP if row.metric.higher_is_better else DOWN
+    return Column(f"{prefix}{row.metric_name}", row.title, f"({row.metric.unit} {arrow})", group)
+
+
+def metric_title(metric: str) -> str:
+    """ "SpRel (Acc)" for "sprel_accuracy", "Accuracy" for that of classification."""
+    named = {task.metric_name: f"{task.title} ({task.metric.unit})" for task in TASKS.values()}
+    return named.get(metric, metric.capitalize())
 
 
 def number_entry(

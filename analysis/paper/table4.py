@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.output.typeset import CROSS, DASH, DOWN, UP, Column, Entry, Row, Table
+from analysis.output.typeset import CROSS, DASH, UP, Column, Entry, Row, Table
 from analysis.paper import drawing
 from analysis.paper.cost import cost
 from analysis.paper.curves import COMBINED, curves_by_tasks
@@ -25,30 +25,25 @@ from analysis.paper.numbers import (
     number_entry,
     published_entry,
     recipe_sentence,
+    task_column,
 )
 from analysis.paper.published import published, published_runs
 from analysis.paper.rules import SIMILAR, all_above, all_similar, fixed, stated_gains
 from analysis.paper.settings import settings
 from analysis.stats import effects
 from analysis.stats.seeds import by_seed
-from relvit.cell import NONE, TASKS, parse_tasks, task_combinations
+from relvit.cell import NONE, PAPER_TASKS, TASKS, parse_tasks, task_combinations
 from relvit.paper import BACKBONE_NAMES, BEST, DATASET_NAMES
 
-# Table 4's columns from left to right: task, metric, heading, unit, whether a larger value is better.
-TASK_COLUMNS = (
-    ("abspos", "abspos_accuracy", "AbsPos", f"(Acc {UP})", True),
-    ("ang", "ang_mse_x100", "Ang", f"(MSE {DOWN})", False),
-    ("dist", "dist_mse_x100", "Dist", f"(MSE {DOWN})", False),
-    ("sprel", "sprel_accuracy", "SpRel", f"(Acc {UP})", True),
-)
-_FINETUNING = ("Finetuning", f"(Acc {UP})")
+# Table 4's columns from left to right.
+_COLUMNS = [TASKS[task] for task in reversed(PAPER_TASKS)]
 
 
 def layout_table4(entries: Entries, name: str) -> Table:
     """Table 4: the combinations of tasks, each task's own metric or a cross, and accuracy after fine-tuning."""
     runs, seeds = entries.runs, entries.seeds
     paper = published("table4").pivot(index="tasks", columns="metric", values="value")
-    rated = {metric: larger for _, metric, _, _, larger in TASK_COLUMNS} | {"accuracy": True}
+    rated = {task.metric_name: task.metric.higher_is_better for task in _COLUMNS} | {"accuracy": True}
     ours = {
         metric: measured(runs, "tasks", f"test_{metric}", larger, NONE).reindex(COMBINED).to_dict("index")
         for metric, larger in rated.items()
@@ -56,16 +51,16 @@ def layout_table4(entries: Entries, name: str) -> Table:
     best = {metric: is_best(paper[metric], larger) for metric, larger in rated.items()}
     several = any(not np.isnan(row["low"]) for row in ours["accuracy"].values())
     columns = [Column("method", "Method", align="l")]
-    columns += [Column(metric, heading, unit, OURS) for _, metric, heading, unit, _ in TASK_COLUMNS]
-    columns += [Column("accuracy", *_FINETUNING, OURS)]
+    columns += [task_column(task.name, OURS) for task in _COLUMNS]
+    columns += [Column("accuracy", "Finetuning", f"(Acc {UP})", OURS)]
     columns += [Column("interval", "95 %", "interval", OURS)] * several
     columns += [Column("n", "n", "", OURS)]
-    columns += [Column(f"paper_{metric}", heading, unit, PAPER) for _, metric, heading, unit, _ in TASK_COLUMNS]
-    columns += [Column("paper_accuracy", *_FINETUNING, PAPER)]
+    columns += [task_column(task.name, PAPER, "paper_") for task in _COLUMNS]
+    columns += [Column("paper_accuracy", "Finetuning", f"(Acc {UP})", PAPER)]
     rows = []
     told: dict[str, list[Entry]] = {column.heading: [] for column in columns if column.key in rated}
     for tasks in COMBINED:
-        trained = {metric for task, metric, *_ in TASK_COLUMNS if task in parse_tasks(tasks)} | {"accuracy"}
+        trained = {TASKS[task].metric_name for task in parse_tasks(tasks)} | {"accuracy"}
         mine = [number_entry(ours[metric][tasks]) if metric in trained else Entry(CROSS) for metric in rated]
         theirs = [
             published_entry(paper.loc[tasks, metric], best[metric][tasks]) if metric in trained else Entry(CROSS)
@@ -126,7 +121,7 @@ def task_effects(entries: Entries, name: str) -> Table | None:
             bold = bool(row["low"] > 0 or row["high"] < 0)
             texts = [
                 Entry("" if number else heading),
-                Entry(" × ".join(drawing.TASK_NAMES[task] for task in effect.split(":"))),
+                Entry(" × ".join(TASKS[task].title for task in effect.split(":"))),
                 Entry(text, numbers=numbers if row["n"] else {}, runs=rests_on if row["n"] else (), bold=bold),
             ]
             if several:
@@ -219,7 +214,7 @@ def table4_accuracy(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
 
 def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
     """Which tasks a row has: a dot for each, joined by a line. Columns from left to right as in Table 4."""
-    columns = TASKS[::-1]
+    columns = PAPER_TASKS[::-1]
     for row, tasks in enumerate(combinations):
         if row % 2 == 0:
             axes.axhspan(row - 0.5, row + 0.5, color="#f2f2f2", linewidth=0, zorder=0)
@@ -231,7 +226,7 @@ def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
         axes.plot(off, [row] * len(off), "o", color="#d0d0d0", markersize=2.2, zorder=2)
         axes.plot(on, [row] * len(on), "o-", color=drawing.BLACK, markersize=3.8, linewidth=0.9, zorder=3)
     axes.set_xlim(-0.6, len(columns) - 0.4)
-    axes.set_xticks(range(len(columns)), [drawing.TASK_NAMES[task] for task in columns], rotation=60, ha="left")
+    axes.set_xticks(range(len(columns)), [TASKS[task].title for task in columns], rotation=60, ha="left")
     axes.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=0, pad=1)
     axes.tick_params(axis="y", length=0, labelleft=False)
     for spine in axes.spines.values():
@@ -268,7 +263,7 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
             ours = number_entry({**row, "runs": effects.complete(finished, cells) if row["n"] else ()})
             numbers[f"{kind}-{effect}"] = {"ours": ours, "paper": published_entry(paper.loc[effect, "mean"])}
         ticks += list(rows)
-        labels += [" × ".join(drawing.TASK_NAMES[task] for task in effect.split(":")) for effect in mine.index]
+        labels += [" × ".join(TASKS[task].title for task in effect.split(":")) for effect in mine.index]
         top = rows[-1] + 1.4
     axes.axvline(0, color=drawing.BLACK, linewidth=0.6, zorder=1)
     axes.set_yticks(ticks, labels)
@@ -296,11 +291,11 @@ def _published_runs() -> pd.DataFrame:
 
 
 def _main_effects(runs: pd.DataFrame) -> pd.DataFrame:
-    return effects.main_effects_and_interactions(runs).loc[list(TASKS)]
+    return effects.main_effects_and_interactions(runs).loc[list(PAPER_TASKS)]
 
 
 def _interactions(runs: pd.DataFrame) -> pd.DataFrame:
-    return effects.main_effects_and_interactions(runs).drop(index=list(TASKS))
+    return effects.main_effects_and_interactions(runs).drop(index=list(PAPER_TASKS))
 
 
 _EFFECTS = (  # kind as in the table of effects, heading, and what gives them
@@ -316,11 +311,11 @@ def table4_pretraining(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     finished = drawing.finished_runs(runs)
     by_seed(finished)
     figure = Figure(figsize=(drawing.PAGE, 1.75))
-    panels = figure.subplots(1, len(TASKS))
-    sizes, everything = [], "+".join(TASKS)
+    panels = figure.subplots(1, len(PAPER_TASKS))
+    sizes, everything = [], "+".join(PAPER_TASKS)
     numbers: dict[str, dict[str, Entry]] = {}
-    for axes, task in zip(panels, TASKS):
-        metric, heading = drawing.TASK_METRICS[task]
+    for axes, task in zip(panels, PAPER_TASKS):
+        metric, heading = TASKS[task].metric_name, f"{TASKS[task].title} {TASKS[task].metric.axis}"
         for tasks in sorted(COMBINED, key=lambda tasks: 2 * (tasks == task) + (tasks == everything)):
             if task not in parse_tasks(tasks):
                 continue
@@ -356,7 +351,7 @@ CLAIMS = (
         "best-single-task",
         "Among SSL tasks, the SpRel one is the most performing",
         "section 3.3",
-        all_above(fixed(*(("sprel", task) for task in TASKS if task != "sprel"))),
+        all_above(fixed(*(("sprel", task) for task in PAPER_TASKS if task != "sprel"))),
     ),
     Claim(
         "best-combination",
@@ -368,19 +363,19 @@ CLAIMS = (
         "single-tasks-similar",
         "solving, individually, each SSL task leads to similar fine-tuning accuracy",
         "section 3.3",
-        all_similar(TASKS, SIMILAR),
+        all_similar(PAPER_TASKS, SIMILAR),
     ),
     Claim(
         "single-tasks-improve",
         "solving, individually, each SSL task [improves] the performance w.r.t the supervised baseline",
         "section 3.3",
-        all_above(fixed(*((task, NONE) for task in TASKS))),
+        all_above(fixed(*((task, NONE) for task in PAPER_TASKS))),
     ),
     Claim(
         "single-tasks-gain",
         "solving, individually, each SSL task [improves] the supervised baseline of +3.00% on average",
         "section 3.3",
-        stated_gains({"mean of the single tasks": (TASKS, NONE, 3.00)}),
+        stated_gains({"mean of the single tasks": (PAPER_TASKS, NONE, 3.00)}),
     ),
 )
 TABLE = PaperTable(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.gather import Gathered
-from relvit.cell import Cell
+from relvit.cell import TASKS, Cell
 from sweeps.planning.plan import Request, plan_cells
 
 _LAST = {"pretrain_finetune": "finetune", "joint": "joint", "pretrain_probe": "probe"}
@@ -64,6 +64,4 @@ def gathered(folder: Path, runs: pd.DataFrame, metrics: pd.DataFrame) -> Gathere
 
 
 def _task_metrics(cell: Cell) -> list[str]:
-    names = {"sprel": "sprel_accuracy", "dist": "dist_mse_x100", "ang": "ang_mse_x100", "abspos": "abspos_accuracy"}
-    names["drloc"] = "drloc_error_x100"
-    return [names[task] for task in cell.task_list]
+    return [TASKS[task].metric_name for task in cell.task_list]
