@@ -128,8 +128,8 @@ def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
 
 def _numbered_front(table: pd.DataFrame) -> list[str]:
     """The cells on the front by time, each as "2 SpRel + Dist"."""
-    drawing.kinds = table[table["front"]].sort_values("minutes").index.get_level_values("kind")
-    return [f"{number} {kind}" for number, kind in enumerate(drawing.kinds, start=1)]
+    cells = table[table["front"]].sort_values("minutes").index.get_level_values("kind")
+    return [f"{number} {kind}" for number, kind in enumerate(cells, start=1)]
 
 
 def _number_front(axes: Axes, table: pd.DataFrame, length: float) -> None:
