@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_runs import made_runs, planned
+from helpers.made_runs import conformed_runs, planned
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -24,12 +24,12 @@ from relvit.cell import PAPER_TASKS, task_combinations
 
 @pytest.fixture(scope="module")
 def table4(tmp_path_factory):
-    return made_runs(planned(tmp_path_factory.mktemp("data"), "table4"), "table4")
+    return conformed_runs(planned(tmp_path_factory.mktemp("data"), "table4"), "table4")
 
 
 @pytest.fixture(scope="module")
 def figure2(tmp_path_factory):
-    return made_runs(planned(tmp_path_factory.mktemp("data"), "figure2"), "figure2")
+    return conformed_runs(planned(tmp_path_factory.mktemp("data"), "figure2"), "figure2")
 
 
 def accuracies(runs: pd.DataFrame, tasks: str) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
 
 def test_comparable_runs_share_the_axis_with_the_papers_numbers(tmp_path):
     cells = planned(tmp_path, "table4", recipe="paper", settings=())
-    runs, metrics = made_runs(cells, "table4")
+    runs, metrics = conformed_runs(cells, "table4")
     figure, caption, _ = table4_accuracy(runs, metrics)
     assert len(figure.axes) == 2
     assert {label.get_label() for label in figure.axes[1].containers} == {"ours"}
@@ -180,7 +180,7 @@ def test_figure_2b_has_random_initialisation_as_the_dashed_line(figure2):
 
 
 def test_a_single_seed_has_lines_and_no_bands(tmp_path):
-    runs, metrics = made_runs(planned(tmp_path, "figure2", seeds=(5,)), "figure2")
+    runs, metrics = conformed_runs(planned(tmp_path, "figure2", seeds=(5,)), "figure2")
     figure, caption, _ = figure2a(runs, metrics)
     assert not figure.axes[0].collections
     assert len(figure.axes[0].get_lines()) == 4
@@ -192,7 +192,7 @@ def test_a_single_seed_has_lines_and_no_bands(tmp_path):
 
 def test_the_front_of_cost_and_accuracy_by_hand(tmp_path):
     cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel", "dist", "ang"))
-    runs, _ = made_runs(cells, "table4")
+    runs, _ = conformed_runs(cells, "table4")
     runs = runs.set_index("tasks", drop=False)
     # dist costs more than sprel and is worse; ang costs the most and is the best.
     for tasks, seconds, accuracy in (("none", 60, 70), ("sprel", 120, 80), ("dist", 180, 75), ("ang", 240, 81)):
@@ -224,7 +224,7 @@ def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):
 
 
 def test_of_several_panels_the_caption_names_the_fronts(tmp_path):
-    runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
+    runs, metrics = conformed_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
     _, caption, _ = cost(runs, metrics)
     front = cost_table(runs).query("front and dataset == 'svhn'").sort_values("minutes").index.get_level_values("kind")
     assert f"svhn, vit_xs8: 1 {front[0]}" in caption
@@ -247,12 +247,12 @@ def test_kinds_are_named_by_what_tells_them_apart(tmp_path, figure2):
     assert set(kinds(runs)) == {
         "SpRel, PE, no Perm", "SpRel, PE, Perm", "SpRel, no PE, no Perm", "SpRel, no PE, Perm", "Supervised",
     }  # fmt: skip
-    mega, _ = made_runs(planned(tmp_path, "mega"), "mega")
+    mega, _ = conformed_runs(planned(tmp_path, "mega"), "mega")
     assert set(kinds(mega)) == {f"SpRel + AbsPos, mega_grid={side}" for side in (0, 2, 3)}
 
 
 def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
-    runs, metrics = made_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
+    runs, metrics = conformed_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
     figure, *_ = curves(runs, metrics)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert len(panels) == 5
@@ -262,7 +262,7 @@ def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
 
 
 def test_sixteen_combinations_in_another_protocol_are_drawn_as_table_4s(tmp_path):
-    runs, metrics = made_runs(planned(tmp_path, "probe", seeds=(0,)), "probe")
+    runs, metrics = conformed_runs(planned(tmp_path, "probe", seeds=(0,)), "probe")
     figure, caption, _ = curves(runs, metrics)
     assert len([axes for axes in figure.axes if axes.get_visible()]) == 15
     assert figure.get_supxlabel() == "Linear probing epoch"
@@ -272,7 +272,7 @@ def test_sixteen_combinations_in_another_protocol_are_drawn_as_table_4s(tmp_path
 def test_more_kinds_than_can_be_told_apart_are_refused(tmp_path):
     cells = planned(tmp_path, "table4", seeds=(0,), combinations=("none", "sprel", "dist", "ang", "abspos"))
     other = planned(tmp_path, "table4", seeds=(0,), combinations=("sprel", "dist", "ang"), settings=("epochs=30",))
-    runs, metrics = made_runs([*cells, *other], "own")
+    runs, metrics = conformed_runs([*cells, *other], "own")
     with pytest.raises(NothingToDraw, match="has 8 kinds of cells, more than the 7 lines"):
         curves(runs, metrics)
 

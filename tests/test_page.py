@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from helpers.made_runs import made_runs, planned
+from helpers.made_runs import conformed_runs, planned
 
 from analysis.paper.figures import draw
 from analysis.paper.registry import find
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def table4(tmp_path_factory):
-    return made_runs(planned(tmp_path_factory.mktemp("data"), "table4"), "table4")
+    return conformed_runs(planned(tmp_path_factory.mktemp("data"), "table4"), "table4")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def replanned(command: str, folder) -> set[str]:
 )
 def test_the_command_plans_exactly_the_cells_of_the_runs(study, changes, tmp_path):
     cells = planned(tmp_path, study, **changes)
-    runs, _ = made_runs(cells, study)
+    runs, _ = conformed_runs(cells, study)
     assert replanned(page.commands(study, runs), tmp_path) == {cell.cell_id for cell in cells}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.made_runs import made_runs
+from helpers.made_runs import conformed_runs
 from helpers.made_runs import planned as planned_runs
 from helpers.paper_runs import planned, row
 
@@ -49,9 +49,10 @@ def test_a_number_leads_to_its_runs_seeds_and_commit(tmp_path, runs):
 def test_every_printed_number_of_every_table_and_figure_has_runs_or_is_the_papers(study, tmp_path):
     one_phase = {"settings": ("epochs=4", "warmup_epochs=1")} if study == "table3" else {}
     recipe = {"recipe": "cpu", **one_phase} if study in ("table2", "table3") else {}
-    runs, metrics = made_runs(planned_runs(tmp_path, "table4" if study == "table1" else study, (0, 1), **recipe), study)
-    runs = conform(runs)
-    made = tables_of(study, conform(runs))
+    runs, metrics = conformed_runs(
+        planned_runs(tmp_path, "table4" if study == "table1" else study, (0, 1), **recipe), study
+    )
+    made = tables_of(study, runs)
     drawn = draw(find(study), made[0].entries.runs, metrics, tmp_path).numbers
     assert [table.name for table in drawn if table.name.endswith("-cost")]
     everything = [one.table for one in made] + appendix(made[0].entries) + drawn
@@ -78,7 +79,7 @@ def used(runs: pd.DataFrame) -> set[str]:
 
 
 def test_a_figures_numbers_are_explained_as_a_tables(tmp_path):
-    runs, metrics = made_runs(planned_runs(tmp_path, "table4"), "table4")
+    runs, metrics = conformed_runs(planned_runs(tmp_path, "table4"), "table4")
     drawn = draw(find("table4"), runs, metrics, tmp_path)
     provenance.write(tmp_path, provenance.record("table4", [], runs, drawn.numbers, drawn.paths))
     own = runs[runs["tasks"] == "sprel"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.made_runs import gathered, made_runs, planned
+from helpers.made_runs import conformed_runs, gathered, planned
 from PIL import Image
 from rich.console import Console
 
@@ -22,7 +22,6 @@ from analysis.paper.figures import draw
 from analysis.paper.registry import find
 from analysis.paper.verdicts import sentences
 from analysis.report.page import TableHtml, write_page
-from analysis.runs.comparability import conform
 
 # An entry puts its checkout first on the path, in the place of a script's folder.
 _PATH = list(sys.path)
@@ -79,9 +78,9 @@ def folder(tmp_path_factory) -> Path:
     """A folder with pages of made-up runs of Table 4, each with its harness: one that has all that a page can have, and
     the one that make_tables writes."""
     folder = tmp_path_factory.mktemp("page")
-    runs, metrics = made_runs(planned(folder, "table4"), "table4")
+    runs, metrics = conformed_runs(planned(folder, "table4"), "table4")
     wide = "<table><tbody><tr>" + "<td>90.13&nbsp;±&nbsp;0.42</td>" * 12 + "</tr></tbody></table>"
-    judged = sentences(Entries(find("table4"), conform(runs)))
+    judged = sentences(Entries(find("table4"), runs))
     write_page(
         "table4",
         runs,

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.runs.comparability import conform
 from analysis.runs.gather import Gathered
 from relvit.cell import TASKS, Cell
 from sweeps.planning.plan import Request, plan_cells
@@ -54,6 +55,12 @@ def made_runs(cells: list[Cell], study: str, draw_seed: int = 0) -> tuple[pd.Dat
             points += [(run_id, cell.cell_id, f"{phase}_{name}", step, rng.uniform(10, 90)) for name in names]
     metrics = pd.DataFrame(points, columns=["run_id", "cell_id", "metric", "step", "value"])
     return pd.DataFrame(runs), metrics
+
+
+def conformed_runs(cells: list[Cell], study: str, draw_seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`made_runs` as figures and pages take them: with every column that a table needs."""
+    runs, metrics = made_runs(cells, study, draw_seed)
+    return conform(runs), metrics
 
 
 def gathered(folder: Path, runs: pd.DataFrame, metrics: pd.DataFrame) -> Gathered:
