@@ -54,6 +54,7 @@ fast-test: $(BIN)/.installed
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Every run, also while it trains: http://127.0.0.1:5000, with a password: others may have an account on this machine.
 ui: $(BIN)/.installed

@@ -211,5 +211,6 @@ def remove_leftovers(folder: Location) -> None:
     """Remove the checkpoints that were set aside as damaged and those that a killed process was writing, each as large
     as a whole one. Only where nobody else writes checkpoints now."""
     for pattern in ("*.damaged", ".*.pt.*.tmp"):
-        for path in list(folder.glob(pattern)):
+        found: list[Location] = [*folder.glob(pattern)]
+        for path in found:
             path.unlink(missing_ok=True)

@@ -45,7 +45,8 @@ from sweeps.tracking.reachable import tracking_problems
 from sweeps.tracking.tracker import search_runs
 
 NOTHING, MISSING = 2, 1
-_STYLE = {"font.size": 8, "axes.titlesize": 8, "figure.constrained_layout.use": True, "image.interpolation": "nearest"}
+_STYLE: Any = {"font.size": 8, "axes.titlesize": 8, "image.interpolation": "nearest"}
+_STYLE["figure.constrained_layout.use"] = True
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -175,8 +176,12 @@ def draw_position_similarity(similarity: Tensor) -> Figure:
     axes = figure.subplots()
     shown = axes.imshow(tiled(similarity.flatten(0, 1), columns), cmap="viridis", vmin=-1, vmax=1)
     step = similarity.shape[3] + 1
-    axes.set_xticks([step * column + (step - 2) / 2 for column in range(columns)], range(1, columns + 1))
-    axes.set_yticks([step * row + (step - 2) / 2 for row in range(rows)], range(1, rows + 1))
+    axes.set_xticks(
+        [step * column + (step - 2) / 2 for column in range(columns)], [str(number) for number in range(1, columns + 1)]
+    )
+    axes.set_yticks(
+        [step * row + (step - 2) / 2 for row in range(rows)], [str(number) for number in range(1, rows + 1)]
+    )
     axes.tick_params(length=0)
     axes.set_xlabel("Patch column")
     axes.set_ylabel("Patch row")

@@ -184,7 +184,8 @@ class Account:
     def planned(self) -> dict[Cell, tuple[str, ...]]:
         """All that was ever asked for, as `plan` takes it."""
         studies: dict[Cell, list[str]] = {}
-        for path in sorted(self.storage.glob("studies/*.json"), key=lambda path: path.name):
+        paths: list[Location] = [*self.storage.glob("studies/*.json")]
+        for path in sorted(paths, key=lambda path: path.name):
             for fields in read_json(path, {}).values():
                 studies.setdefault(Cell(**fields), []).append(path.stem)
         return {cell: tuple(names) for cell, names in studies.items()}
@@ -260,16 +261,18 @@ class Account:
 
     def drop_pretraining(self, cell: Cell) -> None:
         """Remove the weights of a pre-training that no cell will take over any more."""
-        for path in list(self.folder(cell).glob("final-*.pt")):
-            path.unlink(missing_ok=True)
         folder = self.folder(cell)
+        weights: list[Location] = [*folder.glob("final-*.pt")]
+        for path in weights:
+            path.unlink(missing_ok=True)
         remove_leftovers(folder)
         if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
     def pretraining_users(self) -> dict[Cell, list[Cell]]:
         """For each pre-training that is not itself a planned cell, the planned cells that take it over."""
-        planned, users = self.planned(), {}
+        planned = self.planned()
+        users: dict[Cell, list[Cell]] = {}
         for cell in planned:
             if cell.has_pretraining and cell.pretraining() not in planned:
                 users.setdefault(cell.pretraining(), []).append(cell)
@@ -366,7 +369,7 @@ def _warn_of(path: Location, why: str) -> None:
 def _keep_damaged(path: Location) -> None:
     """Before a file is written anew that could not be read: what is left of it stays, under another name."""
     if path.exists():
-        path.rename(path.with_name(f"{path.name}.damaged"))
+        write_atomic(path.with_name(f"{path.name}.damaged"), path.read_bytes())
 
 
 def _write_json(path: Location, value: Any) -> None:

@@ -134,7 +134,7 @@ def require_above_zero(parser: argparse.ArgumentParser, arguments: argparse.Name
 
 def require_gpus(parser: argparse.ArgumentParser, gpus: float | str | None) -> None:
     """End with a message where no trial can have so many GPUs."""
-    if gpus in (None, AUTO):
+    if gpus is None or isinstance(gpus, str):
         return
     if gpus < 0 or 0 < gpus < 0.0001:  # Ray counts in ten-thousandths
         parser.error(f"--gpus must be 0, or at least 0.0001, not {gpus:g}")

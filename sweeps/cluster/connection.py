@@ -1,5 +1,6 @@
 """The Ray cluster that a sweep runs on: connected to, or started on this machine, and asked what it has."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import ray
 
 # Ray has no public name for a question to its head alone; its own command line asks in this way.
 from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
@@ -64,7 +65,7 @@ def connected(address: str) -> Iterator[None]:
     else:
         options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:  # also what a wrong token ends in: Ray does not tell the two apart
         if address == "auto":
             raise ClusterError(

@@ -112,9 +112,10 @@ def address_problems(address: str) -> list[str]:
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        known = parts.scheme in ("http", "https") and host
     except ValueError:
-        parts = host = port = None
-    if not parts or parts.scheme not in ("http", "https") or not host:
+        known = ""
+    if not known:
         return [f"--address takes the URL of Ray's dashboard, such as {DEFAULT_ADDRESS}, not {redacted(address)}"]
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()

@@ -94,7 +94,7 @@ def estimate(
                 disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
             seconds = costs.epoch_seconds(cell, phase, sizes)
             low, high = low + epochs_left * seconds[0], high + epochs_left * seconds[1]
-            held = cost.parameters * _BYTES_PER_PARAMETER["weights"]
+            held: float = cost.parameters * _BYTES_PER_PARAMETER["weights"]
             held += cost.trained_parameters * _BYTES_PER_PARAMETER["trained"]
             held += cost.saved_bytes_per_image * min(cell.batch_size, sizes["train"])
             held += 0 if gpus_each else _PROCESS_BYTES

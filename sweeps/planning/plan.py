@@ -261,7 +261,7 @@ def by_row(cells: Iterable[Cell]) -> list[Cell]:
     """The cells with all seeds of a table's row together, rows in the plan's order: what is done when a budget ends is
     rows that can be printed."""
     cells = list(cells)
-    first = {}
+    first: dict[Cell, int] = {}
     for place, cell in enumerate(cells):
         first.setdefault(replace(cell, seed=0), place)
     return sorted(cells, key=lambda cell: first[replace(cell, seed=0)])

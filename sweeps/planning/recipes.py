@@ -39,7 +39,7 @@ class Recipe:
 
     def for_backbone(self, backbone: str, image_size: int) -> dict[str, Any]:
         """The fields of a cell with this backbone and these images."""
-        return section_3_1(backbone, image_size, self.fields, self.variants) | self.tuned
+        return {**section_3_1(backbone, image_size, self.fields, self.variants), **self.tuned}
 
 
 _CPU_SIZES = {"flowers102": 64}  # [ours] 8 x 8 patches of vit_xs8

@@ -12,7 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from relvit.cell import FIELDS, parse_value
+from relvit.files import Location
 from relvit.vocabulary import LAST_PHASE, SEARCH_RUN, STORAGE, TRIAL_STATE, val_accuracy
+from sweeps.tracking.history import create_experiment
 
 _CANDIDATES = 50
 
@@ -20,7 +22,7 @@ _CANDIDATES = 50
 def log_search_summary(
     uri: str,
     experiment: str,
-    storage: Path,
+    storage: Location,
     name: str,
     params: Mapping[str, str],
     tags: Mapping[str, str],
@@ -29,7 +31,8 @@ def log_search_summary(
 ) -> None:
     """Make or renew the run of a search, with the files of its report as artifacts."""
     client = MlflowClient(uri)
-    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    made = client.get_experiment_by_name(experiment)
+    experiment_id = made.experiment_id if made else create_experiment(client, experiment)
     found = client.search_runs(
         [experiment_id], f"tags.{SEARCH_RUN} = '{name}' and tags.{STORAGE} = '{storage}'", ViewType.ACTIVE_ONLY, 1
     )

@@ -286,7 +286,8 @@ class Tracker:
 
 def search_runs(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
     """All runs of an experiment, by its id, that fit."""
-    runs, token = [], None
+    runs: list[Run] = []
+    token = None
     while True:
         page = client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, _PAGE, page_token=token)
         runs += page
