@@ -48,7 +48,7 @@ def main() -> int:
         tracker = Tracker(options.tracking_uri, options.experiment, account.storage)
     except TrackingError as error:
         return refuse([str(error)])
-    changes = reconcile(work_items(account, planned), account, tracker, alive=account.seem_held(), thorough=True)
+    changes = reconcile(work_items(account, planned), account, tracker, alive=account.apparently_held(), thorough=True)
     for change in changes:
         print(change)
     print(f"{len(planned)} cells looked at, {len(changes)} changes")

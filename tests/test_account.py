@@ -242,7 +242,7 @@ def test_what_a_store_says_is_told_with_what_mends_it(said, mends):
 
 def test_looking_at_a_storage_path_that_does_not_exist_does_not_make_it(tmp_path, cells):
     account = Account(tmp_path / "results")
-    assert account.seem_held() == set()
+    assert account.apparently_held() == set()
     account.status(cells[0])
     assert not (tmp_path / "results").exists()
 

@@ -110,10 +110,10 @@ def test_the_account_is_the_same_on_a_disk_and_in_a_store(folder, tmp_path):
         assert mine.held == {first.cell_id, second.cell_id}
         account.mark(first, RUNNING)
         account.mark(second, FAILED, "loss is nan", failure="not_finite")
-        assert Account(folder).seem_held() == mine.held
+        assert Account(folder).apparently_held() == mine.held
     again = Account(folder)
     assert again.check() == []
-    assert again.seem_held() == set()
+    assert again.apparently_held() == set()
     assert again.planned() == {first: ("table4",), second: ("table4",)}
     assert [status.state for status in again.statuses([first, second]).values()] == [RUNNING, FAILED]
 

@@ -151,6 +151,26 @@ def test_the_runs_of_a_storage_folder_that_was_moved_are_found(uri, tmp_path, ce
     assert Tracker(uri, "relvit", tmp_path / "moved").is_finished(cell)
 
 
+def test_a_project_that_was_copied_writes_its_artifacts_beside_its_own_database(empty_database, tmp_path, cell, caplog):
+    first, second = tmp_path / "first", tmp_path / "a copy"
+    first.mkdir()
+    shutil.copy(empty_database, first / "mlflow.db")
+    Tracker(f"sqlite:///{first}/mlflow.db", "relvit", first / "results").rebuild(cell, ROWS, TABLE4)
+    shutil.copytree(first, second)
+    uri = f"sqlite:///{second}/mlflow.db"
+    copied = Tracker(uri, "relvit", second / "results")
+    assert f"not in {first.as_uri()}/mlruns/relvit" in caplog.text
+    copied.rebuild(cell.pretraining(), ROWS[:1], TABLE4)
+    assert all(run.info.artifact_uri.startswith(f"{second.as_uri()}/mlruns/relvit/") for run in all_runs(uri))
+    assert len(list(first.glob("mlruns/relvit/*"))) == 1
+    assert len(list(second.glob("mlruns/relvit/*/artifacts/history.parquet"))) == 2
+    (run,) = [run for run in all_runs(uri) if run.data.tags["cell_id"] == cell.cell_id]
+    assert MlflowClient(uri).list_artifacts(run.info.run_id)[0].path == "history.parquet"
+    caplog.clear()
+    Tracker(uri, "relvit", second / "results")
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("continued", [False, True])
 def test_a_run_that_one_driver_logged_whole_is_not_read_back_when_it_ends(uri, tmp_path, cell, continued, monkeypatch):
     if continued:

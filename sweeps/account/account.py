@@ -164,7 +164,7 @@ class Account:
         """Hold the cells that no other living driver holds (sweeps/account/leases.py)."""
         return leases.hold(self.storage / "drivers", [cell.cell_id for cell in cells], lost)
 
-    def seem_held(self) -> set[str]:
+    def apparently_held(self) -> set[str]:
         """Ids of the cells at which some driver seems to be at work now."""
         return leases.apparently_held(self.storage / "drivers")
 
@@ -287,7 +287,7 @@ class Account:
         published = {path.parent.name for path in self.storage.glob("cells/*/final-*.pt")}
         users = {shared: cells for shared, cells in self.pretraining_users().items() if shared.cell_id in published}
         unused = [shared for shared, cells in users.items() if self.are_finished(cells, known)]
-        if unused and not any(name.startswith("search ") for name in self.seem_held()):
+        if unused and not any(name.startswith("search ") for name in self.apparently_held()):
             for shared in unused:
                 self.drop_pretraining(shared)
 

@@ -26,7 +26,7 @@ def show_plan(
         if problems:
             return refuse(problems)
         statuses = account.statuses(cells)
-        _print_states(console, statuses, account.seem_held())
+        _print_states(console, statuses, account.apparently_held())
         _print_cost(console, account, statuses, data_root, cpus, gpus)
     except DataError as error:
         return refuse([str(error)])

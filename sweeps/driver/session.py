@@ -219,7 +219,7 @@ def _update_tracking(
     """Let MLflow say what the account says. mine: what this driver holds."""
     from sweeps.tracking.reconciliation import reconcile
 
-    held = account.seem_held() - {item.cell.cell_id for item in mine}
+    held = account.apparently_held() - {item.cell.cell_id for item in mine}
     for change in reconcile(items, account, tracker, alive=held):
         say(console, f"note: {change}")
 

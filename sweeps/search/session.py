@@ -89,7 +89,7 @@ def _search_and_test(
     if problems:
         return refuse(problems)
     searches = open_searches(prepared, gpus)
-    for change in reconcile([], account, tracker, alive=account.seem_held()):
+    for change in reconcile([], account, tracker, alive=account.apparently_held()):
         say(console, f"note: {change}")
     options = Options(Setting(request.cpus, gpus), request.places.data_root, Checkpoints(request.checkpoint_every))
     say(console, standing(searches))
@@ -109,7 +109,7 @@ def _search_and_test(
     if interrupted:
         say(console, f"interrupted with {interrupted} cells to go; run the same command")
         return INTERRUPTED
-    reconcile(work_items(account, studies), account, tracker, alive=account.seem_held())
+    reconcile(work_items(account, studies), account, tracker, alive=account.apparently_held())
     for line in report(request.places, searches, winners, account, tracker):
         say(console, line)
     return SOME_FAILED if failed or without else 0

@@ -102,7 +102,7 @@ class SearchSource(Source):
 
     def enter_left_out(self, tracker: Tracker) -> None:
         """Enter trials that an earlier driver decided and was killed before account or MLflow had heard of it all."""
-        held = self._account.seem_held()  # by an ablation that is running
+        held = self._account.apparently_held()  # by an ablation that is running
         for search in self._searches:
             decided = {search.cell_of(trial): trial for trial in search.trials if _has_own_outcome(trial)}
             for cell, status in self._account.statuses(decided).items():

@@ -11,10 +11,12 @@ went on, and must ask MLflow itself.
 """
 
 import logging
+import sqlite3
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,9 +40,32 @@ SCHEMA = pa.schema(
 
 def create_experiment(client: MlflowClient, name: str) -> str:
     """A new experiment's id. The artifacts of a SQLite file lie in mlruns beside it, not where a sweep was started."""
-    database = client.tracking_uri.partition("sqlite:///")[2]
-    location = (Path(database).absolute().parent / "mlruns" / quote(name, safe="")).as_uri() if database else None
-    return client.create_experiment(name, artifact_location=location)
+    return client.create_experiment(name, artifact_location=_artifacts_beside(client.tracking_uri, name))
+
+
+def _artifacts_beside(uri: str, name: str) -> str | None:
+    database = uri.partition("sqlite:///")[2].partition("?")[0]
+    return (Path(database).absolute().parent / "mlruns" / quote(name, safe="")).as_uri() if database else None
+
+
+def follow_move(uri: str, name: str) -> str:
+    """Where a SQLite file was moved or copied with the mlruns beside it, let an experiment's runs name the artifacts
+    that lie there now: MLflow keeps absolute paths, and would write into the old place. Returns the old one, or ""."""
+    now = _artifacts_beside(uri, name)
+    if now is None or not Path(unquote(urlsplit(now).path)).is_dir():
+        return ""
+    database = sqlite3.connect(uri.partition("sqlite:///")[2].partition("?")[0])
+    with closing(database), database:
+        found = database.execute("SELECT artifact_location FROM experiments WHERE name = ?", [name]).fetchone()
+        old = found[0] if found else now
+        if old == now or not old.endswith(f"/mlruns/{quote(name, safe='')}"):  # chosen by somebody, not by us
+            return ""
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = ?", [now, name])
+        database.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+            [now, len(old) + 1, len(old) + 1, f"{old}/"],
+        )
+    return old
 
 
 def attach_history(client: MlflowClient, run_id: str, known: Iterable[Metric] | None = None) -> None:

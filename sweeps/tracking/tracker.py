@@ -48,11 +48,13 @@ from relvit.vocabulary import (
 )
 from sweeps.account.code_version import code_tags
 from sweeps.account.secrets import redacted
-from sweeps.tracking.history import attach_history, create_experiment
+from sweeps.tracking.history import attach_history, create_experiment, follow_move
 
 # MLflow announces every table that it makes in a new database.
 for _name in ("mlflow.store.db.utils", "alembic.runtime.migration"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+
+_LOGGER = logging.getLogger(__name__)
 
 _RUNNING, _FINISHED, _FAILED, _KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 _PAGE = 1000
@@ -91,6 +93,9 @@ class Tracker:
                         "another with --experiment"
                     )
                 self._experiment = found.experiment_id if found else create_experiment(self._client, experiment)
+                moved_from = follow_move(uri, experiment) if found else ""
+                if moved_from:
+                    _LOGGER.warning("MLflow was moved: its artifacts are beside its database, not in %s", moved_from)
             runs = self._search(f"tags.{CELL_ID} != ''")
         except (MlflowException, OSError, SQLAlchemyError, ImportError) as error:
             # A driver that is missing for a database is an ImportError, a file that is none is SQLAlchemy's.
