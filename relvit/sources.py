@@ -5,10 +5,13 @@ One row of DATASETS is all that is known of a data set by name. Under the name o
 """
 
 import hashlib
+import logging
 import pickle
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -17,6 +20,10 @@ from typing import Any
 import numpy as np
 
 from relvit.cell import unknown
+
+logger = logging.getLogger(__name__)
+
+_SILENCE = 60.0  # seconds without a byte after which a download has failed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 LISTED = 10  # how many offending names a message holds
@@ -123,7 +130,9 @@ def _download(name: str, row: DatasetRow, root: Path) -> None:
         try:
             if not check_integrity(path, archive.md5):
                 partial.unlink(missing_ok=True)  # a kill's; torchvision would take it for what it is to fetch
-                download_url(archive.url, root, partial.name)
+                logger.warning("downloading %s to %s", archive.url, root)
+                with _silence_ends():
+                    download_url(archive.url, root, partial.name)  # shows its progress
                 if (found := calculate_md5(partial)) != archive.md5:
                     raise RuntimeError(f"it is corrupted: its MD5 is {found}, not {archive.md5}")
                 partial.rename(path)
@@ -140,6 +149,17 @@ def _download(name: str, row: DatasetRow, root: Path) -> None:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _silence_ends() -> Iterator[None]:
+    """A connection that is opened in the block and says nothing for `_SILENCE` seconds ends in a TimeoutError."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _layouts(row: DatasetRow, root: Path) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import pickle
 import shutil
+import socket
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from http.client import IncompleteRead
@@ -746,3 +747,16 @@ def test_every_prefix_of_interleaved_classes_holds_them_in_their_proportions(siz
 def test_long_lists_of_names_are_shortened():
     assert sources.shorten([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert sources.shorten([str(number) for number in range(13)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"
+
+
+def test_a_download_is_said_and_one_that_stalls_ends_in_an_error_that_names_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.undo()  # the server is this test's own
+    monkeypatch.setattr(sources, "_SILENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/images.mat"
+        row = dataclasses.replace(DATASETS["svhn"], archives=(Archive(url, "0" * 32),))
+        monkeypatch.setitem(DATASETS, "svhn", row)
+        with pytest.raises(DataError, match=f"svhn: .*{url} could not be downloaded .*timed out"):
+            data.prepare("svhn", tmp_path, 32)
+    assert f"downloading {url} to {tmp_path}/svhn" in caplog.text
+    assert socket.getdefaulttimeout() is None
