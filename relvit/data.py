@@ -5,6 +5,8 @@ node share one copy. Where the images come from is `relvit.sources`' matter. Thi
 """
 
 import hashlib
+import io
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +19,17 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Source, interleaved_classes, read_source, shorten
+from relvit.sources import (
+    DATASETS,
+    DataError,
+    DatasetNotDownloaded,
+    Encoded,
+    Source,
+    interleaved_classes,
+    read_source,
+    shorten,
+)
+from relvit.sources import Image as SourceImage
 
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 CACHE_VERSION = 2
@@ -91,10 +103,10 @@ def native_image_size(name: str, data_root: Path) -> int:
     if name in DATASETS:
         return DATASETS[name].image_size
     source = read_source(name, data_root)
-    path = source.splits["train"][0][0]
-    width, height = _open(path).size
+    image = next(iter(source.splits["train"][0]))
+    width, height = _open(image).size
     if width != height:
-        raise DataError(f"{path} is {width} x {height} pixels; say to which square to bring the images: --image-size")
+        raise DataError(f"{image} is {width} x {height} pixels; say to which square to bring the images: --image-size")
     return width
 
 
@@ -142,17 +154,21 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True) 
 # Decoding
 
 
-def _open(path: Path) -> Image.Image:
+def _open(image: SourceImage) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    if isinstance(image, Encoded) and image.payload is None:
+        raise DataError(f"{image} holds no image")
     try:
-        return Image.open(path)
+        return Image.open(io.BytesIO(image.payload) if isinstance(image, Encoded) else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+        raise DataError(f"{image} cannot be read as an image: {error}") from error
 
 
-def _decode(image: Path | np.ndarray, size: int) -> np.ndarray:
+def _decode(image: SourceImage, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: any mode to RGB (as the published code, alpha is dropped), the shorter side resized to
     `size`, the centre cropped. Raises DataError for a file that cannot be read."""
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else _open(image)
+    picture = _open(image)
     try:
         if picture.mode == "F":
             raise DataError(f"{image} has floating-point pixels of unknown range; convert it to 8 bits")
@@ -196,23 +212,24 @@ def _cached_fingerprint(folder: Path) -> str | None:
 
 
 def _write_cache(source: Source, folder: Path, size: int) -> None:
-    images = [image for split_images, _ in source.splits.values() for image in split_images]
+    images = enumerate(itertools.chain.from_iterable(split_images for split_images, _ in source.splits.values()))
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         array = np.lib.format.open_memmap(
-            scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3)
+            scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(labels), size, size, 3)
         )
         problems = []
 
-        def fill(index: int) -> None:
+        def fill(numbered: tuple[int, SourceImage]) -> None:
             try:
-                array[index] = _decode(images[index], size)
+                array[numbered[0]] = _decode(numbered[1], size)
             except DataError as error:
                 problems.append(str(error))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(fill, range(len(images)), chunksize=256))
+            while block := list(itertools.islice(images, 4096)):  # of Parquet, what is in memory at once
+                list(pool.map(fill, block))
         if problems:
             raise DataError(shorten(sorted(problems)))
         array.flush()

@@ -1,25 +1,31 @@
 """Where the images of each data set are, before they are decoded: archives in their own formats, or class folders.
 
 One row of DATASETS is all that is known of a data set by name. Under the name of any data set, known or not, a folder
-`DATA_ROOT/NAME` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (and, if there, `val/CLASS/*.jpg`) is read first.
+`DATA_ROOT/NAME` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (and, if there, `val/CLASS/*.jpg`) is read first, and
+after it one with `train-*.parquet` and `test-*.parquet` (and, if there, `validation-*.parquet`).
 """
 
 import hashlib
+import json
 import logging
 import pickle
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from relvit.cell import unknown
+
+if TYPE_CHECKING:
+    import pyarrow
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +39,33 @@ class DataError(ValueError):
     """What is wrong with a data set on disk, and what would be right. Nothing was changed."""
 
 
+class Encoded(NamedTuple):
+    """The bytes of an image file that lies inside another file; None where they are missing there.
+
+    place: which file and row, as a message names it.
+    """
+
+    payload: bytes | None
+    place: str
+
+    def __str__(self) -> str:
+        return self.place
+
+
+Image = Path | Encoded | np.ndarray
+
+
 @dataclass(frozen=True)
 class Source:
     """The images of a data set, before they are decoded.
 
-    splits: for each of train, val (may be missing) and test the images, as paths or uint8 arrays, and labels.
+    splits: for each of train, val (may be missing) and test the images, as files or uint8 arrays, and labels. Images
+    are read in their order, once.
     fingerprint: changes when the images may have.
     """
 
     classes: list[str]
-    splits: dict[str, tuple[list[Path | np.ndarray], list[int]]]
+    splits: dict[str, tuple[Collection[Image], list[int]]]
     fingerprint: str
 
 
@@ -96,8 +119,12 @@ def _read_source(name: str, data_root: Path, download: bool) -> Source:
     root = data_root / name
     row = DATASETS.get(name)
     found = row is not None and any(all((root / path).exists() for path in layout) for layout in row.layouts)
-    if row is None or has_class_folders(name, root):
+    if has_class_folders(name, root):
         return _read_class_folders(name, root)
+    if folder := _parquet_folder(root):
+        return _read_parquet(folder)
+    if row is None:
+        return _read_class_folders(name, root)  # which says what is missing
     for alias in row.aliases:
         if (data_root / alias).is_dir():
             return row.read(data_root / alias)
@@ -164,6 +191,7 @@ def _silence_ends() -> Iterator[None]:
 
 def _layouts(row: DatasetRow, root: Path) -> str:
     places = [f"class folders {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg"]
+    places += [f"{root}/train-*.parquet and {root}/test-*.parquet"]
     places += [f"{root.parent / alias}/" for alias in row.aliases]
     places += [" and ".join(str(root / path) for path in layout) for layout in row.layouts]
     places += [" and ".join(f"{root / archive.filename} (MD5 {archive.md5})" for archive in row.archives)]
@@ -326,6 +354,156 @@ def _read_tiny_imagenet(root: Path) -> Source:
     return Source(classes, splits, fingerprint(base, [path for paths, _ in splits.values() for path in paths]))
 
 
+# Parquet, as data sets are commonly published: an image's bytes and its label in each row
+
+
+_PARQUET_SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
+# Where several columns could be meant; CIFAR-100 has labels of two grains, of which the paper uses the fine one.
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label", "class", "target")
+
+
+@dataclass(frozen=True)
+class _ParquetImages(Collection):
+    """The images of a split's files, read a part at a time: a split may be larger than memory."""
+
+    files: tuple[Path, ...]
+    column: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __contains__(self, image: object) -> bool:
+        return any(image == each for each in self)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        for path in self.files:
+            row = 0
+            with _reading(path):
+                for batch in _parquet_file(path).iter_batches(batch_size=1024, columns=[self.column]):
+                    images = batch.column(0)
+                    for payload in images.field("bytes") if hasattr(images, "field") else images:
+                        yield Encoded(payload.as_py(), f"{path} row {row}")
+                        row += 1
+
+
+def _parquet_folder(root: Path) -> Path | None:
+    """The data set's folder, or the one folder in it, that holds Parquet files of a split."""
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
+    holding = [folder for folder in folders if any(_parquet_files(folder, split) for split in _PARQUET_SPLITS)]
+    if len(holding) > 1 and holding[0] != root:
+        raise DataError(f"{root} holds Parquet files in {shorten([path.name for path in holding])}: keep one of them")
+    return holding[0] if holding else None
+
+
+def _parquet_files(folder: Path, split: str) -> list[Path]:
+    names = "|".join(_PARQUET_SPLITS[split])
+    return sorted(path for path in folder.glob("*.parquet") if re.fullmatch(rf"({names})(-.*)?\.parquet", path.name))
+
+
+def _read_parquet(folder: Path) -> Source:
+    files = {split: paths for split in _PARQUET_SPLITS if (paths := _parquet_files(folder, split))}
+    missing = [f"{split}-*.parquet" for split in ("train", "test") if split not in files]
+    for paths in files.values():
+        wanted = {match[1] for path in paths if (match := re.search(r"-of-(\d+)\.parquet$", path.name))}
+        if len(wanted) == 1 and len(paths) != int(count := wanted.pop()):
+            missing.append(f"{int(count) - len(paths)} of the {int(count)} files like {paths[0].name}")
+    if missing:
+        raise DataError(f"{folder} looks half-copied: it lacks {' and '.join(missing)}")
+    every = [path for paths in files.values() for path in paths]
+    image, label, names = _parquet_columns(files["train"][0])
+    for path in every:
+        if lacking := [column for column in (image, label) if column not in _parquet_file(path).schema_arrow.names]:
+            raise DataError(
+                f"{path} lacks the column {' and '.join(lacking)} that {files['train'][0].name} has; it has "
+                f"{', '.join(_parquet_file(path).schema_arrow.names)}"
+            )
+    values = {split: _parquet_labels(paths, label) for split, paths in files.items()}
+    known = list(enumerate(names)) if names else [(value, str(value)) for value in sorted(set(values["train"]))]
+    classes = [name for _, name in known]
+    number = {key: index for index, pair in enumerate(known) for key in pair if isinstance(key, str) or key >= 0}
+    splits = {}
+    for split, given in values.items():
+        for row, value in enumerate(given):
+            if value not in number:
+                path, row = _place(files[split], row)
+                whose = "named in the metadata" if names else "of train-*.parquet"
+                raise DataError(f"{path} row {row}: {label} {value!r} is none of the {len(classes)} classes {whose}")
+        splits[split] = (_ParquetImages(tuple(files[split]), image, len(given)), [number[value] for value in given])
+    return Source(classes, splits, fingerprint(folder, every))
+
+
+def _parquet_columns(path: Path) -> tuple[str, str, list[str] | None]:
+    """The names of the image and of the label column, and of the classes where the file names them."""
+    import pyarrow.types as types
+
+    schema = _parquet_file(path).schema_arrow
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
+
+    def holds_image(kind: "pyarrow.DataType") -> bool:
+        if types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_image(kind.field("bytes").type)
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    def holds_label(kind: "pyarrow.DataType") -> bool:
+        if types.is_dictionary(kind):
+            return holds_label(kind.value_type)
+        return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+
+    def only(what: str, fits: Callable, kind: str, preferred: tuple[str, ...], expectation: str) -> str:
+        found = [field.name for field in schema if fits(field.type)]
+        found = [name for name in found if features.get(name, {}).get("_type") == kind] or found
+        found = found if len(found) == 1 else [name for name in preferred if name in found][:1]
+        if not found:
+            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise DataError(f"{path} has no column of {what} ({expectation}); it has {columns or 'none at all'}")
+        return found[0]
+
+    image = only("images", holds_image, "Image", _IMAGE_COLUMNS, "named image or img, {bytes, path} or bytes")
+    label = only("labels", holds_label, "ClassLabel", _LABEL_COLUMNS, "named label, integers or class names")
+    return image, label, features.get(label, {}).get("names")
+
+
+def _parquet_labels(paths: list[Path], column: str) -> list[int | str]:
+    """The labels of the files, one after the other."""
+    labels: list[int | str] = []
+    for path in paths:
+        with _reading(path):
+            values = _parquet_file(path).read(columns=[column]).column(column).to_pylist()
+        if None in values:
+            raise DataError(f"{path} row {values.index(None)} has no {column}")
+        labels += values
+    return labels
+
+
+def _place(paths: list[Path], row: int) -> tuple[Path, int]:
+    """Which file, and which row of it, row `row` of the split is."""
+    for path in paths:
+        if row < (count := _parquet_file(path).metadata.num_rows):
+            break
+        row -= count
+    return path, row
+
+
+def _parquet_file(path: Path) -> "pyarrow.parquet.ParquetFile":
+    from pyarrow import parquet
+
+    with _reading(path):
+        return parquet.ParquetFile(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Where Arrow cannot read the file, a DataError that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
 def _require_files(paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
@@ -336,10 +514,15 @@ def _read_class_folders(name: str, root: Path) -> Source:
     """train/CLASS/*.jpg, test/CLASS/*.jpg and, if there, val/CLASS/*.jpg."""
     if not root.is_dir():
         siblings = root.parent.iterdir() if root.parent.is_dir() else []
-        there = {path.name for path in siblings if (path / "train").is_dir() and (path / "test").is_dir()}
+        there = {
+            path.name
+            for path in siblings
+            if ((path / "train").is_dir() and (path / "test").is_dir()) or _parquet_files(path, "train")
+        }
         raise DataError(
             f"{unknown('data set', name, [*DATASETS, *sorted(there - set(DATASETS))])} "
-            f"(a folder {root} with train/CLASS/ and test/CLASS/ would be one too)"
+            f"(a folder {root} with train/CLASS/ and test/CLASS/ would be one too, or with train-*.parquet and "
+            "test-*.parquet)"
         )
     problems = [f"{root / split} is missing" for split in ("train", "test") if not (root / split).is_dir()]
     if problems:
