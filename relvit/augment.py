@@ -11,12 +11,11 @@ index last, one number a patch broadcasts along contiguous memory. That is where
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from relvit.cell import patch_crop_size
 
@@ -46,92 +45,116 @@ class Jitter(NamedTuple):
     order: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Draws(NamedTuple):
+    """All that is random about one batch's augmentation, as the `draw_*` functions below return it; None where a
+    transform is off. flip: bool [B]; grey: bool [B * N]; permutation: int64 [B, N]."""
+
+    crop: tuple[Tensor, Tensor] | None = None
+    boxes: Tensor | None = None
+    flip: Tensor | None = None
+    mega: tuple[Tensor, Tensor] | None = None
+    patch_crop: tuple[Tensor, Tensor] | None = None
+    jitter: Jitter | None = None
+    grey: Tensor | None = None
+    permutation: Tensor | None = None
+
+
+class Augmentation(nn.Module):
     """uint8 images in, augmented and normalised images out, with the order of their patches.
 
-    The fields are those of `relvit.cell.Cell`; mean and std are of the data set, per channel, for values in [0, 1].
-    The neutral value of a field switches its transform off; with all neutral this only normalises.
+    The arguments are fields of `relvit.cell.Cell`; mean and std are of the data set, per channel, for values in [0, 1].
+    The neutral value of a field switches its transform off; with all neutral this only normalises. Its constants are
+    buffers: `.to(device)` brings it to where the images are.
     """
 
-    patch_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_padding: int = 0
-    crop_min_area: float = 1.0
-    flip_probability: float = 0.0
-    patch_crop: float = 1.0
-    jitter_probability: float = 0.0
-    jitter_strength: float = 0.0
-    greyscale_probability: float = 0.0
-    permute_patches: bool = False
-    mega_grid: int = 0
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        crop_padding: int = 0,
+        crop_min_area: float = 1.0,
+        flip_probability: float = 0.0,
+        patch_crop: float = 1.0,
+        jitter_probability: float = 0.0,
+        jitter_strength: float = 0.0,
+        greyscale_probability: float = 0.0,
+        permute_patches: bool = False,
+        mega_grid: int = 0,
+    ):
+        super().__init__()
+        self.patch_size, self.crop_padding, self.crop_min_area = patch_size, crop_padding, crop_min_area
+        self.flip_probability, self.greyscale_probability = flip_probability, greyscale_probability
+        self.jitter_probability, self.jitter_strength = jitter_probability, jitter_strength
+        self.permute_patches, self.mega_grid = permute_patches, mega_grid
+        self.patch_crop_size = patch_crop_size(patch_size, patch_crop)  # of all pixels where there is no crop
+        for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("places", _PLACES)):
+            self.register_buffer(name, constant, persistent=False)
 
-    def __call__(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor | None]:
+    def forward(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor | None]:
         """images: uint8 [B, H, W, 3]; generator: on their device.
 
         Returns float32 [B, 3, H, W] (with mega_grid, its cells as patches: [B, 3, mega_grid * P, mega_grid * P]) and
         the permutation int64 [B, N], whose place n names the patch that now stands there, or None where patches keep
         their places.
         """
-        images = self._augment_images(images, generator)
-        if self.mega_grid:
-            side = images.shape[1] // self.patch_size
-            rows, cols = (draw_mega_bounds(len(images), side, self.mega_grid, generator) for _ in range(2))
-            images = mega_patches(images, rows, cols, self.patch_size)
-        if not (self._changes_patches or self.permute_patches):
-            return self._normalise(images).permute(0, 3, 1, 2).contiguous(), None
-        patches = split_patches(images, self.patch_size)
-        if self._changes_patches:
-            patches = self._augment_patches(patches, generator)
-        patches = self._normalise(patches.movedim(0, -1)).movedim(-1, 0)
-        batch, grid = (
-            images.shape[0],
-            (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size),
-        )
-        permutation = None
-        if self.permute_patches:
-            permutation = torch.rand(batch, grid[0] * grid[1], generator=generator, device=images.device).argsort(1)
-            patches = permute_patches(patches, permutation)
-        return join_patches(patches, batch, grid), permutation
+        draws = self.draw(*images.shape[:3], generator)
+        return self.apply_draws(images, draws), draws.permutation
 
-    @property
-    def _changes_patches(self) -> bool:
-        return self.patch_crop < 1 or self.jitter_probability > 0 or self.greyscale_probability > 0
-
-    def _augment_images(self, images: Tensor, generator: Generator) -> Tensor:
-        """uint8 [B, H, W, 3] to float32 [B, H, W, 3] with values in [0, 1]."""
-        batch, height, width, _ = images.shape
+    def draw(self, batch: int, height: int, width: int, generator: Generator) -> Draws:
+        """The random numbers for a batch of images of that size."""
+        device = generator.device
+        crop = boxes = flip = mega = patch_crop = jitter = grey = permutation = None
         if self.crop_padding:
-            top, left = draw_offsets(batch, 2 * self.crop_padding, generator)
-            images = padded_crop(images, top, left, self.crop_padding)
-        images = images.float() / 255
+            crop = draw_offsets(batch, 2 * self.crop_padding, generator)
         if self.crop_min_area < 1:
             boxes = draw_boxes(batch, height, width, self.crop_min_area, generator)
-            images = resized_crop(images, boxes)
         if self.flip_probability:
-            flip = torch.rand(batch, generator=generator, device=images.device) < self.flip_probability
-            images = torch.where(flip[:, None, None, None], images.flip(2), images)
-        return images
-
-    def _augment_patches(self, patches: Tensor, generator: Generator) -> Tensor:
-        size, count = patches.shape[1], patches.shape[3]
-        if self.patch_crop < 1:
-            crop = patch_crop_size(size, self.patch_crop)
-            patches = crop_patches(patches, *draw_offsets(count, size - crop, generator), crop)
+            flip = torch.rand(batch, generator=generator, device=device) < self.flip_probability
+        rows, cols = height // self.patch_size, width // self.patch_size
+        if self.mega_grid:
+            mega = tuple(draw_mega_bounds(batch, rows, self.mega_grid, generator) for _ in range(2))
+            rows = cols = self.mega_grid
+        count = batch * rows * cols
+        if self.patch_crop_size < self.patch_size:
+            patch_crop = draw_offsets(count, self.patch_size - self.patch_crop_size, generator)
         if self.jitter_probability:
-            patches = jitter_patches(
-                patches, draw_jitter(count, self.jitter_probability, self.jitter_strength, generator)
-            )
+            jitter = draw_jitter(count, self.jitter_probability, self.jitter_strength, generator)
         if self.greyscale_probability:
-            grey = torch.rand(count, generator=generator, device=patches.device) < self.greyscale_probability
-            patches = torch.where(grey, luma(patches), patches)
-        return patches
+            grey = torch.rand(count, generator=generator, device=device) < self.greyscale_probability
+        if self.permute_patches:
+            permutation = torch.rand(batch, rows * cols, generator=generator, device=device).argsort(1)
+        return Draws(crop, boxes, flip, mega, patch_crop, jitter, grey, permutation)
+
+    def apply_draws(self, images: Tensor, draws: Draws) -> Tensor:
+        """The images of `forward` for these random numbers: a pure function in static shapes, which may be compiled."""
+        if draws.crop is not None:
+            images = padded_crop(images, *draws.crop, self.crop_padding)
+        images = images.float() / 255
+        if draws.boxes is not None:
+            images = resized_crop(images, draws.boxes)
+        if draws.flip is not None:
+            images = torch.where(draws.flip[:, None, None, None], images.flip(2), images)
+        if draws.mega is not None:
+            images = mega_patches(images, *draws.mega, self.patch_size)
+        if all(each is None for each in (draws.patch_crop, draws.jitter, draws.grey, draws.permutation)):
+            return self._normalise(images).permute(0, 3, 1, 2).contiguous()
+        patches = split_patches(images, self.patch_size)
+        if draws.patch_crop is not None:
+            patches = crop_patches(patches, *draws.patch_crop, self.patch_crop_size)
+        if draws.jitter is not None:
+            patches = jitter_patches(patches, draws.jitter, self.places)
+        if draws.grey is not None:
+            patches = torch.where(draws.grey, luma(patches), patches)
+        patches = self._normalise(patches.movedim(0, -1)).movedim(-1, 0)
+        batch, height, width, _ = images.shape
+        if draws.permutation is not None:
+            patches = permute_patches(patches, draws.permutation)
+        return join_patches(patches, batch, (height // self.patch_size, width // self.patch_size))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        return (pixels - mean) / std
+        return (pixels - self.mean) / self.std
 
 
 # Images
@@ -175,9 +198,10 @@ def draw_boxes(batch: int, height: int, width: int, min_area: float, generator: 
     top = torch.minimum((y * (height - box_height + 1)).long(), height - box_height)
     left = torch.minimum((x * (width - box_width + 1)).long(), width - box_width)
     boxes = torch.stack([top, left, box_height, box_width], dim=-1)
-    boxes = boxes.gather(1, first[:, :, None].expand(-1, 1, 4)).squeeze(1)
-    whole = torch.tensor([0, 0, height, width], device=boxes.device)
-    return torch.where(fits.any(1, keepdim=True), boxes, whole)
+    top, left, box_height, box_width = boxes.gather(1, first[:, :, None].expand(-1, 1, 4)).squeeze(1).unbind(1)
+    found = fits.any(1)
+    whole = ((top, 0), (left, 0), (box_height, height), (box_width, width))
+    return torch.stack([torch.where(found, drawn, otherwise) for drawn, otherwise in whole], dim=1)
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
@@ -211,8 +235,7 @@ def draw_mega_bounds(batch: int, side: int, grid: int, generator: Generator) -> 
     The inner bounds are a uniformly drawn subset of 1..side-1, as in the published code.
     """
     inner = torch.rand(batch, side - 1, generator=generator, device=generator.device).argsort(1)[:, : grid - 1] + 1
-    ends = torch.tensor([0, side], device=inner.device).expand(batch, 2)
-    return torch.cat([inner, ends], dim=1).sort(1).values
+    return F.pad(F.pad(inner, (1, 0), value=0), (0, 1), value=side).sort(1).values
 
 
 def mega_patches(images: Tensor, row_bounds: Tensor, col_bounds: Tensor, patch_size: int) -> Tensor:
@@ -302,14 +325,16 @@ def draw_jitter(count: int, probability: float, strength: float, generator: Gene
     return Jitter(*torch.where(applied, factors, 1.0), hue=torch.where(applied, hue, 0.0), order=order)
 
 
-def jitter_patches(patches: Tensor, jitter: Jitter) -> Tensor:
+def jitter_patches(patches: Tensor, jitter: Jitter, places: Tensor = _PLACES) -> Tensor:
     """torchvision's ColorJitter with the given parameters, each patch with its own, in its own order.
+
+    places: the table of the 24 orders, on the patches' device.
 
     Brightness, contrast and saturation are all a blend with a reference (black, the mean grey, the own grey), so
     that one pass serves patches that are at different operations. Hue is costly and its place varies, so each patch
     does its earlier blends, then all patches shift hue at once, then each does its later blends.
     """
-    places = _PLACES.to(patches.device)[jitter.order].T
+    places = places[jitter.order].T
     blend_places, hue_place = places[:3], places[3]
     factors = torch.stack([jitter.brightness, jitter.contrast, jitter.saturation])
     for place in range(3):
