@@ -8,10 +8,8 @@ import torch
 
 from relvit.backbones import build_backbone
 from relvit.cell import Cell
-from relvit.losses import total_loss
-from relvit.model import CLASSIFICATION, RelViT
-from relvit.targets import Targets
-from relvit.tasks import TASKS
+from relvit.model import RelViT
+from relvit.step import Step
 from relvit.train import Phase, phase_augmentation
 
 _STEPS = 3  # measured, after one that warms up
@@ -43,12 +41,20 @@ def measure(cell: Cell, phase: Phase, *, pair_head: str, classes: int, device: s
     )
     model = RelViT(
         backbone, phase.tasks, classes=classes if phase.classify else 0, pair_head=pair_head, probe=phase.frozen
-    ).to(device)
-    targets = Targets(phase.tasks, backbone.grid).to(device)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-    generator = torch.Generator(device).manual_seed(0)
+    )
     augment = phase_augmentation(cell, phase, mean=(0.5,) * 3, std=(0.25,) * 3, training=True)
+    step_on = Step(
+        model,
+        backbone.grid,
+        augment,
+        device=device,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        gradient_clip=1.0,
+        weights={},
+        precision="fp32" if (device, cell.precision) == ("cpu", "tf32") else cell.precision,
+    )
+    generator = torch.Generator(device).manual_seed(0)
     batch = cell.batch_size if device == "cuda" else min(cell.batch_size, _IMAGES_ON_CPU)
     images = torch.randint(0, 256, (cell.batch_size, size, size, 3), dtype=torch.uint8, device=device)
     labels = torch.zeros(cell.batch_size, dtype=torch.int64, device=device)
@@ -60,18 +66,7 @@ def measure(cell: Cell, phase: Phase, *, pair_head: str, classes: int, device: s
         return tensor
 
     def step() -> None:
-        inputs, permutation = augment(images[:batch], generator)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=cell.precision == "bf16"):
-            predictions = model(inputs)
-        wanted = targets(permutation, inputs)
-        losses = {task: TASKS[task].loss(predictions[task], wanted[task]) for task in phase.tasks}
-        if phase.classify:
-            losses[CLASSIFICATION] = torch.nn.functional.cross_entropy(
-                predictions[CLASSIFICATION].float(), labels[:batch]
-            )
-        optimizer.zero_grad(set_to_none=True)
-        total_loss(losses, {}).backward()
-        optimizer.step()
+        step_on(images[:batch], labels[:batch], generator)
 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -92,7 +87,7 @@ def measure(cell: Cell, phase: Phase, *, pair_head: str, classes: int, device: s
         seconds,
         evaluation,
         sum(parameter.numel() for parameter in model.parameters()),
-        sum(parameter.numel() for parameter in trained),
+        sum(parameter.numel() for parameter in step_on.trained),
         activations_per_image,
     )
 

@@ -29,6 +29,11 @@ class Function:
 _resolve = cache(resolve_name)
 
 
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a `Function` stands for, imported; any other as it is."""
+    return _resolve(function.path) if isinstance(function, Function) else function
+
+
 @dataclass(frozen=True)
 class Metric:
     """What a task's head reaches. Called with predictions and target it gives a scalar, a mean over the batch's images.

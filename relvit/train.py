@@ -9,24 +9,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relvit import checkpoint
 from relvit.augment import Augmentation
 from relvit.backbones import build_backbone
+from relvit.batches import Batches
 from relvit.cell import NONE, Cell
 from relvit.data import Dataset, Split
 from relvit.files import Location, remove_leftovers
-from relvit.losses import classification_loss, total_loss
-from relvit.metrics import accuracy
-from relvit.model import CLASSIFICATION, RelViT
-from relvit.targets import Targets
+from relvit.model import RelViT
+from relvit.step import Step
 from relvit.tasks import TASKS
 
 logger = logging.getLogger(__name__)
@@ -101,6 +98,7 @@ def train(
     checkpoint_minutes: float | None = None,
     keep: int = 2,
     micro_batches: int = 1,
+    compile: str = "auto",
     test: bool = True,
     stop_after: int | None = None,
     forked: Location | None = None,
@@ -119,6 +117,7 @@ def train(
     keep: how many of the newest checkpoints are kept.
     micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
     the same step in less memory, equal but for rounding (and for what drop path draws).
+    compile: whether steps are compiled, one of `relvit.step.COMPILE`: the same results but for rounding.
     test: False leaves the test split alone, as a hyperparameter search must: the run ends with the last epoch's row and
     no final checkpoint. The same call with True goes on from there to the result.
     stop_after: the run ends with the row of this epoch, counted over all phases, and its checkpoint; the same call with
@@ -137,7 +136,7 @@ def train(
 
     Raises NotFiniteError; ValueError where a folder belongs to another cell.
     """
-    run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test)
+    run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test, compile, note)
     state = checkpoint.load_newest(folder, device, note)
     if state is not None:
         if state["cell_id"] != cell.cell_id:
@@ -234,13 +233,22 @@ class _Run:
     """The state of one training and the steps that change it."""
 
     def __init__(
-        self, cell: Cell, dataset: Dataset, pretrain_dataset: Dataset, device: str, micro_batches: int, test: bool
+        self,
+        cell: Cell,
+        dataset: Dataset,
+        pretrain_dataset: Dataset,
+        device: str,
+        micro_batches: int,
+        test: bool,
+        compile: str,
+        note: Callable[[str], None],
     ):
         if not 1 <= micro_batches <= cell.batch_size:
             raise ValueError(
                 f"micro_batches must be between 1 and the batch size {cell.batch_size}, not {micro_batches}"
             )
         self.cell, self.device, self.micro_batches, self.test = cell, device, micro_batches, test
+        self.compile, self.note, self.batches = compile, note, Batches(device, note)
         self.phases = phases(cell)
         self.datasets = [pretrain_dataset if phase.name == "pretrain" else dataset for phase in self.phases]
         self.history: list[Row] = []
@@ -269,19 +277,27 @@ class _Run:
         self.model = RelViT(backbone, phase.tasks, classes=classes, pair_head=cell.pair_head, probe=phase.frozen)
         if pretrained is not None:
             self.model.load_backbone(pretrained)
-        self.model.to(self.device)
-        self.targets = Targets(phase.tasks, backbone.grid).to(self.device)
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=phase.learning_rate, weight_decay=cell.weight_decay, fused=True
-        )
         rates = phase.learning_rate if phase.name == "pretrain" else self._scheduled_rates(phase.epochs)
         self.schedule = learning_rates(
             rates, cell.warmup_epochs * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
         )
         self.current = cell.after(0)
-        self.augment = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=True)
-        self.plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
+        self.step = Step(
+            self.model,
+            backbone.grid,
+            phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=True),
+            device=self.device,
+            learning_rate=phase.learning_rate,
+            weight_decay=cell.weight_decay,
+            gradient_clip=cell.gradient_clip,
+            weights=self._weights,
+            precision=cell.precision,
+            micro_batches=self.micro_batches,
+            compile=self.compile,
+            note=self.note,
+        )
+        plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
+        self.plain = plain.to(self.device)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
 
     def _scheduled_rates(self, epochs: int) -> np.ndarray:
@@ -293,10 +309,10 @@ class _Run:
         if self.phase.name == "pretrain" or self.cell.schedule == NONE:
             return
         self.current = self.cell.after(self.phase_epoch)
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.current.weight_decay
         mean, std = self.dataset.mean, self.dataset.std
-        self.augment = phase_augmentation(self.current, self.phase, mean=mean, std=std, training=True)
+        augment = phase_augmentation(self.current, self.phase, mean=mean, std=std, training=True)
+        self.step.augment = augment.to(self.device)
+        self.step.gradient_clip, self.step.weights = self.current.gradient_clip, self._weights
 
     @property
     def epoch(self) -> int:
@@ -333,7 +349,7 @@ class _Run:
             "phase": prefix,
             **{f"{prefix}_train_{name}": value for name, value in losses.items()},
             **{f"{prefix}_val_{name}": value for name, value in evaluated.items()},
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "learning_rate": float(self.schedule[self.phase_epoch * self.steps_per_epoch - 1]),
             "images_per_second": len(self.train_split) / (trained - started),
             "epoch_seconds": time.perf_counter() - started,
         }
@@ -346,38 +362,18 @@ class _Run:
         names: list[str] = []
         values: list[Tensor] = []
         first_step = self.phase_epoch * self.steps_per_epoch
-        order = torch.randperm(len(self.train_split), generator=self.order).numpy()
-        for step, (images, labels) in enumerate(self._batches(self.train_split, order), start=first_step):
-            for group in self.optimizer.param_groups:
-                group["lr"] = float(self.schedule[step])
-            images, permutation = self.augment(images, self.draws)
-            self.optimizer.zero_grad(set_to_none=True)
-            losses = self._backward(images, labels, permutation)
-            norm = nn.utils.clip_grad_norm_(self.trained, self.current.gradient_clip or math.inf)
-            self.optimizer.step()
-            names = [name if name == "loss" else f"{name}_loss" for name in losses] + ["gradient_norm"]
-            values.append(torch.stack([*losses.values(), norm]))
+        order = torch.randperm(len(self.train_split), generator=self.order)
+        for number, (images, labels) in enumerate(
+            self.batches.of(self.train_split, order, self.cell.batch_size), start=first_step
+        ):
+            self.step.set_rates(float(self.schedule[number]), self.current.weight_decay)
+            measured = self.step(images, labels, self.draws)
+            names = [name if name in ("loss", "gradient_norm") else f"{name}_loss" for name in measured]
+            values.append(torch.stack(list(measured.values())))
         # One look at the numbers an epoch, not one a step, so that a GPU is not made to wait.
         by_step = torch.stack(values).cpu()
         self._require_finite(by_step, names, first_step)
         return dict(zip(names, by_step.mean(0).tolist()))
-
-    def _backward(self, images: Tensor, labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
-        """Add the gradient of the batch's total loss, one micro-batch after the other. Returns "loss" and its parts,
-        means over the batch."""
-        micro = self.micro_batches
-        permutations = permutation.chunk(micro) if permutation is not None else [None] * micro
-        means: dict[str, Tensor] = {}
-        for part, part_labels, shuffled in zip(images.chunk(micro), labels.chunk(micro), permutations):
-            with self._autocast():
-                predictions = self.model(part)
-            losses = self._losses(predictions, part_labels, self.targets(shuffled, part))
-            loss = total_loss(losses, self._weights)
-            share = len(part_labels) / len(labels)
-            (share * loss).backward()
-            for name, value in {"loss": loss, **losses}.items():
-                means[name] = means.get(name, 0) + share * value.detach()
-        return means
 
     def _require_finite(self, by_step: Tensor, names: list[str], first_step: int) -> None:
         bad = (~torch.isfinite(by_step)).nonzero()
@@ -392,12 +388,6 @@ class _Run:
     def _weights(self) -> dict[str, float]:
         return {task: getattr(self.current, TASKS[task].weight_field) for task in self.phase.tasks}
 
-    def _losses(self, predictions: dict[str, Tensor], labels: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        losses = {task: TASKS[task].loss(predictions[task], targets[task]) for task in self.phase.tasks}
-        if self.phase.classify:
-            losses[CLASSIFICATION] = classification_loss(predictions[CLASSIFICATION], labels)
-        return losses
-
     @torch.inference_mode()
     def _evaluate(self, split: Split, label: str, epoch: int | None = None) -> dict[str, float]:
         """Losses and metrics over a split without augmentation, patches in their places.
@@ -408,17 +398,8 @@ class _Run:
         # Mega-patches are drawn in evaluation too; always the same, so that epochs can be compared.
         draws = torch.Generator(self.device).manual_seed(self.cell.seed)
         sums: dict[str, Tensor] = {}
-        for images, labels in self._batches(split, np.arange(len(split))):
-            images, _ = self.plain(images, draws)
-            with self._autocast():
-                predictions = self.model(images)
-            targets = self.targets(None, images)
-            values = {f"{name}_loss": loss for name, loss in self._losses(predictions, labels, targets).items()}
-            for task in self.phase.tasks:
-                values[TASKS[task].metric_name] = TASKS[task].metric(predictions[task], targets[task])
-            if self.phase.classify:
-                values["accuracy"] = accuracy(predictions[CLASSIFICATION], labels)
-            for name, value in values.items():
+        for images, labels in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
+            for name, value in self.step.evaluate(images, labels, self.plain, draws).items():
                 sums[name] = sums.get(name, 0) + value * len(labels)
         means = {name: float(total) / len(split) for name, total in sums.items()}
         for name, value in means.items():
@@ -430,23 +411,6 @@ class _Run:
                     f"of {self.cell.cell_id}"
                 )
         return means
-
-    def _batches(self, split: Split, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches on the device; the next one is read from the memory map while this one is used."""
-        size = self.cell.batch_size
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(split.read, chunks[0])
-            for following in [*chunks[1:], None]:
-                images, labels = ahead.result()
-                if following is not None:
-                    ahead = reader.submit(split.read, following)
-                yield torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
-
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(
-            torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.cell.precision == "bf16"
-        )
 
     def _measure_first_phase(self) -> None:
         """At the end of a first phase on tasks, their metrics on the test split, unless they are there already."""
@@ -497,7 +461,7 @@ class _Run:
             "phase_epoch": self.phase_epoch,
             "schedule": torch.from_numpy(self.schedule),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.step.optimizer_state(),
             "best": self.best,
             "random": {
                 "order": self.order.get_state(),
@@ -526,7 +490,7 @@ class _Run:
             )
         self.history, self.results, self.best = list(state["history"]), dict(state["results"]), state["best"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.restore_optimizer(state["optimizer"])
         # Random states live on the CPU wherever the weights were mapped to.
         random = state["random"]
         self.order.set_state(random["order"].cpu())

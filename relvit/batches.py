@@ -1,0 +1,66 @@
+"""Batches of a split on the device: gathered there where the data set fits beside the model, else read ahead."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from relvit.data import Split
+
+_SHARE = 0.25  # of a GPU's free memory before training: what a data set may take
+
+
+class Batches:
+    """The batches of a run. A data set is copied to a GPU once, when its first split is asked for, and stays there for
+    as long as this object lives; one that does not fit is read ahead through pinned memory, which `note` says."""
+
+    def __init__(self, device: str, note: Callable[[str], None] = lambda text: None):
+        self._device, self._note = torch.device(device), note
+        self._resident: dict[int, Tensor | None] = {}
+
+    def of(self, split: Split, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images uint8 [b, S, S, 3] and labels int64 [b] at the places `order` of a split.
+
+        order: int64 [n], on the CPU; size: of a batch, of which the last may have fewer.
+        """
+        images = self._on_device(split)
+        if images is None:
+            yield from self._read_ahead(split, order.split(size))
+            return
+        # One copy an epoch: in a step nothing comes from the host.
+        rows, labels = (torch.from_numpy(array)[order].to(self._device) for array in (split.rows, split.labels))
+        for start in range(0, len(order), size):
+            yield images.index_select(0, rows[start : start + size]), labels[start : start + size]
+
+    def _on_device(self, split: Split) -> Tensor | None:
+        """All images of the split's data set; None on a CPU, which has the memory map, or where they do not fit."""
+        if self._device.type != "cuda":
+            return None
+        key = id(split.images)  # held by the data set, which lives as long as the run
+        if key not in self._resident:
+            free = torch.cuda.mem_get_info(self._device)[0]
+            fits = split.images.nbytes <= _SHARE * free
+            self._resident[key] = torch.from_numpy(split.images).to(self._device) if fits else None
+            if not fits:
+                taken = (
+                    f"{split.images.nbytes / 1e9:.1f} GB, more than a quarter of the {free / 1e9:.1f} GB that are free"
+                )
+                self._note(f"the images take {taken} on the GPU: each batch is read ahead from the disk instead")
+        return self._resident[key]
+
+    def _read_ahead(self, split: Split, chunks: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The next batch is read from the memory map while this one is used."""
+        pinned = self._device.type == "cuda"
+
+        def read(index: Tensor) -> list[Tensor]:
+            arrays = [torch.from_numpy(array) for array in split.read(index.numpy())]
+            return [array.pin_memory() for array in arrays] if pinned else arrays
+
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(read, chunks[0])
+            for following in [*chunks[1:], None]:
+                images, labels = ahead.result()
+                if following is not None:
+                    ahead = reader.submit(read, following)
+                yield images.to(self._device, non_blocking=pinned), labels.to(self._device, non_blocking=pinned)
