@@ -50,7 +50,9 @@ def rows_of(cell: Cell, data_root: Path, folder: Path) -> Iterator[dict[str, Any
     from relvit.data import load
     from relvit.train import train
 
-    yield from train(cell, load(cell.dataset, data_root, cell.image_size), folder, test=False, checkpoint_every=None)
+    yield from train(
+        cell, load(cell.dataset, data_root, cell.image_size), folder, test=False, checkpoint_every=cell.total_epochs
+    )
 
 
 def samplers(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ with `weights_only=True`.
 
 import hashlib
 import io
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -32,18 +33,28 @@ class Writer:
 
     A state is taken as it is when it is given. A checkpoint is whole before the next one is begun, so that of a run
     that dies the newest but one is there at the latest. Used as a context: at its end all is written.
+
+    took: seconds that taking and writing the last whole one took; None before the first.
     """
 
     def __init__(self, folder: Location, keep: int):
         self._folder, self._keep = folder, keep
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
+        self.took: float | None = None
 
     def save(self, state: dict[str, Any], epoch: int) -> None:
         """Begin to write the state after `epoch`. Raises what kept the one before from being written."""
+        started = time.perf_counter()
         payload = _bytes_of(state)
+        taken = time.perf_counter() - started
         self.wait()
-        self._pending = self._pool.submit(_publish, payload, self._folder, epoch, self._keep)
+        self._pending = self._pool.submit(self._write, payload, epoch, taken)
+
+    def _write(self, payload: memoryview, epoch: int, taken: float) -> None:
+        started = time.perf_counter()
+        _publish(payload, self._folder, epoch, self._keep)
+        self.took = taken + time.perf_counter() - started
 
     def wait(self) -> None:
         """Until all is written. Raises what kept it from that."""

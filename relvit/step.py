@@ -23,8 +23,8 @@ from relvit.tasks import TASKS, plain
 
 # auto: compiled on a GPU, eager where that fails and on a CPU, with a note; always: compiled or refused; never: eager.
 COMPILE = ("auto", "always", "never")
-# Random numbers inside a compiled graph (drop path, sampled pairs) are those that it would draw uncompiled.
-_INDUCTOR = {"fallback_random": True}
+# For torch.compile. Random numbers in the graph (drop path, sampled pairs) are those that it would draw uncompiled.
+INDUCTOR: Mapping[str, Any] = {"options": {"fallback_random": True}}
 
 
 class Step:
@@ -50,7 +50,7 @@ class Step:
         micro_batches: int = 1,
         compile: str = "never",
         note: Callable[[str], None] = lambda text: None,
-        cuda_graphs: bool = False,
+        compiler: Mapping[str, Any] = INDUCTOR,
     ):
         check_precision(precision, device)
         self.model = model.to(device)
@@ -71,8 +71,7 @@ class Step:
         self.compiled = compile == "always" or (compile == "auto" and gains_by_compiling(self._device))
         if self.compiled:
             torch.compiler.reset()  # of another phase, or of another cell in this process
-            options = {**_INDUCTOR, **({"triton.cudagraphs": True} if cuda_graphs else {})}
-            whole = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
+            whole = partial(torch.compile, fullgraph=True, dynamic=False, **compiler)
             self._apply_compiled, self._losses_compiled = whole(_apply), whole(self._losses)
             self._evaluate_compiled = whole(self._evaluate)
 

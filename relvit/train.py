@@ -111,9 +111,10 @@ def train(
     instead of training the first phase, rows included, with the very same outcome; where there is none, this run
     leaves one when its first phase ends.
     checkpoint_every, checkpoint_minutes: a checkpoint is written once this many epochs or minutes have passed since
-    the last, whichever comes first; None: not on that account. One is written at the end of each phase in any case,
-    before its row is yielded; others are written while the next epoch is trained, or with test False before their row
-    is yielded too.
+    the last, whichever comes first; None: not on that account. With both None one is written as soon as that costs at
+    most 2 % of the time since the last, as writing the last took, and after ten minutes at the latest. One is written
+    at the end of each phase in any case, before its row is yielded; others are written while the next epoch is
+    trained, or with test False before their row is yielded too.
     keep: how many of the newest checkpoints are kept.
     micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
     the same step in less memory, equal but for rounding (and for what drop path draws).
@@ -169,7 +170,7 @@ def train(
             # The pre-training first: a run that dies between the two trains one epoch again and still leaves it.
             if run.at_end_of_phase and not run.done and pretrained is not None:
                 checkpoint.save(run.pretraining_state(), pretrained, None, keep)
-            if due.after_epoch() or ends:
+            if due.after_epoch(writer.took) or ends:
                 writer.save(run.state(), run.epoch)
                 due.written()
             # Whoever hears of such a row may continue from its checkpoint or, being a search, remove it.
@@ -185,19 +186,27 @@ def train(
 
 
 class _Due:
-    """When the next checkpoint is due: some epochs or some minutes after the last."""
+    """When the next checkpoint is due: some epochs or some minutes after the last, or when it costs little enough."""
+
+    SHARE, LATEST = 0.02, 600.0  # of the training time, which a checkpoint may cost; seconds of it, which may be lost
 
     def __init__(self, epochs: int | None, minutes: float | None):
-        self._epochs, self._minutes = epochs or math.inf, math.inf if minutes is None else minutes
+        self._automatic = epochs is None and minutes is None
+        self._epochs, self._seconds = epochs or math.inf, math.inf if minutes is None else 60 * minutes
+        self._first = True
         self.written()
 
     def written(self) -> None:
         self._since, self._at = 0, time.monotonic()
 
-    def after_epoch(self) -> bool:
-        """Count one more epoch; whether a checkpoint is due now."""
+    def after_epoch(self, took: float | None) -> bool:
+        """Count one more epoch; whether a checkpoint is due now. took: seconds that the last one needed, where one has
+        been written: the first is, after the first epoch, to know."""
         self._since += 1
-        return self._since >= self._epochs or time.monotonic() - self._at >= 60 * self._minutes
+        if self._automatic:
+            first, self._first = self._first, False
+            self._seconds = 0.0 if first else min(self.LATEST, math.inf if took is None else took / self.SHARE)
+        return self._since >= self._epochs or time.monotonic() - self._at >= self._seconds
 
 
 def _state_to_fork(

@@ -8,6 +8,7 @@ import itertools
 import math
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -569,7 +570,7 @@ def test_a_run_that_stops_after_an_epoch_leaves_its_checkpoint_and_goes_on_from_
     cell = make_cell(**TINY)
     rows, state = finished(cell, small, tmp_path / "whole")
     stops = [
-        without_speeds(train(cell, small, tmp_path / "parts", stop_after=epoch, checkpoint_every=None))
+        without_speeds(train(cell, small, tmp_path / "parts", stop_after=epoch, checkpoint_every=100))
         for epoch in (1, 3)
     ]
     assert stops == [rows[:1], rows[:3]]
@@ -943,7 +944,7 @@ def epochs_kept(folder):
     [
         ({"checkpoint_every": 1}, [1, 2, 3, 4]),
         ({"checkpoint_every": 3}, [3, 4]),
-        ({"checkpoint_every": None}, [4]),
+        ({"checkpoint_every": 100}, [4]),
         ({"checkpoint_every": None, "checkpoint_minutes": 0.0}, [1, 2, 3, 4]),
         ({"checkpoint_every": 3, "checkpoint_minutes": 60.0}, [3, 4]),
         ({"checkpoint_every": 1, "keep": 1}, [4]),
@@ -953,5 +954,43 @@ def test_checkpoints_are_written_by_epochs_or_minutes_and_kept_in_number(small, 
     cell = make_cell(**{**TINY, "pretrain_epochs": 4})
     rows = train(cell, small, tmp_path, **{"keep": 100, **options})
     take(4, rows)
+    rows.close()
+    assert epochs_kept(tmp_path) == [f"{epoch:06d}" for epoch in written]
+
+
+@pytest.mark.parametrize(
+    ("epoch_seconds", "writing_seconds", "written"),
+    [
+        # At most 2 %: 1 s of writing wants 50 s of training, three epochs of 20 s. The first tells what writing takes.
+        (20, 1, [1, 4, 7, 9]),
+        (60, 1, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        # Ten minutes at the latest, whatever it costs.
+        (200, 100, [1, 4, 7, 9]),
+        (1, 1, [1, 9]),
+    ],
+)
+def test_unless_told_otherwise_checkpoints_cost_at_most_2_percent(
+    small, tmp_path, monkeypatch, epoch_seconds, writing_seconds, written
+):
+    """Clocks of the test's own: training advances the one, writing the other. 9 is the end of the phase."""
+    trained, spent = [0.0], [0.0]
+    publish = checkpoint.write_atomic
+
+    def slow(path, payload):
+        publish(path, payload)
+        spent[0] += writing_seconds
+
+    monkeypatch.setattr(checkpoint, "write_atomic", slow)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(perf_counter=lambda: spent[0]))
+    clock = SimpleNamespace(monotonic=lambda: trained[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("relvit.train.time", clock)
+    cell = make_cell(**{**TINY, "pretrain_epochs": 9})
+    rows = train(cell, small, tmp_path, checkpoint_every=None, keep=100)
+    for count in range(1, 10):
+        trained[0] = epoch_seconds * count
+        next(rows)
+        # What is written beside training is done before the test goes on.
+        while count in written and f"{count:06d}" not in epochs_kept(tmp_path):
+            time.sleep(0.01)
     rows.close()
     assert epochs_kept(tmp_path) == [f"{epoch:06d}" for epoch in written]
