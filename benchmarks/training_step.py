@@ -2,21 +2,24 @@
 
     python benchmarks/training_step.py                    ViT-S/4, pre-training on SpRel + AbsPos; claims: at most 1.12
                                                           times timm's step; bf16 at least 1.4 times faster than fp32
+    python benchmarks/training_step.py --compile          the same, both steps compiled by torch.compile
     python benchmarks/training_step.py --at-224           each backbone of 224 pixels, joint training on classification
                                                           and both tasks; claim: at most 1.10 times
 
 Minutes each on a CPU. Full step: augmentation from uint8, losses, backward, clipping, AdamW, as in relvit.train. Bare
 step: timm's model (T2T-ViT, which timm lacks: ours) with a linear classifier on a normalised batch, cross-entropy,
 backward, clipping, AdamW. The steps alternate, so that a machine whose speed drifts slows all alike. At 224 pixels the
-step is also timed without augmentation.
+step is also timed with images that are normalised alone. On a GPU, benchmarks/gpu.py measures more.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -26,11 +29,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from relvit.backbones import build_backbone
-from relvit.cell import BACKBONES, Cell, ViTSpec, make_cell
-from relvit.losses import total_loss
-from relvit.model import CLASSIFICATION, RelViT
-from relvit.targets import Targets
-from relvit.tasks import TASKS
+from relvit.cell import Cell, make_cell
+from relvit.model import RelViT
+from relvit.specs import BACKBONES, SwinSpec, ViTSpec
+from relvit.step import INDUCTOR, Step, autocast, check_precision
 from relvit.train import Phase, phase_augmentation, phases
 from sweeps.planning.recipes import recipe
 
@@ -45,65 +47,88 @@ def paper_cell(backbone: str, protocol: str) -> Cell:
     return make_cell(**fields, **what, protocol=protocol, seed=0, image_size=size)
 
 
-def optimizer_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-
-
-def adamw(model: nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0, fused=True)
-
-
 def relvit_step(
-    cell: Cell, phase: Phase, images: Tensor, labels: Tensor, precision: str = "fp32", augmented: bool = True
+    cell: Cell,
+    phase: Phase,
+    images: Tensor,
+    labels: Tensor,
+    precision: str = "fp32",
+    compile: str = "never",
+    augmented: bool = True,
+    compiler: Mapping[str, Any] = INDUCTOR,
 ) -> Callable[[], None]:
+    """The step of relvit.train on a batch. augmented: False only normalises it."""
     device = images.device
     backbone = build_backbone(cell.backbone, cell.image_size, position_embedding=phase.position_embedding)
-    model = RelViT(backbone, phase.tasks, classes=CLASSES if phase.classify else 0).to(device).train()
-    targets, optimizer = Targets(phase.tasks, backbone.grid).to(device), adamw(model)
+    model = RelViT(backbone, phase.tasks, classes=CLASSES if phase.classify else 0).train()
+    step = Step(
+        model,
+        backbone.grid,
+        phase_augmentation(cell, phase, mean=MEAN, std=STD, training=augmented),
+        device=str(device),
+        learning_rate=5e-4,
+        weight_decay=0.0,
+        gradient_clip=1.0,
+        weights={},
+        precision=precision,
+        compile=compile,
+        compiler=compiler,
+    )
     generator = torch.Generator(device).manual_seed(0)
-    augment = phase_augmentation(cell, phase, mean=MEAN, std=STD, training=True)
-    ready = augment(images, generator)
-
-    def step() -> None:
-        batch, permutation = augment(images, generator) if augmented else ready
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            predictions = model(batch)
-        wanted = targets(permutation)
-        losses = {task: TASKS[task].loss(predictions[task], wanted[task]) for task in phase.tasks}
-        if phase.classify:
-            losses[CLASSIFICATION] = nn.functional.cross_entropy(predictions[CLASSIFICATION].float(), labels)
-        optimizer_step(model, optimizer, total_loss(losses, {}))
-
-    return step
+    return lambda: step(images, labels, generator)
 
 
-def bare_step(backbone: str, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def bare_step(
+    backbone: str,
+    images: Tensor,
+    labels: Tensor,
+    precision: str = "fp32",
+    compile: str = "never",
+    compiler: Mapping[str, Any] = INDUCTOR,
+) -> Callable[[], None]:
+    """The supervised step of the same backbone from timm, without anything of RelViT."""
     spec = BACKBONES[backbone]
     if isinstance(spec, ViTSpec):
         model: nn.Module = VisionTransformer(
-            img_size=spec.image_size,
+            img_size=images.shape[1],
             patch_size=spec.patch_size,
             embed_dim=spec.dim,
             depth=spec.depth,
             num_heads=spec.heads,
             num_classes=CLASSES,
         )
-    elif backbone == "swin_t":
-        model = SwinTransformer(num_classes=CLASSES)
+    elif isinstance(spec, SwinSpec):
+        model = SwinTransformer(
+            img_size=images.shape[1],
+            embed_dim=spec.dim,
+            depths=spec.depths,
+            num_heads=spec.heads,
+            window_size=spec.window,
+            num_classes=CLASSES,
+        )
     else:
-        t2t = build_backbone(backbone, spec.image_size).t2t
+        t2t = build_backbone(backbone, images.shape[1]).t2t
         model = nn.Module()
         model.t2t, model.head = t2t, nn.Linear(spec.dim, CLASSES)
         model.forward = lambda batch: model.head(model.t2t.forward_features(batch)[:, 0])
+    check_precision(precision, str(images.device))
     model = model.to(images.device).train()
-    optimizer = adamw(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.0, fused=True)
     batch = ((images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2).contiguous()
 
+    def loss_of(batch: Tensor, labels: Tensor) -> Tensor:
+        with autocast(batch.device.type, precision):
+            logits = model(batch)
+        return nn.functional.cross_entropy(logits.float(), labels)
+
+    if compile != "never":
+        loss_of = torch.compile(loss_of, fullgraph=True, dynamic=False, **compiler)
+
     def step() -> None:
-        optimizer_step(model, optimizer, nn.functional.cross_entropy(model(batch), labels))
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(batch, labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
 
     return step
 
@@ -143,6 +168,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, help="default: on a GPU the paper's; on a CPU 64, or 8")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="compile both steps, a minute or more each")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.manual_seed(0)
@@ -154,11 +180,13 @@ def main() -> None:
         images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
         labels = torch.randint(0, CLASSES, (batch,), device=device)
         phase = phases(cell)[0]
-        steps = {"bare": bare_step(backbone, images, labels), "full": relvit_step(cell, phase, images, labels)}
+        compile = "always" if options.compile else "never"
+        full = partial(relvit_step, cell, phase, images, labels, compile=compile)
+        steps = {"bare": bare_step(backbone, images, labels, compile=compile), "full": full()}
         if options.at_224:
-            steps["full, augmentation aside"] = relvit_step(cell, phase, images, labels, augmented=False)
+            steps["full, augmentation aside"] = full(augmented=False)
         else:
-            steps["full, bf16"] = relvit_step(cell, phase, images, labels, precision="bf16")
+            steps["full, bf16"] = full(precision="bf16")
         seconds = time_alternately(steps, options.rounds, 20 if device.type == "cuda" else 1, device)
         print(f"{backbone}, batch {batch}, {device.type}, {torch.get_num_threads()} threads, {options.rounds} rounds")
         print("  ms a step: " + ", ".join(f"{name} {statistics.median(s) * 1e3:.0f}" for name, s in seconds.items()))

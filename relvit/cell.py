@@ -30,7 +30,8 @@ NONE = "none"  # no tasks, no pair head, no pre-training data set
 PROTOCOLS = tuple(LAST_PHASE)
 
 HEADS = ("bilinear", "low_rank")
-PRECISIONS = ("fp32", "bf16")
+# tf32: float32 whose matrix products have 10 bits of mantissa, on GPUs alone; bf16: matrix products in bfloat16.
+PRECISIONS = ("fp32", "tf32", "bf16")
 # Which weights of the last phase are tested: those of the best validation accuracy, or the last ones.
 SELECTIONS = ("best_val", "last")
 _OF_PATCHES = ("permute_patches", "patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability")
