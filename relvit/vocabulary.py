@@ -21,6 +21,7 @@ PICTURES_DRAWN = "pictures"  # the pictures that were logged, or "none"
 GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST = "git_commit", "git_dirty", "source_digest"
 DATA_FINGERPRINT = "data_fingerprint"  # of the decoded images and labels
 DRIVER_HOST, HOST, DEVICE = "driver_host", "host", "device"
+COMPILE = "compile"  # the setting: auto, always or never
 PACKAGES = ("torch", "timm", "ray")
 PYTHON_VERSION = "python_version"
 VERSIONS = (PYTHON_VERSION, *(f"{package}_version" for package in PACKAGES))

@@ -65,9 +65,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--micro-batches", type=int, default=1, metavar="N",
         help="parts in which each batch goes through the model, where a GPU is too small; tables say so (default: 1)",
     )  # fmt: skip
+    shared.add_compile(how)
     how.add_argument(
         "--checkpoint-every", type=int, metavar="EPOCHS",
-        help="epochs between checkpoints (default: 1, or with --checkpoint-minutes as many as these last)",
+        help="epochs between checkpoints (default: as many as let writing cost at most 2 %% of the time, and no more "
+        "than ten minutes' worth)",
     )  # fmt: skip
     how.add_argument("--checkpoint-minutes", type=float, metavar="MINUTES", help="minutes between checkpoints")
     how.add_argument(
@@ -114,13 +116,10 @@ def request_of(options: argparse.Namespace) -> Request:
 
 def sweep_of(options: argparse.Namespace) -> Sweep:
     """How the plan is trained."""
-    every = options.checkpoint_every
-    if every is None and options.checkpoint_minutes is None:
-        every = 1
-    names = ("cpus", "gpus", "micro_batches", "retry", "hours", "gpu_hours", "keep_pretrainings")
+    names = ("cpus", "gpus", "micro_batches", "compile", "retry", "hours", "gpu_hours", "keep_pretrainings")
     return Sweep(
         Places.of(options),
-        checkpoints=Checkpoints(every, options.checkpoint_minutes, options.keep_checkpoints),
+        checkpoints=Checkpoints(options.checkpoint_every, options.checkpoint_minutes, options.keep_checkpoints),
         **{name: getattr(options, name) for name in names},
     )
 

@@ -97,6 +97,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--gpus", type=float, metavar="N",
         help="GPUs a trial, a fraction to share one (default: 1 where the cluster has any, else 0)",
     )  # fmt: skip
+    shared.add_compile(where)
     where.add_argument(
         "--checkpoint-every", type=int, default=1, metavar="EPOCHS", help="epochs between checkpoints (default: 1)"
     )

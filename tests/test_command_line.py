@@ -1,5 +1,6 @@
 """What the commands share: Ctrl-C waits while Ray and MLflow are imported side by side, and ends in no traceback."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from sweeps.ablation import parse_arguments
 from sweeps.account.code_version import source_digest
 from sweeps.cli.console import INTERRUPTED, begin, exit_status, interrupts_wait
 from sweeps.cli.options import Places, lost_paths
+from sweeps.driver.options import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,3 +147,23 @@ def test_gpus_that_no_trial_can_have_are_refused(gpus, capsys):
         parse_arguments(["--gpus", gpus])
     assert ended.value.code == 2
     assert "--gpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", ["ablation", "hpo"])
+def test_a_trial_on_several_gpus_is_refused_before_anything_starts(entry, capsys):
+    """It would hold them all and train on one."""
+    parse_arguments = importlib.import_module(f"sweeps.{entry}").parse_arguments
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--gpus", "2"])
+    assert ended.value.code == 2
+    assert "--gpus must be at most 1, not 2: a trial trains on one GPU or a share of one" in capsys.readouterr().err
+    assert parse_arguments(["--gpus", "1"]).gpus == 1
+
+
+def test_checkpoints_and_compiling_are_left_to_the_training_unless_they_are_given():
+    from sweeps.ablation import parse_arguments, sweep_of
+
+    sweep = sweep_of(parse_arguments([]))
+    assert (sweep.checkpoints, sweep.compile) == (Checkpoints(None, None, 2), "auto")
+    given = parse_arguments(["--checkpoint-every", "3", "--checkpoint-minutes", "5", "--compile", "never"])
+    assert (sweep_of(given).checkpoints, sweep_of(given).compile) == (Checkpoints(3, 5.0, 2), "never")

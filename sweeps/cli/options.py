@@ -14,6 +14,7 @@ from sweeps.planning.plan import Request
 from sweeps.planning.recipes import RECIPES
 
 AUTO = "auto"  # of --gpus
+COMPILE = ("auto", "always", "never")  # as relvit.step.Step takes it, whose module loads torch
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,26 @@ def require_above_zero(parser: argparse.ArgumentParser, arguments: argparse.Name
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
 
 
+def add_compile(group: Any) -> None:
+    """--compile."""
+    group.add_argument(
+        "--compile", choices=COMPILE, default=COMPILE[0],
+        help="compile training steps with torch.compile: auto does on a GPU, and goes on without where that fails; "
+        "results are the same but for rounding (default: %(default)s)",
+    )  # fmt: skip
+
+
 def require_gpus(parser: argparse.ArgumentParser, gpus: float | str | None) -> None:
     """End with a message where no trial can have so many GPUs."""
     if gpus is None or isinstance(gpus, str):
         return
     if gpus < 0 or 0 < gpus < 0.0001:  # Ray counts in ten-thousandths
         parser.error(f"--gpus must be 0, or at least 0.0001, not {gpus:g}")
-    if gpus > 1 and gpus % 1:
-        parser.error(f"--gpus above 1 must be a whole number, not {gpus:g}: a trial shares at most one GPU")
+    if gpus > 1:
+        parser.error(
+            f"--gpus must be at most 1, not {gpus:g}: a trial trains on one GPU or a share of one, and would leave the "
+            "others idle; several GPUs train several trials at once"
+        )
 
 
 def lost_paths(places: Places) -> list[str]:

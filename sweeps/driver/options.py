@@ -11,19 +11,21 @@ from sweeps.account.failures import Setting
 class Checkpoints:
     """When checkpoints are written and how many are kept, as `relvit.train.train` takes it."""
 
-    every: int | None = 1
+    every: int | None = None
     minutes: float | None = None
     keep: int = 2
 
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are trained. hours, gpu_hours: the budget, None for no limit; keep_pretrainings: whether the weights of
-    a pre-training stay when no planned cell needs them any more."""
+    """How cells are trained. compile: of steps, as `relvit.train.train` takes it; hours, gpu_hours: the budget,
+    None for no limit; keep_pretrainings: whether the weights of a pre-training stay when no planned cell needs them any
+    more."""
 
     setting: Setting
     data_root: Path
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    compile: str = "auto"
     hours: float | None = None
     gpu_hours: float | None = None
     keep_pretrainings: bool = False

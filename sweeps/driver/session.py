@@ -44,6 +44,7 @@ class Sweep:
     gpus: float | str | None = None
     micro_batches: int = 1
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    compile: str = "auto"
     retry: frozenset[str] = frozenset()
     hours: float | None = None
     gpu_hours: float | None = None
@@ -184,9 +185,8 @@ def _train(
     _update_tracking(console, items, account, tracker, mine=to_train)
     setting = Setting(sweep.cpus, gpus, sweep.micro_batches)
     budget = {"hours": sweep.hours, "gpu_hours": sweep.gpu_hours}
-    options = Options(
-        setting, sweep.places.data_root, sweep.checkpoints, keep_pretrainings=sweep.keep_pretrainings, **budget
-    )
+    how = {"compile": sweep.compile, "keep_pretrainings": sweep.keep_pretrainings}
+    options = Options(setting, sweep.places.data_root, sweep.checkpoints, **how, **budget)
     if sweep.hours or sweep.gpu_hours:
         place = {cell: number for number, cell in enumerate(by_row(item.cell for item in to_train))}
         to_train = sorted(to_train, key=lambda item: place[item.cell])

@@ -16,6 +16,7 @@ from ray.util import get_node_ip_address
 
 from relvit.cell import NONE, Cell
 from relvit.files import location
+from relvit.vocabulary import COMPILE, DEVICE, HOST
 from sweeps.account.account import Account
 from sweeps.account.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
 from sweeps.account.work import WorkItem
@@ -25,6 +26,8 @@ from sweeps.driver.options import Options
 # What a report holds beside Ray's own entries.
 ROW, NOTES, WORKER, USAGE, FAILURE, FAILURE_CLASS = "row", "notes", "worker", "usage", "failure", "failure_class"
 
+# Of the configuration of a trial, what `train` takes under the same name.
+_AS_GIVEN = ("checkpoint_every", "checkpoint_minutes", "keep", "micro_batches", "compile")
 TRIAL = "trial"  # the only entry of a trial's configuration: what `trial_config` makes
 
 
@@ -46,6 +49,7 @@ def trial_config(item: WorkItem, account: Account, setting: Setting, options: Op
         "checkpoint_every": checkpoints.every,
         "checkpoint_minutes": checkpoints.minutes,
         "keep": checkpoints.keep,
+        "compile": options.compile,
         "test": item.test,
         "stop_after": item.stop_after,
         "forked": str(account.folder(item.forked)) if item.forked else None,
@@ -75,7 +79,7 @@ class CellTrainable(tune.Trainable):
         torch.set_num_threads(max(1, int(config["cpus"])))
         # Never less than the trial was given: a GPU that torch cannot use is its node's failure.
         self._device = "cuda" if config["gpus"] else "cpu"
-        self._worker = {"host": platform.node()}
+        self._worker = {HOST: platform.node(), COMPILE: config["compile"]}
         self._notes: list[str] = []
         self._rows = self._train(config)
         self._last_epoch = config["stop_after"]
@@ -95,7 +99,7 @@ class CellTrainable(tune.Trainable):
             import torch
 
             name = torch.cuda.get_device_name()
-        self._worker["device"] = f"{self._device} ({name})"
+        self._worker[DEVICE] = f"{self._device} ({name})"
         self._usage = Usage(on_gpu=self._device == "cuda")
 
         cell, data_root = Cell(**config["cell"]), Path(config["data_root"])
@@ -111,7 +115,7 @@ class CellTrainable(tune.Trainable):
             stop_after=config["stop_after"],
             forked=location(config["forked"]) if config["forked"] else None,
             note=self._notes.append,
-            **{name: config[name] for name in ("checkpoint_every", "checkpoint_minutes", "keep", "micro_batches")},
+            **{name: config[name] for name in _AS_GIVEN},
         )
 
     def step(self) -> dict[str, Any]:

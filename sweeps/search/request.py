@@ -69,6 +69,7 @@ class SearchRequest:
     cpus: float = 1.0
     gpus: float | None = None
     checkpoint_every: int = 1
+    compile: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def _search_and_test(
     searches = open_searches(prepared, gpus)
     for change in reconcile([], account, tracker, alive=account.apparently_held()):
         say(console, f"note: {change}")
-    options = Options(Setting(request.cpus, gpus), request.places.data_root, Checkpoints(request.checkpoint_every))
+    checkpoints, setting = Checkpoints(request.checkpoint_every), Setting(request.cpus, gpus)
+    options = Options(setting, request.places.data_root, checkpoints, request.compile)
     say(console, standing(searches))
     if not all(search.finished() for search in searches):
         left = _search(searches, console, account, tracker, options, hold)

@@ -18,8 +18,9 @@ from relvit.cell import Cell
 
 pytestmark = pytest.mark.end_to_end
 
-# Epochs long enough (a second or less) that a test that kills something between two of them meets it alive.
-SMALL = ("--set", "train_images=1000", "--set", "pretrain_epochs=3", "--set", "epochs=3")
+# Epochs long enough (a second or less) that a test that kills something between two of them meets it alive, each with a
+# checkpoint that the test can wait for.
+SMALL = ("--set", "train_images=1000", "--set", "pretrain_epochs=3", "--set", "epochs=3", "--checkpoint-every", "1")
 # Where nothing is killed; after SMALL, as the later of two settings counts.
 FEW = ("--set", "train_images=120")
 ABLATION = "sweeps/ablation.py"
