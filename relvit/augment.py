@@ -49,6 +49,7 @@ class Draws(NamedTuple):
     """All that is random about one batch's augmentation, as the `draw_*` functions below return it; None where a
     transform is off. flip: bool [B]; grey: bool [B * N]; permutation: int64 [B, N]."""
 
+    window: Tensor | None = None
     crop: tuple[Tensor, Tensor] | None = None
     boxes: Tensor | None = None
     flip: Tensor | None = None
@@ -63,7 +64,8 @@ class Augmentation(nn.Module):
     """uint8 images in, augmented and normalised images out, with the order of their patches.
 
     The arguments are fields of `relvit.cell.Cell`; mean and std are of the data set, per channel, for values in [0, 1].
-    The neutral value of a field switches its transform off; with all neutral this only normalises. Its constants are
+    The neutral value of a field switches its transform off; with all neutral this only normalises. output_size: pixels
+    a side to which crops of whole images are resized; 0: images have the size that is wanted. The constants are
     buffers: `.to(device)` brings it to where the images are.
     """
 
@@ -82,12 +84,13 @@ class Augmentation(nn.Module):
         greyscale_probability: float = 0.0,
         permute_patches: bool = False,
         mega_grid: int = 0,
+        output_size: int = 0,
     ):
         super().__init__()
         self.patch_size, self.crop_padding, self.crop_min_area = patch_size, crop_padding, crop_min_area
         self.flip_probability, self.greyscale_probability = flip_probability, greyscale_probability
         self.jitter_probability, self.jitter_strength = jitter_probability, jitter_strength
-        self.permute_patches, self.mega_grid = permute_patches, mega_grid
+        self.permute_patches, self.mega_grid, self.output_size = permute_patches, mega_grid, output_size
         self.patch_crop_size = patch_crop_size(patch_size, patch_crop)  # of all pixels where there is no crop
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("places", _PLACES)):
             self.register_buffer(name, constant, persistent=False)
@@ -102,13 +105,20 @@ class Augmentation(nn.Module):
         draws = self.draw(*images.shape[:3], generator)
         return self.apply_draws(images, draws), draws.permutation
 
-    def draw(self, batch: int, height: int, width: int, generator: Generator) -> Draws:
-        """The random numbers for a batch of images of that size."""
-        device = generator.device
+    def draw(self, batch: int, height: int, width: int, generator: Generator, aspects: Tensor | None = None) -> Draws:
+        """The random numbers for a batch of images of that size. aspects: float32 [B], width / height, of whole images
+        that are stored as squares (output_size); None: they are squares."""
+        device, window = generator.device, None
+        if self.output_size:
+            aspects = torch.ones(batch, device=device) if aspects is None else aspects
+            window = centre_windows(aspects)
+            if self.crop_min_area < 1:
+                window = draw_windows(aspects, self.crop_min_area, generator)
+            height = width = self.output_size
         crop = boxes = flip = mega = patch_crop = jitter = grey = permutation = None
         if self.crop_padding:
             crop = draw_offsets(batch, 2 * self.crop_padding, generator)
-        if self.crop_min_area < 1:
+        if self.crop_min_area < 1 and not self.output_size:
             boxes = draw_boxes(batch, height, width, self.crop_min_area, generator)
         if self.flip_probability:
             flip = torch.rand(batch, generator=generator, device=device) < self.flip_probability
@@ -125,13 +135,15 @@ class Augmentation(nn.Module):
             grey = torch.rand(count, generator=generator, device=device) < self.greyscale_probability
         if self.permute_patches:
             permutation = torch.rand(batch, rows * cols, generator=generator, device=device).argsort(1)
-        return Draws(crop, boxes, flip, mega, patch_crop, jitter, grey, permutation)
+        return Draws(window, crop, boxes, flip, mega, patch_crop, jitter, grey, permutation)
 
     def apply_draws(self, images: Tensor, draws: Draws) -> Tensor:
         """The images of `forward` for these random numbers: a pure function in static shapes, which may be compiled."""
         if draws.crop is not None:
             images = padded_crop(images, *draws.crop, self.crop_padding)
         images = images.float() / 255
+        if draws.window is not None:
+            images = window_crop(images, draws.window, self.output_size)
         if draws.boxes is not None:
             images = resized_crop(images, draws.boxes)
         if draws.flip is not None:
@@ -224,6 +236,52 @@ def _bilinear_taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Te
     tap0 = centre.floor().long()
     tap1 = (tap0 + 1).minimum(last)
     return start[:, None] + tap0, start[:, None] + tap1, centre - tap0
+
+
+# Crops of whole images, which are stored stretched to squares. Windows are float32 [B, 4]: top, left, height and width
+# as shares of the image's own height and width, and so of the square's.
+
+
+def draw_windows(aspects: Tensor, min_area: float, generator: Generator) -> Tensor:
+    """RandomResizedCrop on whole images: as `draw_boxes`, in shares instead of pixels. aspects: [B], width / height."""
+    low, high = (math.log(ratio) for ratio in _RESIZED_CROP_RATIO)
+    shape = (4, len(aspects), _RESIZED_CROP_ATTEMPTS)
+    area, ratio, y, x = torch.rand(shape, generator=generator, device=generator.device)
+    area = min_area + (1 - min_area) * area
+    ratio = torch.exp(low + (high - low) * ratio) / aspects[:, None]
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    fits = (width <= 1) & (height <= 1)
+    windows = torch.stack([y * (1 - height), x * (1 - width), height, width], dim=-1)
+    first = fits.int().argmax(1)[:, None, None].expand(-1, 1, 4)
+    found = windows.gather(1, first).squeeze(1)
+    return torch.where(fits.any(1, keepdim=True), found, centre_windows(aspects, *_RESIZED_CROP_RATIO))
+
+
+def centre_windows(aspects: Tensor, narrowest: float = 1.0, widest: float = 1.0) -> Tensor:
+    """The largest window in the middle whose width / height in pixels lies in that range; by default a square."""
+    wanted = aspects.clamp(narrowest, widest)
+    width, height = (wanted / aspects).clamp(max=1), (aspects / wanted).clamp(max=1)
+    return torch.stack([(1 - height) / 2, (1 - width) / 2, height, width], dim=1)
+
+
+def window_crop(images: Tensor, windows: Tensor, size: int) -> Tensor:
+    """Each image's window, resized to [B, size, size, 3] bilinearly with antialiasing, as torchvision's Resize."""
+    top, left, height, width = windows.unbind(1)
+    rows = _window_matrix(top, height, images.shape[1], size)
+    cols = _window_matrix(left, width, images.shape[2], size)
+    return torch.einsum("bph,bhwc,bqw->bpqc", rows, images, cols)
+
+
+def _window_matrix(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
+    """The linear map of one axis, float32 [B, size, pixels]: a triangle filter as wide as the window is shrunk."""
+    start, length = start[:, None, None] * pixels, length[:, None, None] * pixels
+    scale = length / size
+    centre = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale
+    pixel = torch.arange(pixels, device=start.device) + 0.5
+    weight = (1 - (pixel - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    # Of a pixel on the window's edge its larger part is taken; one is always there.
+    weight = weight * ((pixel >= start - 0.5) & (pixel <= start + length + 0.5))
+    return weight / weight.sum(-1, keepdim=True)
 
 
 # Mega-patches

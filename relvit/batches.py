@@ -19,19 +19,24 @@ class Batches:
         self._device, self._note = torch.device(device), note
         self._resident: dict[int, Tensor | None] = {}
 
-    def of(self, split: Split, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 [b, S, S, 3] and labels int64 [b] at the places `order` of a split.
+    def of(self, split: Split, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Images uint8 [b, S, S, 3] and labels int64 [b] at the places `order` of a split, and where images are whole
+        their aspects, float32 [b].
 
         order: int64 [n], on the CPU; size: of a batch, of which the last may have fewer.
         """
+        aspects = None
+        if split.aspects is not None:
+            aspects = torch.from_numpy(split.aspects[split.rows])[order].to(self._device)
         images = self._on_device(split)
         if images is None:
-            yield from self._read_ahead(split, order.split(size))
-            return
-        # One copy an epoch: in a step nothing comes from the host.
-        rows, labels = (torch.from_numpy(array)[order].to(self._device) for array in (split.rows, split.labels))
-        for start in range(0, len(order), size):
-            yield images.index_select(0, rows[start : start + size]), labels[start : start + size]
+            batches = self._read_ahead(split, order.split(size))
+        else:  # one copy an epoch: in a step nothing comes from the host
+            rows, labels = (torch.from_numpy(array)[order].to(self._device) for array in (split.rows, split.labels))
+            parts = zip(rows.split(size), labels.split(size))
+            batches = ((images.index_select(0, part), part_labels) for part, part_labels in parts)
+        for (batch, batch_labels), start in zip(batches, range(0, len(order), size)):
+            yield batch, batch_labels, None if aspects is None else aspects[start : start + size]
 
     def _on_device(self, split: Split) -> Tensor | None:
         """All images of the split's data set; None on a CPU, which has the memory map, or where they do not fit."""

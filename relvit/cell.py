@@ -32,6 +32,8 @@ PROTOCOLS = tuple(LAST_PHASE)
 HEADS = ("bilinear", "low_rank")
 # tf32: float32 whose matrix products have 10 bits of mantissa, on GPUs alone; bf16: matrix products in bfloat16.
 PRECISIONS = ("fp32", "tf32", "bf16")
+# What crops are taken from: images that were brought to image_size before, or whole images at their own size.
+CROP_SOURCES = ("resized", "original")
 # Which weights of the last phase are tested: those of the best validation accuracy, or the last ones.
 SELECTIONS = ("best_val", "last")
 _OF_PATCHES = ("permute_patches", "patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability")
@@ -82,6 +84,7 @@ class Cell:
     crop_padding: int  # black border around the image before a random crop of its own size; 0: no crop
     crop_min_area: float  # random resized crop of at least this share of the area; 1: none
     flip_probability: float
+    crop_from: str = CROP_SOURCES[0]
 
     # Self-supervised tasks. Neutral where tasks is "none".
     pair_head: str  # Eq. 8: "bilinear", or "low_rank" as in the published code; "none" without pair tasks
@@ -123,6 +126,11 @@ class Cell:
         """Rows and columns of patches."""
         side = self.image_size // self.patch_size
         return side, side
+
+    @property
+    def crops_whole_images(self) -> bool:
+        """Whether its data sets are kept whole, as `relvit.data.prepare` takes it."""
+        return self.crop_from == "original"
 
     @property
     def patch_size(self) -> int:
@@ -369,6 +377,7 @@ def _name_errors(fields: Mapping[str, Any]) -> list[str]:
         "pair_head": (*HEADS, NONE),
         "precision": PRECISIONS,
         "selection": SELECTIONS,
+        "crop_from": CROP_SOURCES,
     }
     for field, valid in vocabulary.items():
         if fields[field] not in valid:
@@ -422,6 +431,8 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
     if phases and min(phases) > 0:
         shortest = f"below the {min(phases)} epochs of the shortest phase"
         require(fields["warmup_epochs"] < min(phases), "warmup_epochs", shortest)
+    if fields["crop_padding"] and fields["crop_from"] == "original":
+        errors.append("crop_from='original' crops whole images, which have no border: set crop_padding=0")
     if fields["crop_padding"] and fields["crop_min_area"] < 1:
         errors.append("crop_padding and crop_min_area are two ways to crop: set crop_padding=0 or crop_min_area=1")
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from relvit.sources import Image as SourceImage
 
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 CACHE_VERSION = 2
+LARGEST = 3  # times the image size: the side at which whole images are stored at most; crops of a ninth stay sharp
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Split:
     """A part of a data set, left in the memory map that all trials of a node share.
 
     images: uint8 [m, S, S, 3], the whole map; rows: int64 [n], which of them belong; labels: int64 [n], their
-    classes as indices.
+    classes as indices; aspects: float32 [m], width / height of the images of the map before they were brought to
+    squares of S pixels, where they are whole; None where squares were cut out of them.
     """
 
     images: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
+    aspects: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +59,7 @@ class Split:
 
     def part(self, index: np.ndarray) -> "Split":
         """The split of the places `index`, in that order."""
-        return Split(self.images, self.rows[index], self.labels[index])
+        return replace(self, rows=self.rows[index], labels=self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -123,22 +126,24 @@ def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
     return {split: len(labels) for split, (_, labels) in source.splits.items()}
 
 
-def load(name: str, data_root: Path, image_size: int) -> Dataset:
+def load(name: str, data_root: Path, image_size: int, whole: bool = False) -> Dataset:
     """The decoded data set, from the cache if it is there. For trials: does not look at the source again."""
-    folder = _cache_folder(name, data_root, image_size)
+    folder = _cache_folder(name, data_root, image_size, whole)
     if not (folder / "meta.json").exists():
-        return prepare(name, data_root, image_size)
+        return prepare(name, data_root, image_size, whole=whole)
     return _open_cache(name, folder)
 
 
-def prepare(name: str, data_root: Path, image_size: int, download: bool = True) -> Dataset:
+def prepare(name: str, data_root: Path, image_size: int, download: bool = True, whole: bool = False) -> Dataset:
     """The decoded data set, after a look at the source: downloaded, decoded or decoded anew where needed.
 
+    whole: images are kept whole and at their own size instead of cut to squares of image_size: all stretched to one
+    square as large as the largest of them, of at most LARGEST * image_size pixels a side.
     Safe to call from several processes at once: one works, the others wait.
     Raises DataError, naming the files, where the source is missing, incomplete or unreadable, and DatasetNotDownloaded
     as `read_source`.
     """
-    folder = _cache_folder(name, data_root, image_size)
+    folder = _cache_folder(name, data_root, image_size, whole)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,7 +152,7 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True) 
     with FileLock(folder.parent / f"{name}.lock"):
         source = read_source(name, data_root, download)
         if _cached_fingerprint(folder) != source.fingerprint:
-            _write_cache(source, folder, image_size)
+            _write_cache(source, folder, image_size, whole)
     return _open_cache(name, folder)
 
 
@@ -165,9 +170,9 @@ def _open(image: SourceImage) -> Image.Image:
         raise DataError(f"{image} cannot be read as an image: {error}") from error
 
 
-def _decode(image: SourceImage, size: int) -> np.ndarray:
+def _decode(image: SourceImage, size: int, whole: bool = False) -> np.ndarray:
     """uint8 [size, size, 3]: any mode to RGB (as the published code, alpha is dropped), the shorter side resized to
-    `size`, the centre cropped. Raises DataError for a file that cannot be read."""
+    `size`, the centre cropped; whole: the image stretched. Raises DataError for a file that cannot be read."""
     picture = _open(image)
     try:
         if picture.mode == "F":
@@ -181,6 +186,8 @@ def _decode(image: SourceImage, size: int) -> np.ndarray:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # truncated and corrupt files
         raise DataError(f"{image} cannot be read as an image: {error}") from error
+    if whole and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
     if picture.size != (size, size):
         scale = size / min(picture.size)
         width, height = (max(size, round(side * scale)) for side in picture.size)
@@ -193,14 +200,14 @@ def _decode(image: SourceImage, size: int) -> np.ndarray:
 # Cache: one folder a data set and size, replaced as a whole
 
 
-def _cache_folder(name: str, data_root: Path, image_size: int) -> Path:
+def _cache_folder(name: str, data_root: Path, image_size: int, whole: bool = False) -> Path:
     """Beside the data set, or, where that cannot be written, in the user's cache folder."""
     root = data_root
     nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK):
         user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         root = user_cache / "relvit" / hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
-    return root / ".relvit-cache" / f"{name}-{image_size}"
+    return root / ".relvit-cache" / f"{name}-{image_size}{'-whole' if whole else ''}"
 
 
 def _cached_fingerprint(folder: Path) -> str | None:
@@ -211,7 +218,11 @@ def _cached_fingerprint(folder: Path) -> str | None:
     return meta["fingerprint"] if meta["version"] == CACHE_VERSION else None
 
 
-def _write_cache(source: Source, folder: Path, size: int) -> None:
+def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> None:
+    aspects = None
+    if whole:
+        sizes = np.array([_open(image).size for split_images, _ in source.splits.values() for image in split_images])
+        aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
     images = enumerate(itertools.chain.from_iterable(split_images for split_images, _ in source.splits.values()))
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -223,7 +234,7 @@ def _write_cache(source: Source, folder: Path, size: int) -> None:
 
         def fill(numbered: tuple[int, SourceImage]) -> None:
             try:
-                array[numbered[0]] = _decode(numbered[1], size)
+                array[numbered[0]] = _decode(numbered[1], size, whole)
             except DataError as error:
                 problems.append(str(error))
 
@@ -234,6 +245,8 @@ def _write_cache(source: Source, folder: Path, size: int) -> None:
             raise DataError(shorten(sorted(problems)))
         array.flush()
         np.save(scratch / "labels.npy", labels)
+        if aspects is not None:
+            np.save(scratch / "aspects.npy", aspects)
         trained = len(source.splits["train"][1])
         mean, std = _channel_statistics(array[:trained])
         meta = {
@@ -268,10 +281,11 @@ def _open_cache(name: str, folder: Path) -> Dataset:
     meta = json.loads((folder / "meta.json").read_text())
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
+    aspects = np.load(folder / "aspects.npy") if (folder / "aspects.npy").exists() else None
     splits, start = {}, 0
     for split, count in meta["splits"].items():
         rows = np.arange(start, start + count)
-        splits[split] = Split(images, rows, labels[rows])
+        splits[split] = Split(images, rows, labels[rows], aspects)
         start += count
     return Dataset(
         name=name,

@@ -27,6 +27,7 @@ VIT: dict[str, Any] = {
     "schedule": "none",  # [3.1] has no other schedule than that of the learning rate
     "crop_padding": 4,  # [code] RandomCrop(size, padding=4) for the 32 and 64 pixel sets; [3.1] says "resized crops"
     "crop_min_area": 1.0,  # off, but see AT_224
+    "crop_from": "resized",  # [code] crops the original; [ours] as cells did before there was a choice
     "flip_probability": 0.5,  # [3.1] "random horizontal flipping"
     "pair_head": "bilinear",  # Eq. 8
     "pretrain_position_embedding": False,  # [3.2] "we removed the positional encodings in the pre-training"

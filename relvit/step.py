@@ -75,12 +75,14 @@ class Step:
             self._apply_compiled, self._losses_compiled = whole(_apply), whole(self._losses)
             self._evaluate_compiled = whole(self._evaluate)
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Generator) -> dict[str, Tensor]:
-        """One step on uint8 images [B, H, W, 3] with labels int64 [B].
+    def __call__(
+        self, images: Tensor, labels: Tensor, draws: Generator, aspects: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One step on uint8 images [B, H, W, 3] with labels int64 [B], and where images are whole their aspects.
 
         Returns means over the batch: "loss", each part of it by its name, and "gradient_norm" before clipping.
         """
-        drawn = self.augment.draw(*images.shape[:3], draws)
+        drawn = self.augment.draw(*images.shape[:3], draws, aspects)
         if self.compiled and not self._proven:
             self._prove(images, labels, drawn)
         # Shapes are compiled one by one: the short batch at the end of an epoch is not worth it.
@@ -109,10 +111,12 @@ class Step:
         """Go on from `optimizer_state`. The next `set_rates` says the learning rate."""
         self.optimizer.load_state_dict(state)
 
-    def evaluate(self, images: Tensor, labels: Tensor, plain: Augmentation, draws: Generator) -> dict[str, Tensor]:
+    def evaluate(
+        self, images: Tensor, labels: Tensor, plain: Augmentation, draws: Generator, aspects: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Means over a batch of each loss, "NAME_loss", and of each metric by its name, with `plain` in place of the
         augmentation. The model must be in evaluation mode and gradients off."""
-        drawn = plain.draw(*images.shape[:3], draws)
+        drawn = plain.draw(*images.shape[:3], draws, aspects)
         images = plain.apply_draws(images, drawn)
         if self.compiled and self._proven and len(images) == self._full:
             try:

@@ -372,11 +372,11 @@ class _Run:
         values: list[Tensor] = []
         first_step = self.phase_epoch * self.steps_per_epoch
         order = torch.randperm(len(self.train_split), generator=self.order)
-        for number, (images, labels) in enumerate(
+        for number, (images, labels, aspects) in enumerate(
             self.batches.of(self.train_split, order, self.cell.batch_size), start=first_step
         ):
             self.step.set_rates(float(self.schedule[number]), self.current.weight_decay)
-            measured = self.step(images, labels, self.draws)
+            measured = self.step(images, labels, self.draws, aspects)
             names = [name if name in ("loss", "gradient_norm") else f"{name}_loss" for name in measured]
             values.append(torch.stack(list(measured.values())))
         # One look at the numbers an epoch, not one a step, so that a GPU is not made to wait.
@@ -407,8 +407,8 @@ class _Run:
         # Mega-patches are drawn in evaluation too; always the same, so that epochs can be compared.
         draws = torch.Generator(self.device).manual_seed(self.cell.seed)
         sums: dict[str, Tensor] = {}
-        for images, labels in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
-            for name, value in self.step.evaluate(images, labels, self.plain, draws).items():
+        for images, labels, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
+            for name, value in self.step.evaluate(images, labels, self.plain, draws, aspects).items():
                 sums[name] = sums.get(name, 0) + value * len(labels)
         means = {name: float(total) / len(split) for name, total in sums.items()}
         for name, value in means.items():
@@ -537,4 +537,6 @@ def phase_augmentation(
     if phase.tasks:
         names += ["patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability", "permute_patches"]
     fields = {name: getattr(cell, name) for name in names} if training else {}
+    if cell.crops_whole_images:
+        fields["output_size"] = cell.image_size
     return Augmentation(patch_size=cell.patch_size, mean=mean, std=std, mega_grid=phase.mega_grid, **fields)

@@ -292,7 +292,7 @@ def test_unknown_and_repeated_tasks_are_refused():
         ("weight_decay", -0.1, "weight_decay must be at least 0, not -0.1"),
         ("gradient_clip", -1.0, "gradient_clip must be at least 0, not -1.0"),
         ("drop_path", 1.0, "drop_path must be at least 0 and below 1, not 1.0"),
-        ("precision", "fp16", "unknown precision 'fp16': one of fp32, bf16"),
+        ("precision", "fp16", "unknown precision 'fp16': one of fp32, tf32, bf16"),
         ("selection", "best", "unknown selection 'best': one of best_val, last; did you mean 'best_val'?"),
         ("crop_padding", -1, "crop_padding must be at least 0, not -1"),
         ("crop_min_area", 0.0, "crop_min_area must be above 0 and at most 1, not 0.0"),

@@ -117,7 +117,7 @@ def connected_problems(
     if sweep.gpu_hours and not gpus:
         found.append(f"--gpu-hours is a budget of GPUs, and trials get none here: use {instead}")
     if cells:
-        names = [name for name, _ in datasets_of(cells)]
+        names = [name for name, *_ in datasets_of(cells)]
         found += node_problems(sweep.places.storage.absolute(), sweep.places.data_root, names, gpus=gpus)
     return found
 

@@ -103,12 +103,14 @@ class CellTrainable(tune.Trainable):
         self._usage = Usage(on_gpu=self._device == "cuda")
 
         cell, data_root = Cell(**config["cell"]), Path(config["data_root"])
-        two_datasets = cell.pretrain_dataset not in (NONE, cell.dataset)
+        other = None
+        if cell.pretrain_dataset not in (NONE, cell.dataset):
+            other = load(cell.pretrain_dataset, data_root, cell.image_size, cell.crops_whole_images)
         yield from train(
             cell,
-            load(cell.dataset, data_root, cell.image_size),
+            load(cell.dataset, data_root, cell.image_size, cell.crops_whole_images),
             location(config["folder"]),
-            pretrain_dataset=load(cell.pretrain_dataset, data_root, cell.image_size) if two_datasets else None,
+            pretrain_dataset=other,
             pretrained=location(config["pretrained"]) if config["pretrained"] else None,
             device=self._device,
             test=config["test"],

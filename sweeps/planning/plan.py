@@ -276,9 +276,13 @@ def shared_pretrainings(cells: Iterable[Cell]) -> dict[Cell, Cell]:
     return {cell: shared for shared, sharing in users.items() if len(sharing) > 1 for cell in sharing}
 
 
-def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int]]:
-    """Every data set that the cells need, with its image size."""
-    wanted = ((name, cell.image_size) for cell in cells for name in (cell.dataset, cell.pretrain_dataset))
+def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int, bool]]:
+    """Every data set that the cells need, with its image size and whether its images are kept whole."""
+    wanted = (
+        (name, cell.image_size, cell.crops_whole_images)
+        for cell in cells
+        for name in (cell.dataset, cell.pretrain_dataset)
+    )
     return [each for each in dict.fromkeys(wanted) if each[0] != NONE]
 
 
@@ -288,13 +292,18 @@ def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> l
     download: False leaves out what would have to be downloaded.
     """
     problems = []
-    for name, size in datasets_of(cells):
+    for name, size, whole in datasets_of(cells):
         try:
-            dataset = prepare(name, data_root, size, download)
+            dataset = prepare(name, data_root, size, download, whole)
+            if whole and dataset.image_size == size and (dataset.train.aspects == 1).all():
+                problems.append(
+                    f"crop_from='original' changes nothing: the images of {name} are {size} x {size} pixels"
+                )
             splits = {
                 (cell.seed, cell.train_images)
                 for cell in cells
-                if cell.image_size == size and name in (cell.dataset, cell.pretrain_dataset)
+                if (cell.image_size, cell.crops_whole_images) == (size, whole)
+                and name in (cell.dataset, cell.pretrain_dataset)
             }
             for seed, count in splits:
                 dataset.train_val(seed, count)
