@@ -8,15 +8,19 @@ from torch import Tensor
 
 from relvit.data import Split
 
-_SHARE = 0.25  # of a GPU's free memory before training: what a data set may take
+# Of a trial's share of a GPU's memory, what a data set may take: less than what packing leaves beyond the model's peak.
+_SHARE = 0.125
 
 
 class Batches:
     """The batches of a run. A data set is copied to a GPU once, when its first split is asked for, and stays there for
-    as long as this object lives; one that does not fit is read ahead through pinned memory, which `note` says."""
+    as long as this object lives; one that does not fit is read ahead through pinned memory, which `note` says.
 
-    def __init__(self, device: str, note: Callable[[str], None] = lambda text: None):
-        self._device, self._note = torch.device(device), note
+    gpu_share: of the GPU, that is this trial's, at most 1.
+    """
+
+    def __init__(self, device: str, gpu_share: float = 1.0, note: Callable[[str], None] = lambda text: None):
+        self._device, self._gpu_share, self._note = torch.device(device), gpu_share, note
         self._resident: dict[int, Tensor | None] = {}
 
     def of(self, split: Split, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -44,14 +48,12 @@ class Batches:
             return None
         key = id(split.images)  # held by the data set, which lives as long as the run
         if key not in self._resident:
-            free = torch.cuda.mem_get_info(self._device)[0]
-            fits = split.images.nbytes <= _SHARE * free
+            limit = _SHARE * self._gpu_share * torch.cuda.get_device_properties(self._device).total_memory
+            fits = split.images.nbytes <= limit
             self._resident[key] = torch.from_numpy(split.images).to(self._device) if fits else None
             if not fits:
-                taken = (
-                    f"{split.images.nbytes / 1e9:.1f} GB, more than a quarter of the {free / 1e9:.1f} GB that are free"
-                )
-                self._note(f"the images take {taken} on the GPU: each batch is read ahead from the disk instead")
+                taken = f"the images take {split.images.nbytes / 1e9:.1f} GB and this trial has {limit / 1e9:.1f} GB"
+                self._note(f"{taken} for them on its GPU: each batch is read ahead from the disk instead")
         return self._resident[key]
 
     def _read_ahead(self, split: Split, chunks: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -99,6 +99,7 @@ def train(
     keep: int = 2,
     micro_batches: int = 1,
     compile: str = "auto",
+    gpu_share: float = 1.0,
     test: bool = True,
     stop_after: int | None = None,
     forked: Location | None = None,
@@ -119,6 +120,7 @@ def train(
     micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
     the same step in less memory, equal but for rounding (and for what drop path draws).
     compile: whether steps are compiled, one of `relvit.step.COMPILE`: the same results but for rounding.
+    gpu_share: of the device, where it is a GPU: an eighth of that memory may hold the images.
     test: False leaves the test split alone, as a hyperparameter search must: the run ends with the last epoch's row and
     no final checkpoint. The same call with True goes on from there to the result.
     stop_after: the run ends with the row of this epoch, counted over all phases, and its checkpoint; the same call with
@@ -137,7 +139,7 @@ def train(
 
     Raises NotFiniteError; ValueError where a folder belongs to another cell.
     """
-    run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test, compile, note)
+    run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test, compile, gpu_share, note)
     state = checkpoint.load_newest(folder, device, note)
     if state is not None:
         if state["cell_id"] != cell.cell_id:
@@ -250,6 +252,7 @@ class _Run:
         micro_batches: int,
         test: bool,
         compile: str,
+        gpu_share: float,
         note: Callable[[str], None],
     ):
         if not 1 <= micro_batches <= cell.batch_size:
@@ -257,7 +260,7 @@ class _Run:
                 f"micro_batches must be between 1 and the batch size {cell.batch_size}, not {micro_batches}"
             )
         self.cell, self.device, self.micro_batches, self.test = cell, device, micro_batches, test
-        self.compile, self.note, self.batches = compile, note, Batches(device, note)
+        self.compile, self.note, self.batches = compile, note, Batches(device, gpu_share, note)
         self.phases = phases(cell)
         self.datasets = [pretrain_dataset if phase.name == "pretrain" else dataset for phase in self.phases]
         self.history: list[Row] = []

@@ -46,6 +46,7 @@ BASE = {
     "precision": "fp32",
     "selection": "best_val",
     "schedule": "none",
+    "crop_from": "resized",
     "crop_padding": 0,
     "crop_min_area": 1.0,
     "flip_probability": 0.0,
@@ -109,6 +110,7 @@ OTHER = {
     "crop_padding": {"crop_padding": 1},
     "crop_min_area": {"crop_min_area": 0.5},
     "flip_probability": {"flip_probability": 0.5},
+    "crop_from": {"crop_from": "original"},
     "pair_head": {"pair_head": "low_rank"},
     "sprel_weight": {"sprel_weight": 2.0},
     "dist_weight": {"dist_weight": 2.0},
@@ -138,8 +140,8 @@ def test_the_cell_id_changes_with_every_field():
 
 
 def test_a_cell_of_before_a_field_came_is_the_cell_that_holds_its_default():
-    before = {name: value for name, value in BASE.items() if name != "schedule"}
-    assert LATER_FIELDS == {"schedule": "none"}
+    before = {name: value for name, value in BASE.items() if name not in LATER_FIELDS}
+    assert LATER_FIELDS == {"schedule": "none", "crop_from": "resized"}
     assert Cell(**before) == Cell(**BASE)
 
 

@@ -113,6 +113,7 @@ class CellTrainable(tune.Trainable):
             pretrain_dataset=other,
             pretrained=location(config["pretrained"]) if config["pretrained"] else None,
             device=self._device,
+            gpu_share=config["gpus"] or 1.0,
             test=config["test"],
             stop_after=config["stop_after"],
             forked=location(config["forked"]) if config["forked"] else None,
