@@ -206,16 +206,18 @@ def test_seeds_share_no_pretraining():
 
 def test_the_data_sets_of_a_plan_at_all_their_sizes():
     assert datasets_of(plan("table3")) == [
-        ("cifar10", 32),
-        ("svhn", 32),
-        ("cifar100", 32),
-        ("flowers102", 224),
-        ("cifar10", 224),
-        ("svhn", 224),
-        ("cifar100", 224),
+        ("cifar10", 32, False),
+        ("svhn", 32, False),
+        ("cifar100", 32, False),
+        ("flowers102", 224, False),
+        ("cifar10", 224, False),
+        ("svhn", 224, False),
+        ("cifar100", 224, False),
     ]
     elsewhere = plan("table4", combinations=("sprel",), settings=("pretrain_dataset=svhn",))
-    assert datasets_of(elsewhere) == [("cifar10", 32), ("svhn", 32)]
+    assert datasets_of(elsewhere) == [("cifar10", 32, False), ("svhn", 32, False)]
+    whole = plan("table4", combinations=("none",), settings=("crop_from=original", "crop_padding=0"))
+    assert datasets_of(whole) == [("cifar10", 32, True)]
 
 
 # Picking cells
