@@ -6,12 +6,14 @@ node share one copy. Where the images come from is `relvit.sources`' matter. Thi
 
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -19,8 +21,11 @@ from PIL import Image
 
 from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Source, interleaved_classes, read_source, shorten
 
+logger = logging.getLogger(__name__)
+
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
-CACHE_VERSION = 2
+CACHE, CACHE_VERSION = ".relvit-cache", 3
+CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given; no other can be as large
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A decoded data set. mean and std: per channel over the training images, for values in [0, 1]."""
+    """A decoded data set.
+
+    mean and std: per channel over the training images, for values in [0, 1]; fingerprint: a digest of all images,
+    labels and splits, the same wherever and from whatever files they were decoded; "" where it is not known.
+    """
 
     name: str
     image_size: int
@@ -59,16 +68,25 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split
+    fingerprint: str = ""
 
     def train_val(self, seed: int, train_images: int = 0) -> tuple[Split, Split]:
         """The training and validation split of one seed.
 
-        Where the data set has no val split, a tenth of each class is held out from train. train_images > 0 keeps
-        that many of what is left, an equal share of each class. Raises DataError if there are fewer.
+        Where the data set has no val split, a tenth of each class is held out from train, but not the only image of a
+        class. train_images > 0 keeps that many of what is left, an equal share of each class. Raises DataError if there
+        are fewer, or if all training images are one colour.
         """
+        if self.std == CONSTANT:
+            raise DataError(
+                f"all training images of {self.name} are one and the same colour: there is nothing to learn"
+            )
         rng = np.random.default_rng(seed)
         order = interleaved_classes(self.train.labels, rng)
         held_out = round(len(order) * VAL_SHARE) if self.val is None else 0
+        only = np.bincount(self.train.labels)[self.train.labels[order[:held_out]]] == 1
+        order[:held_out] = np.concatenate([order[:held_out][~only], order[:held_out][only]])
+        held_out -= int(only.sum())
         if self.val is None and not 0 < held_out < len(order):
             raise DataError(f"{len(order)} training images of {self.name} are too few to hold out a tenth for val")
         fit = order[held_out:]
@@ -101,9 +119,9 @@ def native_image_size(name: str, data_root: Path) -> int:
 def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
     """Images in train, val (may be missing) and test, without decoding or downloading any: from the cache, by what is
     published under that name, or by counting class folders. Raises DataError where there is no such data set."""
-    meta = _cache_folder(name, data_root, image_size) / "meta.json"
-    if meta.exists():
-        return json.loads(meta.read_text())["splits"]
+    meta = _meta(_cache_folder(name, data_root, image_size))
+    if meta is not None:
+        return meta["splits"]
     try:
         source = read_source(name, data_root, download=False)
     except DatasetNotDownloaded:
@@ -114,9 +132,14 @@ def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
 def load(name: str, data_root: Path, image_size: int) -> Dataset:
     """The decoded data set, from the cache if it is there. For trials: does not look at the source again."""
     folder = _cache_folder(name, data_root, image_size)
-    if not (folder / "meta.json").exists():
-        return prepare(name, data_root, image_size)
-    return _open_cache(name, folder)
+    meta = _meta(folder)
+    return prepare(name, data_root, image_size) if meta is None else _open_cache(name, folder, meta)
+
+
+def fingerprint_of(name: str, data_root: Path, image_size: int) -> str:
+    """The fingerprint of a data set as it was decoded last; "" where it was not yet. Looks at nothing but the cache."""
+    meta = _meta(_cache_folder(name, data_root, image_size))
+    return "" if meta is None else meta["content"]
 
 
 def prepare(name: str, data_root: Path, image_size: int, download: bool = True) -> Dataset:
@@ -129,14 +152,18 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True) 
     folder = _cache_folder(name, data_root, image_size)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # For all sizes, since they share one source, which may have to be downloaded; for all who may write there.
+        with FileLock(folder.parent / f"{name}.lock", mode=folder.parent.stat().st_mode & 0o666):
+            source = read_source(name, data_root, download)
+            for note in source.notes:
+                logger.warning(note)
+            meta = _meta(folder)
+            if meta is None or meta["fingerprint"] != source.fingerprint:
+                meta = _write_cache(source, folder, image_size)
     except OSError as error:
-        raise DataError(f"the data folder {folder.parent} cannot be made: {error.strerror}") from error
-    # For all sizes, since they share one source, which may have to be downloaded.
-    with FileLock(folder.parent / f"{name}.lock"):
-        source = read_source(name, data_root, download)
-        if _cached_fingerprint(folder) != source.fingerprint:
-            _write_cache(source, folder, image_size)
-    return _open_cache(name, folder)
+        place = error.filename or folder.parent
+        raise DataError(f"{name} cannot be decoded to {place}: {error.strerror or error}") from error
+    return _open_cache(name, folder, meta)
 
 
 # Decoding
@@ -149,17 +176,24 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _decode(image: Path | np.ndarray, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: any mode to RGB (as the published code, alpha is dropped), the shorter side resized to
-    `size`, the centre cropped. Raises DataError for a file that cannot be read."""
+def _decode(image: Path | np.ndarray, size: int, depth: int) -> tuple[np.ndarray, int]:
+    """uint8 [size, size, 3], and the largest value of deep greyscale (16 or 32 bits a pixel in the file), else 0.
+
+    Any mode to RGB (as in the published code, alpha is dropped), the shorter side resized to `size`, the centre
+    cropped. EXIF's rotation is left aside: pixels stay where the file has them. depth: the bits that deep greyscale
+    uses, of which the upper 8 are kept. Raises DataError for a file that cannot be read.
+    """
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else _open(image)
+    largest = 0
     try:
         if picture.mode == "F":
             raise DataError(f"{image} has floating-point pixels of unknown range; convert it to 8 bits")
         if picture.mode.startswith("I"):
-            # Pillow would clip 16 bits at 255; the upper 8 are kept.
-            upper = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
-            picture = Image.fromarray(upper.astype(np.uint8))
+            values = np.asarray(picture).astype(np.int64)  # Pillow would clip them at 255
+            largest = int(values.max())
+            if values.min() < 0:
+                raise DataError(f"{image} has negative pixels, of unknown range; convert it to 8 bits")
+            picture = Image.fromarray((values >> (depth - 8)).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGB")
     except DataError:
         raise
@@ -171,7 +205,7 @@ def _decode(image: Path | np.ndarray, size: int) -> np.ndarray:
         left, top = (width - size) // 2, (height - size) // 2
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         picture = picture.crop((left, top, left + size, top + size))
-    return np.asarray(picture)
+    return np.asarray(picture), largest
 
 
 # Cache: one folder a data set and size, replaced as a whole
@@ -180,50 +214,55 @@ def _decode(image: Path | np.ndarray, size: int) -> np.ndarray:
 def _cache_folder(name: str, data_root: Path, image_size: int) -> Path:
     """Beside the data set, or, where that cannot be written, in the user's cache folder."""
     root = data_root
-    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    nearest = next(path for path in (root / CACHE, root, *root.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK):
         user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         root = user_cache / "relvit" / hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
-    return root / ".relvit-cache" / f"{name}-{image_size}"
+    return root / CACHE / f"{name}-{image_size}"
 
 
-def _cached_fingerprint(folder: Path) -> str | None:
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """What is said of a cache; None where there is none that this version reads."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
+        return meta if meta["version"] == CACHE_VERSION else None
     except FileNotFoundError:
         return None
-    return meta["fingerprint"] if meta["version"] == CACHE_VERSION else None
+    except OSError as error:
+        raise DataError(f"{folder / 'meta.json'} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: decoded anew
 
 
-def _write_cache(source: Source, folder: Path, size: int) -> None:
+def _write_cache(source: Source, folder: Path, size: int) -> dict[str, Any]:
     images = [image for split_images, _ in source.splits.values() for image in split_images]
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for left in folder.parent.glob(f".{folder.name}.{'?' * 8}.tmp"):  # a killed process's, and as large as the cache
+        shutil.rmtree(left, ignore_errors=True)
+    # Not tempfile's, which nobody else may read: a data folder may be a lab's.
+    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        array = np.lib.format.open_memmap(
-            scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3)
-        )
-        problems = []
-
-        def fill(index: int) -> None:
-            try:
-                array[index] = _decode(images[index], size)
-            except DataError as error:
-                problems.append(str(error))
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(fill, range(len(images)), chunksize=256))
-        if problems:
-            raise DataError(shorten(sorted(problems)))
+        scratch.mkdir()
+        array = _allocated(scratch / "images.npy", (len(images), size, size, 3))
+        depth = _decode_all(images, array, 16)
+        if 0 < depth < 16 or depth > 16:
+            logger.warning(f"{folder.name}: its deep greyscale files hold {depth} bits, of which the upper 8 are kept")
+            _decode_all(images, array, depth)
         array.flush()
         np.save(scratch / "labels.npy", labels)
         trained = len(source.splits["train"][1])
         mean, std = _channel_statistics(array[:trained])
+        splits = {split: len(split_labels) for split, (_, split_labels) in source.splits.items()}
+        content = hashlib.sha256(json.dumps([splits, array.shape]).encode())
+        content.update(labels)
+        for start in range(0, len(images), 1024):
+            content.update(array[start : start + 1024])
         meta = {
             "version": CACHE_VERSION,
             "fingerprint": source.fingerprint,
+            "content": content.hexdigest()[:16],
             "classes": source.classes,
-            "splits": {split: len(split_labels) for split, (_, split_labels) in source.splits.items()},
+            "splits": splits,
             "mean": mean,
             "std": std,
         }
@@ -233,6 +272,38 @@ def _write_cache(source: Source, folder: Path, size: int) -> None:
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return meta
+
+
+def _allocated(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new memory map of bytes for which the disk has room: where it fills later, writing to the map would kill the
+    process. Raises OSError where there is not."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} ({array.nbytes / 1e9:.2g} GB are needed)", path) from error
+    return array
+
+
+def _decode_all(images: list[Path | np.ndarray], array: np.ndarray, depth: int) -> int:
+    """Decode into `array` [m, S, S, 3]. Returns how many bits deep greyscale uses, at least 8, or 0 where there is
+    none. Raises DataError with the files that cannot be read."""
+    problems, largest = [], [0]
+
+    def fill(index: int) -> None:
+        try:
+            array[index], peak = _decode(images[index], array.shape[1], depth)
+            largest.append(max(peak, 128) if peak else 0)
+        except DataError as error:
+            problems.append(str(error))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(len(images)), chunksize=256))
+    if problems:
+        raise DataError(shorten(sorted(problems)))
+    return max(largest).bit_length()
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -244,11 +315,10 @@ def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
-    return mean.tolist(), np.where(std < 1 / 255, 1.0, std).tolist()
+    return mean.tolist(), np.where(std < 1 / 255, CONSTANT, std).tolist()
 
 
-def _open_cache(name: str, folder: Path) -> Dataset:
-    meta = json.loads((folder / "meta.json").read_text())
+def _open_cache(name: str, folder: Path, meta: dict[str, Any]) -> Dataset:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     splits, start = {}, 0
@@ -265,4 +335,5 @@ def _open_cache(name: str, folder: Path) -> Dataset:
         train=splits["train"],
         val=splits.get("val"),
         test=splits["test"],
+        fingerprint=meta["content"],
     )
