@@ -434,6 +434,36 @@ def test_a_checkpoint_of_a_data_set_that_has_grown_is_refused(small, digits, tmp
         list(train(cell, grown, tmp_path))
 
 
+def test_a_checkpoint_of_other_images_is_refused_and_one_that_does_not_say_is_continued(small, tmp_path):
+    cell, other = make_cell(**TINY), dataclasses.replace(small, fingerprint="f" * 16)
+    rows = take(2, train(cell, small, tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError) as caught:
+        next(train(cell, other, tmp_path))
+    assert str(caught.value) == (
+        "these are not the images of the checkpoint: digits has other images, labels or splits now than "
+        f"{cell.cell_id} was trained on; bring those back, or remove {tmp_path} to train it anew"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # As an older version wrote it.
+    state = newest(tmp_path)
+    assert state.pop("images") == [small.fingerprint, small.fingerprint]
+    checkpoint.save(state, tmp_path, 2, 1)
+    assert take(2, train(cell, other, tmp_path)) == rows
+
+
+def test_a_pre_training_on_other_images_is_not_taken_over(small, tmp_path):
+    cell, left = make_cell(**TINY), tmp_path / "left"
+    take(2, train(cell, small, tmp_path / "own", pretrained=left))
+    other = dataclasses.replace(small, fingerprint="f" * 16)
+    with pytest.raises(ValueError, match=f"not the images of the checkpoint: .* or remove {left} to train it anew"):
+        next(train(cell, other, tmp_path / "other", pretrained=left))
+    # Only its own phase's images count.
+    assert newest(left)["images"] == [small.fingerprint]
+    rows = train(cell, other, tmp_path / "third", pretrain_dataset=small, pretrained=left)
+    assert take(2, rows)[1]["epoch"] == 2
+
+
 # A linear probe
 
 
