@@ -440,7 +440,7 @@ MAKING = ["--tracking-uri", "--experiment", "--study", "--format", "--where", "-
 
 def command_line(folder: Path, draw: random.Random) -> Case:
     def drawn(options: list[str]) -> list[str]:
-        chosen = draw.sample(options, draw.randrange(1, 4))
+        chosen = draw.sample(options, min(len(options), draw.randrange(1, 4)))
         return [part for option in chosen for part in (option, draw.choice(VALUES))]
 
     entries = [
