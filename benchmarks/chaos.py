@@ -420,8 +420,9 @@ def verify(quiet: "Campaign", shaken: "Campaign", cells: int) -> list[str]:
 def report(options: argparse.Namespace, quiet: Campaign, shaken: Campaign, problems: list[str], cells: int) -> str:
     faults = sum(shaken.faults.values())
     good = (
-        f"one finished MLflow run for each of the {cells} cells, no step missing or twice, and every metric of every "
-        "row, the account's history and state, and the final weights of every cell equal to those without faults"
+        f"one finished MLflow run for each of the {cells} cells, no step missing or twice; every metric of every row, "
+        "the account's history and state as without faults; and the final weights of every cell equal bit by bit to "
+        "those without faults"
     )
     lines = [
         "# Faults against a running sweep",

@@ -23,5 +23,5 @@ def test_a_sweep_survives_every_kind_of_fault(tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     report = (tmp_path / "report.md").read_text()
-    assert "the final weights of every cell equal to those without faults" in report
+    assert "equal bit by bit to those without faults" in report
     assert "| All | 11 |" in report
