@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,10 +137,16 @@ def load(name: str, data_root: Path, image_size: int) -> Dataset:
     return prepare(name, data_root, image_size) if meta is None else _open_cache(name, folder, meta)
 
 
-def fingerprint_of(name: str, data_root: Path, image_size: int) -> str:
+def cached_fingerprint(name: str, data_root: Path, image_size: int) -> str:
     """The fingerprint of a data set as it was decoded last; "" where it was not yet. Looks at nothing but the cache."""
     meta = _meta(_cache_folder(name, data_root, image_size))
     return "" if meta is None else meta["content"]
+
+
+def fingerprint_of(fingerprints: Iterable[str]) -> str:
+    """One for all the data sets of a cell; "" where one of them is not known."""
+    known = list(fingerprints)
+    return "+".join(known) if all(known) else ""
 
 
 def prepare(name: str, data_root: Path, image_size: int, download: bool = True) -> Dataset:

@@ -546,8 +546,8 @@ def test_the_fingerprint_is_of_the_images_and_not_of_their_files(tmp_path):
     assert len(first) == 16
     assert data.prepare("pets", tmp_path / "b", 8).fingerprint == first
     assert data.load("pets", tmp_path / "b", 8).fingerprint == first
-    assert data.fingerprint_of("pets", tmp_path / "a", 8) == first
-    assert data.fingerprint_of("pets", tmp_path / "a", 12) == ""
+    assert data.cached_fingerprint("pets", tmp_path / "a", 8) == first
+    assert data.cached_fingerprint("pets", tmp_path / "a", 12) == ""
 
 
 @pytest.mark.parametrize("change", ["a pixel", "a label", "a split"])
