@@ -44,7 +44,7 @@ from relvit.files import location
 from relvit.train import train
 from sweeps import ablation, hpo, pictures, reconcile
 from sweeps.account.account import RUNNING, Account
-from sweeps.planning.plan import Request, plan, prepare_data
+from sweeps.planning.plan import PlanError, Request, plan, prepare_data
 
 PATIENCE = 60  # seconds that a command may take
 STATUSES = {
@@ -304,7 +304,10 @@ def a_checkpoint(folder: Path, draw: random.Random) -> Case:
 def recipe(folder: Path, draw: random.Random) -> Case:
     path = folder / "recipe.json"
     change(path, draw, damaged_json)
-    return Case("a recipe", ablation.main, planning(folder, "--recipe", str(path)), ("recipe.json",))
+    # A value that its field does not admit is named by the field.
+    return Case(
+        "a recipe", ablation.main, planning(folder, "--recipe", str(path)), ("recipe.json", "drop_path", "batch_size")
+    )
 
 
 STATEMENTS = [
@@ -328,13 +331,18 @@ def study(folder: Path, draw: random.Random) -> Case:
         change(path, draw)
     else:
         path.write_text(f"{path.read_text()}{draw.choice(STATEMENTS)}\n")
-    return Case("a study file", ablation.main, planning(folder, "--study", str(path)), ("mine.py",))
+    return Case(
+        "a study file", ablation.main, planning(folder, "--study", str(path)), ("mine.py", "backbone", "data set")
+    )
 
 
 def preparing(folder: Path, name: str, size: int) -> Callable[[], int]:
     def run() -> int:
-        (cell, *_) = plan(Request("table4", "demo", folder / "data", dataset=name, image_size=size, backbone="vit_xs8"))
-        problems = prepare_data([cell], folder / "data", download=False)
+        request = Request("table4", "demo", folder / "data", dataset=name, image_size=size, backbone="vit_xs8")
+        try:
+            problems = prepare_data(list(plan(request))[:1], folder / "data", download=False)
+        except PlanError as error:
+            problems = error.problems
         print("\n".join(problems), file=sys.stderr)
         return 2 if problems else 0
 

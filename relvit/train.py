@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,21 +139,24 @@ def train(
     Raises NotFiniteError; ValueError where a folder belongs to another cell, or its checkpoint to other images.
     """
     run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test)
-    state = checkpoint.load_newest(folder, device, note)
+    with _reading(folder):
+        state = checkpoint.load_newest(folder, device, note)
     if state is not None:
-        if state["cell_id"] != cell.cell_id:
-            raise ValueError(f"{folder} holds the checkpoints of {state['cell_id']}, not of {cell.cell_id}")
-        run.require_same_images(state, folder)
-        if run.lacks_first_results(state):  # trained by a search; what its first phase left is measured now
-            run.take_over(_first_phase(state, pretrained, device, note), pretrained or folder)
-            state["results"] = run.results
-            if state["finished"]:  # the first phase is all there is
-                state |= {"finished": False, "history": run.history}
-        yield from (row for row in state["history"] if test or row["phase"] != "test")
+        with _reading(folder):
+            if state["cell_id"] != cell.cell_id:
+                raise ValueError(f"{folder} holds the checkpoints of {state['cell_id']}, not of {cell.cell_id}")
+            run.require_same_images(state, folder)
+            if run.lacks_first_results(state):  # trained by a search; what its first phase left is measured now
+                run.take_over(_first_phase(state, pretrained, device, note), pretrained or folder)
+                state["results"] = run.results
+                if state["finished"]:  # the first phase is all there is
+                    state |= {"finished": False, "history": run.history}
+            told = [row for row in state["history"] if test or row["phase"] != "test"]
+            if not state["finished"] and not run.done:
+                run.restore(state)
+        yield from told
         if state["finished"]:
             return
-        if not run.done:
-            run.restore(state)
     elif (state := _state_to_fork(cell, forked, device, note)) is not None:
         run.require_same_images(state, forked)
         run.restore(state)
@@ -185,6 +189,21 @@ def train(
     checkpoint.save(run.final_state(), folder, None, keep)
     remove_leftovers(folder)
     yield result
+
+
+@contextmanager
+def _reading(folder: Location) -> Iterator[None]:
+    """Where a checkpoint's bytes are whole, but not such as `train` writes, a ValueError that names its folder."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError) as error:
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"the newest checkpoint in {folder} is none of this program's ({type(error).__name__}: {said}); remove it, "
+            "and the one before is continued"
+        ) from error
 
 
 class _Due:

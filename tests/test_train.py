@@ -8,6 +8,7 @@ import itertools
 import math
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -450,6 +451,19 @@ def test_a_checkpoint_of_other_images_is_refused_and_one_that_does_not_say_is_co
     assert state.pop("images") == [small.fingerprint, small.fingerprint]
     checkpoint.save(state, tmp_path, 2, 1)
     assert take(2, train(cell, other, tmp_path)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("history", None), ("optimizer", {}), ("model", {}), ("cell", Path("here"))]
+)
+def test_a_whole_checkpoint_that_no_training_wrote_is_told_by_its_folder_and_left_alone(small, tmp_path, name, value):
+    cell = make_cell(**TINY)
+    take(1, train(cell, small, tmp_path))
+    checkpoint.save({**newest(tmp_path), name: value}, tmp_path, 2, 2)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"the newest checkpoint in {tmp_path} is none of this program's"):
+        list(train(cell, small, tmp_path))
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_pre_training_on_other_images_is_not_taken_over(small, tmp_path):
