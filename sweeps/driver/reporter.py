@@ -137,7 +137,7 @@ class Reporter(Callback):
         self._history.setdefault(cell.cell_id, {})[row["epoch"], row["phase"] == "test"] = row
         used = int(usage.get("gpu_memory_bytes", 0))
         self._peak[cell.cell_id] = max(self._peak.get(cell.cell_id, 0), used)
-        self._images[cell.cell_id] = result[WORKER][DATA_FINGERPRINT]
+        self._images[cell.cell_id] = result[WORKER].get(DATA_FINGERPRINT, "")
         if not item.is_foreign:
             now = int(time.time() * 1000)
             self._tracking.put(self._tracker.log, cell.cell_id, row, result[WORKER], usage, now)
