@@ -9,12 +9,12 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation tables pictures test fast-test lint ui bench clean
+.PHONY: help ablation tables pictures test fast-test lint ui lock bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
 	@echo
-	@echo 'also: make tables | pictures | ui | lint | fast-test | bench | clean'
+	@echo 'also: make tables | pictures | ui | lint | fast-test | lock | bench | clean'
 
 # The stamp is written last: an installation that was interrupted is begun again.
 $(BIN)/.installed: pyproject.toml
@@ -59,6 +59,11 @@ lint: $(BIN)/.installed
 # Every run, also while it trains: http://127.0.0.1:5000, with a password: others may have an account on this machine.
 ui: $(BIN)/.installed
 	MLFLOW_BACKEND_STORE_URI=sqlite:///mlflow.db $(BIN)/python sweeps/serve_mlflow.py --folder "$(HOME)/mlflow/local"
+
+# requirements.lock, what the images and clusters install: the versions that are installed here. Run the tests first.
+lock: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,postgres]'
+	$(BIN)/python kubernetes/lock.py > requirements.lock
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/augmentation.py

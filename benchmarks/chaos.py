@@ -2,15 +2,17 @@
 
     python benchmarks/chaos.py --faults 100 --report docs/chaos.md
 
-First the study runs undisturbed. Then it runs again while faults are drawn at random: a trial killed, the driver
-killed, a node taken away (and given back), the newest checkpoint cut short, MLflow's server stopped, the storage full.
-The driver is started again, by the same command, whenever it has ended. In the end there must be one finished MLflow
-run per cell, every step once, and the final weights of every cell equal bit by bit to those without faults. Exit
-status 1 where that is not so. Filling the storage needs the right to mount a tmpfs; without it that fault is left out,
-and the report says so.
+First the study runs undisturbed. Then it runs again while faults are drawn at random: a trial killed or suspended, the
+driver killed, stopped as `ray job stop` does it, or suspended until another has taken its cells over, a second driver
+started beside it, a node taken away (and given back), the newest checkpoint cut short, a cell's state damaged, MLflow's
+server stopped, the storage full. The driver is started again, by the same command, whenever it has ended. In the end
+there must be one finished MLflow run per cell, every step once, and every metric of every row, the account's history
+and state, and the final weights of every cell equal to those without faults. Exit status 1 where that is not so.
+Filling the storage needs the right to mount a tmpfs; without it that fault is left out, and the report says so.
 """
 
 import argparse
+import json
 import os
 import random
 import secrets
@@ -25,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,6 +42,10 @@ from ray.cluster_utils import Cluster
 from relvit.checkpoint import load_newest
 
 STORAGE_MEGABYTES = 400
+TAKEN_OVER = 50.0  # seconds after which a suspended driver's lease has expired and another holds its cells
+STOPPED = 3.0  # seconds that Ray gives a job which it stops, before it kills it
+SPEEDS = {"images_per_second", "epoch_seconds", "training_seconds"}  # all that two equal runs may differ in
+BESIDE = {0, 1, 4, 130}  # how a driver may end beside another: 4 where the cells are the other's
 
 
 class Nodes:
@@ -122,6 +129,8 @@ class Campaign:
         self.mounted = bool(faults) and _mount(self._storage)
         self._server = Server(folder)
         self._driver: subprocess.Popen | None = None
+        self._beside: list[subprocess.Popen] = []  # drivers that were suspended, or started beside the first
+        self.problems: list[str] = []
         self.faults: Counter[str] = Counter()
         self.starts = 0
         self.seconds = 0.0
@@ -148,13 +157,17 @@ class Campaign:
                 else:
                     time.sleep(0.2)
             self._do_what_is_due(all_of_it=True)
+            for driver in self._beside:
+                if driver.wait(600) not in BESIDE:
+                    self.problems.append(f"a driver beside another ended with {driver.returncode}")
             # The last driver may have ended while MLflow was away: one more start enters what is missing.
             self._start()
             if self._driver.wait() != 0:
                 raise RuntimeError(f"the last start failed: see {self._folder}/driver.log")
         finally:
-            if self._driver and self._driver.poll() is None:
-                self._driver.kill()
+            for driver in filter(None, (self._driver, *self._beside)):
+                if driver.poll() is None:
+                    driver.kill()
             self.seconds = time.monotonic() - started
 
     def close(self) -> None:
@@ -171,10 +184,13 @@ class Campaign:
         return self._storage / "results"
 
     def _start(self) -> None:
-        self.starts += 1
         if not self._server.runs:  # a driver refuses to start without it, and that is no fault of the sweep
             self._do_what_is_due(all_of_it=True)
-        self._driver = subprocess.Popen(
+        self._driver = self._drive()
+
+    def _drive(self) -> subprocess.Popen:
+        self.starts += 1
+        return subprocess.Popen(
             [
                 *(sys.executable, str(ROOT / "sweeps/ablation.py"), "--address", self._nodes.address),
                 *("--storage", str(self.storage), "--tracking-uri", self.uri),
@@ -191,7 +207,12 @@ class Campaign:
         """Draw a fault. Whether there was something that it could strike; only then it counts."""
         kinds = {
             "trial killed": 12,
+            "trial suspended": 2,
             "driver killed": 3,
+            "driver stopped by Ray": 1,
+            "driver suspended and woken": 1 if not self._beside else 0,
+            "second driver": 1 if not self._beside else 0,
+            "state damaged": 1,
             "node taken away": 2,
             "newest checkpoint cut short": 4,
             "MLflow stopped": 1 if self._server.runs else 0,
@@ -203,7 +224,12 @@ class Campaign:
             kind = missing[0] if missing else kind
         struck = {
             "trial killed": self._kill_a_trial,
+            "trial suspended": self._suspend_a_trial,
             "driver killed": self._kill_the_driver,
+            "driver stopped by Ray": self._stop_the_driver,
+            "driver suspended and woken": self._suspend_the_driver,
+            "second driver": self._start_another,
+            "state damaged": self._damage_a_state,
             "node taken away": self._take_a_node,
             "newest checkpoint cut short": self._cut_a_checkpoint,
             "MLflow stopped": self._stop_mlflow,
@@ -223,6 +249,55 @@ class Campaign:
         self._driver.kill()
         self._driver.wait()
         return ran
+
+    def _stop_the_driver(self) -> bool:
+        """As `ray job stop`: a polite end, and after some seconds another."""
+        ran = self._driver.poll() is None
+        self._driver.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._driver.wait(STOPPED)
+        self._driver.kill()
+        self._driver.wait()
+        return ran
+
+    def _suspend_the_driver(self) -> bool:
+        """It sleeps until another driver has its cells, wakes, and has to end without a word to anyone's files."""
+        asleep = self._driver
+        if asleep.poll() is not None:
+            return False
+        asleep.send_signal(signal.SIGSTOP)
+        self._beside.append(asleep)
+        self._start()
+        self._later.append((time.monotonic() + TAKEN_OVER, lambda: asleep.send_signal(signal.SIGCONT)))
+        return True
+
+    def _start_another(self) -> bool:
+        self._beside.append(self._drive())
+        return True
+
+    def _suspend_a_trial(self) -> bool:
+        trials = self._nodes.trials()
+        if not trials or not _signal(trials[0], signal.SIGSTOP):
+            return False
+        self._later.append((time.monotonic() + 10, lambda: _signal(trials[0], signal.SIGCONT)))
+        return True
+
+    def _damage_a_state(self) -> bool:
+        """A cell's state is cut short, and the driver dies. It must say which file and leave the rest alone; then the
+        file is removed, as it says."""
+        paths = sorted(self.storage.glob("cells/*/state.json"))
+        if not paths:
+            return False
+        path = self._draw.choice(paths)
+        self._kill_the_driver()
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        self._start()
+        if self._driver.wait() == 2:
+            if path.parent.name not in (self._folder / "driver.log").read_text():
+                self.problems.append(f"a damaged {path.name} was not named")
+            path.write_bytes(whole)
+        return True
 
     def _take_a_node(self) -> bool:
         self._nodes.replace_one(self._draw)
@@ -283,10 +358,45 @@ def weights(storage: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def verify(reference: Path, campaign: Campaign, cells: int) -> list[str]:
+def account(storage: Path) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """By cell, its rows and what its state says, without speeds and times."""
+    found = {}
+    for path in storage.glob("cells/*/history.json"):
+        state = json.loads(path.with_name("state.json").read_text())
+        known = {name: state[name] for name in ("state", "reason", "failure", "micro_batches")}
+        found[path.parent.name] = (list(map(_lasting, json.loads(path.read_text()))), known)
+    return found
+
+
+def _lasting(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in SPEEDS}
+
+
+def tracked(client: MlflowClient, run_id: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The metrics of a run that are not, point by point, those of the rows."""
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            # The result shares its step with the last epoch, whose row has "epoch".
+            if name != "phase" and not (name == "epoch" and row["phase"] == "test"):
+                expected.setdefault(name, []).append((row["epoch"], float(value)))
+    return [
+        name
+        for name, points in expected.items()
+        if sorted((point.step, point.value) for point in client.get_metric_history(run_id, name)) != sorted(points)
+    ]
+
+
+def verify(quiet: "Campaign", shaken: "Campaign", cells: int) -> list[str]:
     """What is not as it must be."""
-    problems = []
-    client = MlflowClient(campaign.uri)
+    problems = [*quiet.problems, *shaken.problems]
+    sound, kept = account(quiet.storage), account(shaken.storage)
+    if sound.keys() != kept.keys() or len(sound) != cells:
+        problems.append(f"the account has {len(kept)} finished cells, and {len(sound)} without faults")
+    for cell in sound.keys() & kept.keys():
+        problems += [f"the history of {cell} differs"] * (sound[cell][0] != kept[cell][0])
+        problems += [f"the state of {cell} is {kept[cell][1]}"] * (sound[cell][1] != kept[cell][1])
+    client = MlflowClient(shaken.uri)
     experiment = client.get_experiment_by_name("relvit").experiment_id
     runs = client.search_runs([experiment], "tags.cell_id != ''")
     if len(runs) != cells:
@@ -296,17 +406,13 @@ def verify(reference: Path, campaign: Campaign, cells: int) -> list[str]:
     for run in runs:
         if run.info.status != "FINISHED":
             problems.append(f"{run.info.run_name} is {run.info.status}")
-        total = int(run.data.params["pretrain_epochs"]) + int(run.data.params["epochs"])
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, "epoch")]
-        if steps != list(range(1, total + 1)):
-            problems.append(f"{run.info.run_name} has the steps {steps}")
-        if len(client.get_metric_history(run.info.run_id, "test_accuracy")) != 1:
-            problems.append(f"{run.info.run_name} has not one test result")
-    sound, shaken = weights(reference), weights(campaign.storage)
-    if sound.keys() != shaken.keys() or len(sound) != cells:
-        problems.append(f"final weights of {len(shaken)} cells for {len(sound)} without faults")
-    for cell in sound.keys() & shaken.keys():
-        if any(not torch.equal(value, shaken[cell][name]) for name, value in sound[cell].items()):
+        rows, _ = sound.get(run.data.tags["cell_id"], ([], {}))
+        problems += [f"{run.info.run_name} has another {name}" for name in tracked(client, run.info.run_id, rows)]
+    before, after = weights(quiet.storage), weights(shaken.storage)
+    if before.keys() != after.keys() or len(before) != cells:
+        problems.append(f"final weights of {len(after)} cells for {len(before)} without faults")
+    for cell in before.keys() & after.keys():
+        if any(not torch.equal(value, after[cell][name]) for name, value in before[cell].items()):
             problems.append(f"the final weights of {cell} differ")
     return problems
 
@@ -314,8 +420,9 @@ def verify(reference: Path, campaign: Campaign, cells: int) -> list[str]:
 def report(options: argparse.Namespace, quiet: Campaign, shaken: Campaign, problems: list[str], cells: int) -> str:
     faults = sum(shaken.faults.values())
     good = (
-        f"one finished MLflow run for each of the {cells} cells, no step missing or twice, and the final weights of "
-        "every cell equal bit by bit to those without faults"
+        f"one finished MLflow run for each of the {cells} cells, no step missing or twice; every metric of every row, "
+        "the account's history and state as without faults; and the final weights of every cell equal bit by bit to "
+        "those without faults"
     )
     lines = [
         "# Faults against a running sweep",
@@ -348,8 +455,12 @@ def _mount(folder: Path) -> bool:
 
 def _kill(pid: int) -> bool:
     """End a process at once. Whether it was still there."""
+    return _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return False
     return True
@@ -400,7 +511,7 @@ def main() -> int:
     try:
         quiet.run()
         shaken.run()
-        problems = verify(quiet.storage, shaken, cells)
+        problems = verify(quiet, shaken, cells)
     finally:
         quiet.close()
         shaken.close()

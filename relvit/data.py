@@ -8,12 +8,15 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
+import secrets
 import shutil
-import tempfile
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -31,9 +34,12 @@ from relvit.sources import (
 )
 from relvit.sources import Image as SourceImage
 
+logger = logging.getLogger(__name__)
+
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
-CACHE_VERSION = 2
 LARGEST = 3  # times the image size: the side at which whole images are stored at most; crops of a ninth stay sharp
+CACHE, CACHE_VERSION = ".relvit-cache", 3
+CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given; no other can be as large
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A decoded data set. mean and std: per channel over the training images, for values in [0, 1]."""
+    """A decoded data set.
+
+    mean and std: per channel over the training images, for values in [0, 1]; fingerprint: a digest of all images,
+    labels and splits, the same wherever and from whatever files they were decoded; "" where it is not known.
+    """
 
     name: str
     image_size: int
@@ -74,16 +84,25 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split
+    fingerprint: str = ""
 
     def train_val(self, seed: int, train_images: int = 0) -> tuple[Split, Split]:
         """The training and validation split of one seed.
 
-        Where the data set has no val split, a tenth of each class is held out from train. train_images > 0 keeps
-        that many of what is left, an equal share of each class. Raises DataError if there are fewer.
+        Where the data set has no val split, a tenth of each class is held out from train, but not the only image of a
+        class. train_images > 0 keeps that many of what is left, an equal share of each class. Raises DataError if there
+        are fewer, or if all training images are one colour.
         """
+        if self.std == CONSTANT:
+            raise DataError(
+                f"all training images of {self.name} are one and the same colour: there is nothing to learn"
+            )
         rng = np.random.default_rng(seed)
         order = interleaved_classes(self.train.labels, rng)
         held_out = round(len(order) * VAL_SHARE) if self.val is None else 0
+        only = np.bincount(self.train.labels)[self.train.labels[order[:held_out]]] == 1
+        order[:held_out] = np.concatenate([order[:held_out][~only], order[:held_out][only]])
+        held_out -= int(only.sum())
         if self.val is None and not 0 < held_out < len(order):
             raise DataError(f"{len(order)} training images of {self.name} are too few to hold out a tenth for val")
         fit = order[held_out:]
@@ -116,9 +135,9 @@ def native_image_size(name: str, data_root: Path) -> int:
 def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
     """Images in train, val (may be missing) and test, without decoding or downloading any: from the cache, by what is
     published under that name, or by counting class folders. Raises DataError where there is no such data set."""
-    meta = _cache_folder(name, data_root, image_size) / "meta.json"
-    if meta.exists():
-        return json.loads(meta.read_text())["splits"]
+    meta = _meta(_cache_folder(name, data_root, image_size))
+    if meta is not None:
+        return meta["splits"]
     try:
         source = read_source(name, data_root, download=False)
     except DatasetNotDownloaded:
@@ -129,9 +148,20 @@ def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
 def load(name: str, data_root: Path, image_size: int, whole: bool = False) -> Dataset:
     """The decoded data set, from the cache if it is there. For trials: does not look at the source again."""
     folder = _cache_folder(name, data_root, image_size, whole)
-    if not (folder / "meta.json").exists():
-        return prepare(name, data_root, image_size, whole=whole)
-    return _open_cache(name, folder)
+    meta = _meta(folder)
+    return prepare(name, data_root, image_size, whole=whole) if meta is None else _open_cache(name, folder, meta)
+
+
+def cached_fingerprint(name: str, data_root: Path, image_size: int, whole: bool = False) -> str:
+    """The fingerprint of a data set as it was decoded last; "" where it was not yet. Looks at nothing but the cache."""
+    meta = _meta(_cache_folder(name, data_root, image_size, whole))
+    return "" if meta is None else meta["content"]
+
+
+def fingerprint_of(fingerprints: Iterable[str]) -> str:
+    """One for all the data sets of a cell; "" where one of them is not known."""
+    known = list(fingerprints)
+    return "+".join(known) if all(known) else ""
 
 
 def prepare(name: str, data_root: Path, image_size: int, download: bool = True, whole: bool = False) -> Dataset:
@@ -146,14 +176,18 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True, 
     folder = _cache_folder(name, data_root, image_size, whole)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # For all sizes, since they share one source, which may have to be downloaded; for all who may write there.
+        with FileLock(folder.parent / f"{name}.lock", mode=folder.parent.stat().st_mode & 0o666):
+            source = read_source(name, data_root, download)
+            for note in source.notes:
+                logger.warning(note)
+            meta = _meta(folder)
+            if meta is None or meta["fingerprint"] != source.fingerprint:
+                meta = _write_cache(source, folder, image_size, whole)
     except OSError as error:
-        raise DataError(f"the data folder {folder.parent} cannot be made: {error.strerror}") from error
-    # For all sizes, since they share one source, which may have to be downloaded.
-    with FileLock(folder.parent / f"{name}.lock"):
-        source = read_source(name, data_root, download)
-        if _cached_fingerprint(folder) != source.fingerprint:
-            _write_cache(source, folder, image_size, whole)
-    return _open_cache(name, folder)
+        place = error.filename or folder.parent
+        raise DataError(f"{name} cannot be decoded to {place}: {error.strerror or error}") from error
+    return _open_cache(name, folder, meta)
 
 
 # Decoding
@@ -170,17 +204,24 @@ def _open(image: SourceImage) -> Image.Image:
         raise DataError(f"{image} cannot be read as an image: {error}") from error
 
 
-def _decode(image: SourceImage, size: int, whole: bool = False) -> np.ndarray:
-    """uint8 [size, size, 3]: any mode to RGB (as the published code, alpha is dropped), the shorter side resized to
-    `size`, the centre cropped; whole: the image stretched. Raises DataError for a file that cannot be read."""
+def _decode(image: SourceImage, size: int, depth: int, whole: bool = False) -> tuple[np.ndarray, int]:
+    """uint8 [size, size, 3], and the largest value of deep greyscale (16 or 32 bits a pixel in the file), else 0.
+
+    Any mode to RGB (as in the published code, alpha is dropped), the shorter side resized to `size`, the centre
+    cropped; whole: the image stretched. EXIF's rotation is left aside: pixels stay where the file has them. depth: the
+    bits that deep greyscale uses, of which the upper 8 are kept. Raises DataError for a file that cannot be read.
+    """
     picture = _open(image)
+    largest = 0
     try:
         if picture.mode == "F":
             raise DataError(f"{image} has floating-point pixels of unknown range; convert it to 8 bits")
         if picture.mode.startswith("I"):
-            # Pillow would clip 16 bits at 255; the upper 8 are kept.
-            upper = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
-            picture = Image.fromarray(upper.astype(np.uint8))
+            values = np.asarray(picture).astype(np.int64)  # Pillow would clip them at 255
+            largest = int(values.max())
+            if values.min() < 0:
+                raise DataError(f"{image} has negative pixels, of unknown range; convert it to 8 bits")
+            picture = Image.fromarray((values >> (depth - 8)).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGB")
     except DataError:
         raise
@@ -194,7 +235,7 @@ def _decode(image: SourceImage, size: int, whole: bool = False) -> np.ndarray:
         left, top = (width - size) // 2, (height - size) // 2
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         picture = picture.crop((left, top, left + size, top + size))
-    return np.asarray(picture)
+    return np.asarray(picture), largest
 
 
 # Cache: one folder a data set and size, replaced as a whole
@@ -203,57 +244,60 @@ def _decode(image: SourceImage, size: int, whole: bool = False) -> np.ndarray:
 def _cache_folder(name: str, data_root: Path, image_size: int, whole: bool = False) -> Path:
     """Beside the data set, or, where that cannot be written, in the user's cache folder."""
     root = data_root
-    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    nearest = next(path for path in (root / CACHE, root, *root.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK):
         user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         root = user_cache / "relvit" / hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
-    return root / ".relvit-cache" / f"{name}-{image_size}{'-whole' if whole else ''}"
+    return root / CACHE / f"{name}-{image_size}{'-whole' if whole else ''}"
 
 
-def _cached_fingerprint(folder: Path) -> str | None:
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """What is said of a cache; None where there is none that this version reads."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
+        return meta if meta["version"] == CACHE_VERSION else None
     except FileNotFoundError:
         return None
-    return meta["fingerprint"] if meta["version"] == CACHE_VERSION else None
+    except OSError as error:
+        raise DataError(f"{folder / 'meta.json'} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: decoded anew
 
 
-def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> None:
-    aspects = None
+def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[str, Any]:
+    parts, aspects = [images for images, _ in source.splits.values()], None
     if whole:
-        sizes = np.array([_open(image).size for split_images, _ in source.splits.values() for image in split_images])
+        sizes = np.array([_open(image).size for image in itertools.chain(*parts)])
         aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
-    images = enumerate(itertools.chain.from_iterable(split_images for split_images, _ in source.splits.values()))
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for left in folder.parent.glob(f".{folder.name}.{'?' * 8}.tmp"):  # a killed process's, and as large as the cache
+        shutil.rmtree(left, ignore_errors=True)
+    # Not tempfile's, which nobody else may read: a data folder may be a lab's.
+    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        array = np.lib.format.open_memmap(
-            scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(labels), size, size, 3)
-        )
-        problems = []
-
-        def fill(numbered: tuple[int, SourceImage]) -> None:
-            try:
-                array[numbered[0]] = _decode(numbered[1], size, whole)
-            except DataError as error:
-                problems.append(str(error))
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            while block := list(itertools.islice(images, 4096)):  # of Parquet, what is in memory at once
-                list(pool.map(fill, block))
-        if problems:
-            raise DataError(shorten(sorted(problems)))
+        scratch.mkdir()
+        array = _allocated(scratch / "images.npy", (len(labels), size, size, 3))
+        depth = _decode_all(parts, array, 16, whole)
+        if 0 < depth < 16 or depth > 16:
+            logger.warning(f"{folder.name}: its deep greyscale files hold {depth} bits, of which the upper 8 are kept")
+            _decode_all(parts, array, depth, whole)
         array.flush()
         np.save(scratch / "labels.npy", labels)
         if aspects is not None:
             np.save(scratch / "aspects.npy", aspects)
         trained = len(source.splits["train"][1])
         mean, std = _channel_statistics(array[:trained])
+        splits = {split: len(split_labels) for split, (_, split_labels) in source.splits.items()}
+        content = hashlib.sha256(json.dumps([splits, array.shape]).encode())
+        content.update(labels)
+        for start in range(0, len(labels), 1024):
+            content.update(array[start : start + 1024])
         meta = {
             "version": CACHE_VERSION,
             "fingerprint": source.fingerprint,
+            "content": content.hexdigest()[:16],
             "classes": source.classes,
-            "splits": {split: len(split_labels) for split, (_, split_labels) in source.splits.items()},
+            "splits": splits,
             "mean": mean,
             "std": std,
         }
@@ -263,6 +307,40 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> None:
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return meta
+
+
+def _allocated(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new memory map of bytes for which the disk has room: where it fills later, writing to the map would kill the
+    process. Raises OSError where there is not."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} ({array.nbytes / 1e9:.2g} GB are needed)", path) from error
+    return array
+
+
+def _decode_all(parts: list[Collection[SourceImage]], array: np.ndarray, depth: int, whole: bool) -> int:
+    """Decode all images of the splits into `array` [m, S, S, 3]. Returns how many bits deep greyscale uses, at least 8,
+    or 0 where there is none. Raises DataError with the files that cannot be read."""
+    problems, largest = [], [0]
+    images = enumerate(itertools.chain(*parts))
+
+    def fill(numbered: tuple[int, SourceImage]) -> None:
+        try:
+            array[numbered[0]], peak = _decode(numbered[1], array.shape[1], depth, whole)
+            largest.append(max(peak, 128) if peak else 0)
+        except DataError as error:
+            problems.append(str(error))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while block := list(itertools.islice(images, 4096)):  # of Parquet, what is in memory at once
+            list(pool.map(fill, block))
+    if problems:
+        raise DataError(shorten(sorted(problems)))
+    return max(largest).bit_length()
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -274,11 +352,10 @@ def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
-    return mean.tolist(), np.where(std < 1 / 255, 1.0, std).tolist()
+    return mean.tolist(), np.where(std < 1 / 255, CONSTANT, std).tolist()
 
 
-def _open_cache(name: str, folder: Path) -> Dataset:
-    meta = json.loads((folder / "meta.json").read_text())
+def _open_cache(name: str, folder: Path, meta: dict[str, Any]) -> Dataset:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     aspects = np.load(folder / "aspects.npy") if (folder / "aspects.npy").exists() else None
@@ -296,4 +373,5 @@ def _open_cache(name: str, folder: Path) -> Dataset:
         train=splits["train"],
         val=splits.get("val"),
         test=splits["test"],
+        fingerprint=meta["content"],
     )

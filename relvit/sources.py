@@ -6,6 +6,7 @@ after it one with `train-*.parquet` and `test-*.parquet` (and, if there, `valida
 """
 
 import hashlib
+import io
 import json
 import logging
 import pickle
@@ -15,7 +16,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _SILENCE = 60.0  # seconds without a byte after which a download has failed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+# What systems leave among folders; hidden ones aside, which are no classes either.
+SYSTEM_FOLDERS = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 LISTED = 10  # how many offending names a message holds
 
 
@@ -60,13 +63,14 @@ class Source:
     """The images of a data set, before they are decoded.
 
     splits: for each of train, val (may be missing) and test the images, as files or uint8 arrays, and labels. Images
-    are read in their order, once.
-    fingerprint: changes when the images may have.
+    are read in their order.
+    fingerprint: changes when the images may have; notes: what a person should know of the copy, a sentence each.
     """
 
     classes: list[str]
     splits: dict[str, tuple[Collection[Image], list[int]]]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class DatasetRow:
     image_size: its side in pixels; read: from the data set's folder to its source; counts: images of each split as
     published, for planning before a download; layouts: each a set of
     paths that the folder may hold, one of which it must; archives: what is downloaded into it otherwise; aliases: other
-    names that the folder may have in DATA_ROOT.
+    names that the folder may have in DATA_ROOT; md5: of unpacked files, by path.
     """
 
     image_size: int
@@ -99,6 +103,7 @@ class DatasetRow:
     layouts: tuple[tuple[str, ...], ...] = ((),)
     archives: tuple[Archive, ...] = ()
     aliases: tuple[str, ...] = ()
+    md5: Mapping[str, str] = field(default_factory=dict)
 
 
 class DatasetNotDownloaded(DataError):
@@ -108,7 +113,14 @@ class DatasetNotDownloaded(DataError):
 def read_source(name: str, data_root: Path, download: bool = True) -> Source:
     """The source of a data set, downloaded if need be. Raises DataError where it is missing, incomplete or corrupt, and
     DatasetNotDownloaded where it would have to be downloaded and must not be."""
-    source = _read_source(name, data_root, download)
+    try:
+        source = _read_source(name, data_root, download)
+    except OSError as error:
+        path = Path(error.filename or data_root / name)
+        wrong = f"cannot be read: {error.strerror or error}"
+        if isinstance(error, FileNotFoundError):
+            wrong = "is a link that leads nowhere" if path.is_symlink() else "is missing"
+        raise DataError(f"{path} {wrong}") from error
     empty = [split for split, (_, labels) in source.splits.items() if not labels]
     if empty:
         raise DataError(f"{data_root / name}: no images of {' and '.join(empty)}; the copy is not complete")
@@ -127,14 +139,30 @@ def _read_source(name: str, data_root: Path, download: bool) -> Source:
         return _read_class_folders(name, root)  # which says what is missing
     for alias in row.aliases:
         if (data_root / alias).is_dir():
-            return row.read(data_root / alias)
+            return _read_published(row, data_root / alias)
     if not found:
         if root.is_dir() and (root / "train").is_dir() != (root / "test").is_dir():
             return _read_class_folders(name, root)  # which says what is missing
         if not download:
             raise DatasetNotDownloaded(f"{name}: looked for {_layouts(row, root)}, found none")
         _download(name, row, root)
-    return row.read(root)
+    return _read_published(row, root)
+
+
+def _read_published(row: DatasetRow, root: Path) -> Source:
+    """The data set in its own format. A file whose MD5 is not the published one is used all the same, and named."""
+    source = row.read(root)
+    known = {archive.filename: archive.md5 for archive in row.archives if not archive.folder} | row.md5
+    others = [path for path, md5 in known.items() if (root / path).exists() and _md5(root / path) != md5]
+    if others:
+        note = f"{root}: {shorten(others)} have another MD5 than what was published, and are used as they are"
+        source = replace(source, notes=(*source.notes, note))
+    return source
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def has_class_folders(name: str, root: Path) -> bool:
@@ -232,7 +260,7 @@ def _read_cifar(folder: str, batches: dict[str, list[str]], labels: str, meta: s
     def read(root: Path) -> Source:
         base = root / folder
         splits = {}
-        classes = _unpickle(base / meta, names)[names]
+        classes = _class_names(base / meta, _unpickle(base / meta, names)[names])
         for split, files in batches.items():
             parts = [_cifar_batch(base / file, labels, len(classes)) for file in files]
             images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -243,27 +271,91 @@ def _read_cifar(folder: str, batches: dict[str, list[str]], labels: str, meta: s
     return read
 
 
+def _class_names(path: Path, names: Any) -> list[str]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path} is not a batch of CIFAR images: it does not list the names of classes")
+    return names
+
+
 def _cifar_batch(path: Path, labels: str, classes: int) -> tuple[np.ndarray, list[int]]:
     """Pixels uint8 [n, 3072] and labels of one file."""
     content = _unpickle(path, "data", labels)
-    pixels, numbers = np.asarray(content["data"]), list(content[labels])
+    try:
+        pixels, numbers = np.asarray(content["data"]), np.asarray(content[labels])
+    except ValueError as error:  # rows of unequal length
+        raise DataError(f"{path} is not a batch of CIFAR images: {error}") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise DataError(f"{path} is not a batch of CIFAR images: data is {pixels.dtype} {list(pixels.shape)}")
-    if len(numbers) != len(pixels):
-        raise DataError(f"{path} is not a batch of CIFAR images: {len(pixels)} images and {len(numbers)} labels")
-    if not all(0 <= number < classes for number in numbers):
+    if numbers.shape != (len(pixels),):
+        raise DataError(f"{path} is not a batch of CIFAR images: {len(pixels)} images and {numbers.size} labels")
+    if not np.issubdtype(numbers.dtype, np.integer) or not ((numbers >= 0) & (numbers < classes)).all():
         raise DataError(f"{path} is not a batch of CIFAR images: labels beyond its {classes} classes")
-    return pixels, [int(number) for number in numbers]
+    return pixels, numbers.tolist()
+
+
+def _refused(what: str) -> pickle.UnpicklingError:
+    return pickle.UnpicklingError(f"it asks for {what}, and only numbers, text and numpy's arrays are read from it")
+
+
+class _PickledType:
+    """A pickled dtype of plain numbers or characters."""
+
+    def __init__(self, code: str, *_: Any):
+        self.dtype = np.dtype(str(code))
+        if self.dtype.hasobject:
+            raise _refused("objects in an array")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """A pickled array, put together by us: numpy's own way of it would trust sizes and flags that the file gives."""
+
+    def __init__(self, *_: Any):
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, payload = state
+        payload = payload.encode("latin1") if isinstance(payload, str) else payload  # Python 2's bytes
+        self.array = np.frombuffer(payload, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.array
+
+
+def _pickled_buffer(payload: bytes, kind: _PickledType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.frombuffer(payload, kind.dtype).reshape(shape, order=order)
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads dicts, lists, numbers, text, bytes and numpy's arrays. Whatever else a pickle asks for, which might be any
+    function, is refused before it is looked up."""
+
+    _KNOWN = {
+        ("numpy", "ndarray"): _PickledArray,
+        ("numpy", "dtype"): _PickledType,
+        ("multiarray", "_reconstruct"): _PickledArray,
+        ("numeric", "_frombuffer"): _pickled_buffer,
+        # How later Pythons write bytes for Python 2.
+        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+        ("__builtin__", "bytes"): bytes,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        room = module.removeprefix("numpy._core.").removeprefix("numpy.core.")
+        try:
+            return self._KNOWN[room, name]
+        except KeyError:
+            raise _refused(f"{module}.{name}") from None
 
 
 def _unpickle(path: Path, *keys: str) -> dict[str, Any]:
-    """A pickled dict that has these keys."""
+    """A pickled dict that has these keys. Nothing in the file can run code."""
+    payload = path.read_bytes()
     try:
-        with path.open("rb") as file:
-            content = pickle.load(file, encoding="latin1")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing") from error
-    except Exception as error:  # unpickling bytes that are no pickle may raise anything
+        content = _Arrays(io.BytesIO(payload), encoding="latin1").load()
+    except Exception as error:  # bytes that are no pickle may raise anything
         raise DataError(f"{path} is not a batch of CIFAR images: {type(error).__name__}: {error}") from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
@@ -531,7 +623,7 @@ def _read_class_folders(name: str, root: Path) -> Source:
             f"{root}/test/CLASS/*.jpg (val/ is optional)"
         )
     files = {
-        split: {folder.name: _image_files(folder) for folder in sorted((root / split).iterdir()) if folder.is_dir()}
+        split: {folder.name: _image_files(folder) for folder in sorted((root / split).iterdir()) if _is_class(folder)}
         for split in ("train", "val", "test")
         if (root / split).is_dir()
     }
@@ -552,13 +644,23 @@ def _read_class_folders(name: str, root: Path) -> Source:
         )
         for split, by_class in files.items()
     }
-    return Source(classes, splits, fingerprint(root, (path for paths, _ in splits.values() for path in paths)))
+    used = {path for paths, _ in splits.values() for path in paths}
+    entries = [path for split in files for path in (root / split).iterdir() if not _is_class(path)]
+    entries += [path for split in files for label in classes for path in (root / split / label).iterdir()]
+    unused = sorted(str(path.relative_to(root)) for path in entries if path not in used)
+    notes = (f"{root}: {len(unused)} files and folders are not used: {shorten(unused)}",) if unused else ()
+    return Source(classes, splits, fingerprint(root, (path for paths, _ in splits.values() for path in paths)), notes)
+
+
+def _is_class(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".") and folder.name not in SYSTEM_FOLDERS
 
 
 def _image_files(folder: Path) -> list[Path]:
+    """The images directly in a folder, but for hidden files, such as what macOS leaves beside each."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def shorten(names: list[str]) -> str:
@@ -595,6 +697,15 @@ DATASETS: dict[str, DatasetRow] = {
         ),
         counts={"train": 50_000, "test": 10_000},
         layouts=(("cifar-10-batches-py",),),
+        md5={
+            "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "cifar-10-batches-py/data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "cifar-10-batches-py/data_batch_4": "634d18415352ddfa80567beed471001a",
+            "cifar-10-batches-py/data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
+            "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
     ),
     "cifar100": DatasetRow(
         image_size=32,
@@ -606,6 +717,11 @@ DATASETS: dict[str, DatasetRow] = {
         ),
         counts={"train": 50_000, "test": 10_000},
         layouts=(("cifar-100-python",),),
+        md5={
+            "cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d",
+            "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "cifar-100-python/meta": "7973b15100ade9c7d40fb424638fde48",
+        },
     ),
     "svhn": DatasetRow(
         image_size=32,

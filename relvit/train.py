@@ -9,6 +9,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,24 +139,29 @@ def train(
     3. else that of `forked`; 4. else `pretrained` is taken over; 5. else the cell starts from its seed. The outcome is
     the same bits whichever it is.
 
-    Raises NotFiniteError; ValueError where a folder belongs to another cell.
+    Raises NotFiniteError; ValueError where a folder belongs to another cell, or its checkpoint to other images.
     """
     run = _Run(cell, dataset, pretrain_dataset or dataset, device, micro_batches, test, compile, gpu_share, note)
-    state = checkpoint.load_newest(folder, device, note)
+    with _reading(folder):
+        state = checkpoint.load_newest(folder, device, note)
     if state is not None:
-        if state["cell_id"] != cell.cell_id:
-            raise ValueError(f"{folder} holds the checkpoints of {state['cell_id']}, not of {cell.cell_id}")
-        if run.lacks_first_results(state):  # trained by a search; what its first phase left is measured now
-            run.take_over(_first_phase(state, pretrained, device, note), pretrained or folder)
-            state["results"] = run.results
-            if state["finished"]:  # the first phase is all there is
-                state |= {"finished": False, "history": run.history}
-        yield from (row for row in state["history"] if test or row["phase"] != "test")
+        with _reading(folder):
+            if state["cell_id"] != cell.cell_id:
+                raise ValueError(f"{folder} holds the checkpoints of {state['cell_id']}, not of {cell.cell_id}")
+            run.require_same_images(state, folder)
+            if run.lacks_first_results(state):  # trained by a search; what its first phase left is measured now
+                run.take_over(_first_phase(state, pretrained, device, note), pretrained or folder)
+                state["results"] = run.results
+                if state["finished"]:  # the first phase is all there is
+                    state |= {"finished": False, "history": run.history}
+            told = [row for row in state["history"] if test or row["phase"] != "test"]
+            if not state["finished"] and not run.done:
+                run.restore(state)
+        yield from told
         if state["finished"]:
             return
-        if not run.done:
-            run.restore(state)
     elif (state := _state_to_fork(cell, forked, device, note)) is not None:
+        run.require_same_images(state, forked)
         run.restore(state)
         checkpoint.save(run.state(), folder, run.epoch, keep)
         yield from run.history
@@ -185,6 +192,21 @@ def train(
     checkpoint.save(run.final_state(), folder, None, keep)
     remove_leftovers(folder)
     yield result
+
+
+@contextmanager
+def _reading(folder: Location) -> Iterator[None]:
+    """Where a checkpoint's bytes are whole, but not such as `train` writes, a ValueError that names its folder."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError) as error:
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"the newest checkpoint in {folder} is none of this program's ({type(error).__name__}: {said}); remove it, "
+            "and the one before is continued"
+        ) from error
 
 
 class _Due:
@@ -466,6 +488,7 @@ class _Run:
         return {
             "cell_id": self.cell.cell_id,
             "cell": self.cell.as_dict(),
+            "images": [dataset.fingerprint for dataset in self.datasets],
             "finished": False,
             "history": self.history,
             "results": self.results,
@@ -485,8 +508,18 @@ class _Run:
 
     def final_state(self) -> dict[str, Any]:
         """What remains of a finished run: the tested weights and the history."""
-        kept = ("cell_id", "cell", "history", "results", "model")  # what `take_over` and a reader need
+        kept = ("cell_id", "cell", "images", "history", "results", "model")  # what `take_over` and a reader need
         return {**{name: value for name, value in self.state().items() if name in kept}, "finished": True}
+
+    def require_same_images(self, state: dict[str, Any], folder: Location) -> None:
+        """Raise ValueError where `state` was trained on other images than those that are there now. What an older
+        version wrote does not say, and is taken at its word."""
+        for dataset, known in zip(self.datasets, state.get("images", ())):
+            if known and dataset.fingerprint and known != dataset.fingerprint:
+                raise ValueError(
+                    f"these are not the images of the checkpoint: {dataset.name} has other images, labels or splits "
+                    f"now than {state['cell_id']} was trained on; bring those back, or remove {folder} to train it anew"
+                )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`, which was taken at the end of an epoch."""
@@ -518,13 +551,15 @@ class _Run:
         cell = self.cell.pretraining()
         result = self._result_row(self.epoch)
         state = self.final_state()
-        return {**state, "cell_id": cell.cell_id, "cell": cell.as_dict(), "history": [*self.history, result]}
+        own = {"cell_id": cell.cell_id, "cell": cell.as_dict(), "images": state["images"][:1]}
+        return {**state, **own, "history": [*self.history, result]}
 
     def take_over(self, state: dict[str, Any], folder: Location) -> None:
         """Stand where the first phase ends, from the final state of the cell that is that phase alone."""
         wanted = self.cell.pretraining().cell_id
         if state["cell_id"] != wanted or not state["finished"]:
             raise ValueError(f"{folder} does not hold the finished pre-training {wanted} but {state['cell_id']}")
+        self.require_same_images(state, folder)
         # Its last row is its result as a cell of its own; `results` carries those numbers on.
         self.history, self.results = list(state["history"][:-1]), dict(state["results"])
         self.phase_epoch = self.phase.epochs

@@ -1,5 +1,6 @@
 """Data sets on disk: splits, decoding, cache, and what is said about a broken one."""
 
+import errno
 import os
 import shutil
 
@@ -454,3 +455,158 @@ def test_a_part_of_the_real_cifar10(cifar10_part_root):
     train, val = part.train_val(0)
     assert np.bincount(val.labels).tolist() == [2] * 10
     assert np.bincount(train.labels).tolist() == [18] * 10
+
+
+# Deep greyscale
+
+
+def write_deep(root, *values):
+    """A data set of 16-bit greyscale: one training and one test image of each array, all of one class."""
+    for split in ("train/a", "test/a"):
+        (root / "deep" / split).mkdir(parents=True)
+        for number, pixels in enumerate(values):
+            Image.fromarray(pixels.astype(np.uint16)).save(root / "deep" / split / f"{number}.png")
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(8, 0), (12, 4), (14, 6), (16, 8)])
+def test_of_deep_greyscale_the_upper_8_of_the_bits_in_use_stay(tmp_path, bits, shift):
+    brightest = np.linspace(0, 2**bits - 1, 64).round().reshape(8, 8)
+    darker = np.full((8, 8), 2 ** (bits - 1))
+    write_deep(tmp_path, brightest, darker)
+    images = data.prepare("deep", tmp_path, 8).train.read(np.arange(2))[0]
+    assert np.array_equal(images[0][:, :, 0], brightest.astype(int) >> shift)
+    assert (images[1] == 128).all()  # by the data set's depth, not by the image's own
+
+
+def test_pixels_below_zero_are_refused(tmp_path):
+    write_deep(tmp_path, np.zeros((8, 8)))
+    Image.fromarray(np.full((8, 8), -5, dtype=np.int32)).save(tmp_path / "deep/train/a/1.tif")
+    with pytest.raises(DataError, match="1.tif has negative pixels"):
+        data.prepare("deep", tmp_path, 8)
+
+
+def test_a_data_set_of_one_colour_is_refused_before_it_is_trained_on(tmp_path):
+    write_class_folders(tmp_path / "flat", {"train/a": 20, "test/a": 1})
+    for path in (tmp_path / "flat/train/a").iterdir():
+        Image.new("RGB", (8, 8), (7, 7, 7)).save(path)
+    flat = data.prepare("flat", tmp_path, 8)
+    with pytest.raises(DataError, match="all training images of flat are one and the same colour"):
+        flat.train_val(0)
+
+
+# What is not used, and classes of one image
+
+
+def test_hidden_and_system_folders_are_no_classes_and_what_is_not_used_is_said(tmp_path, caplog):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS | {"train/.ipynb_checkpoints": 2, "test/__MACOSX": 1})
+    root = tmp_path / "pets"
+    (root / "train/cat/notes.txt").write_text("not an image")
+    (root / "train/cat/._000.png").write_bytes(b"what macOS leaves")
+    (root / "train/dog/more").mkdir()
+    pets = data.prepare("pets", tmp_path, 8)
+    assert pets.classes == ("cat", "dog")
+    assert len(pets.train) == 20
+    assert caplog.messages == [
+        f"{root}: 5 files and folders are not used: test/__MACOSX, train/.ipynb_checkpoints, train/cat/._000.png, "
+        "train/cat/notes.txt, train/dog/more"
+    ]
+
+
+def test_the_only_image_of_a_class_is_never_held_out(tmp_path):
+    write_class_folders(tmp_path / "zoo", {"train/cat": 30, "train/emu": 1, "test/cat": 1, "test/emu": 1})
+    zoo = data.prepare("zoo", tmp_path, 8)
+    validated = set()
+    for seed in range(40):  # in a tenth of all seeds it would be
+        train, val = zoo.train_val(seed)
+        assert np.bincount(train.labels)[1] == 1
+        assert len(train) + len(val) == 31
+        validated.add(len(val))
+    assert validated == {2, 3}
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    path = tmp_path / "pets/train/cat/zzz.png"
+    path.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError) as caught:
+        data.prepare("pets", tmp_path, 8)
+    assert str(caught.value) == f"{path} is a link that leads nowhere"
+
+
+# Fingerprints
+
+
+def test_the_fingerprint_is_of_the_images_and_not_of_their_files(tmp_path):
+    write_class_folders(tmp_path / "a" / "pets", CATS_AND_DOGS)
+    write_class_folders(tmp_path / "b" / "pets", CATS_AND_DOGS)
+    for path in (tmp_path / "b").rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    first = data.prepare("pets", tmp_path / "a", 8).fingerprint
+    assert len(first) == 16
+    assert data.prepare("pets", tmp_path / "b", 8).fingerprint == first
+    assert data.load("pets", tmp_path / "b", 8).fingerprint == first
+    assert data.cached_fingerprint("pets", tmp_path / "a", 8) == first
+    assert data.cached_fingerprint("pets", tmp_path / "a", 12) == ""
+
+
+@pytest.mark.parametrize("change", ["a pixel", "a label", "a split"])
+def test_another_pixel_label_or_split_is_another_fingerprint(tmp_path, change):
+    root = tmp_path / "pets"
+    write_class_folders(root, CATS_AND_DOGS)
+    before = data.prepare("pets", tmp_path, 8).fingerprint
+    if change == "a pixel":
+        image = Image.open(root / "test/dog/000.png")
+        image.putpixel((7, 7), (1, 2, 3))
+        image.save(root / "test/dog/000.png")
+    elif change == "a label":  # the last cat becomes the first dog: the same images in the same order
+        (root / "train/cat/014.png").rename(root / "train/dog/000-.png")
+        (root / "train/dog/000-.png").rename(root / "train/dog/!.png")
+    else:
+        (root / "train/dog/004.png").rename(root / "test/cat/!.png")
+    assert data.prepare("pets", tmp_path, 8).fingerprint != before
+
+
+# Shared folders and full disks
+
+
+def test_a_cache_is_as_open_to_a_group_as_the_umask_says(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    tmp_path.chmod(0o2775)
+    before = os.umask(0o002)
+    try:
+        data.prepare("pets", tmp_path, 8)
+    finally:
+        os.umask(before)
+    made = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / ".relvit-cache").rglob("*")}
+    assert made == {
+        "pets.lock": 0o664,
+        "pets-8": 0o775,
+        "images.npy": 0o664,
+        "labels.npy": 0o664,
+        "meta.json": 0o664,
+    }
+
+
+def test_a_full_disk_is_said_before_anything_is_decoded_and_leaves_nothing(tmp_path, monkeypatch):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+
+    def full(descriptor, offset, length):
+        assert length > 25 * 8 * 8 * 3
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        DataError, match=r"pets cannot be decoded to .*images.npy: No space left on device \(4.8e-06 GB"
+    ):
+        data.prepare("pets", tmp_path, 8)
+    assert [path.name for path in (tmp_path / ".relvit-cache").iterdir()] == ["pets.lock"]
+
+
+def test_what_a_killed_process_left_of_a_cache_is_removed(tmp_path):
+    write_class_folders(tmp_path / "pets", CATS_AND_DOGS)
+    cache = tmp_path / ".relvit-cache"
+    (cache / ".pets-8.0123abcd.tmp").mkdir(parents=True)
+    (cache / ".pets-8.x-8.0123abcd.tmp").mkdir()  # of a data set "pets-8.x", which somebody may be decoding
+    data.prepare("pets", tmp_path, 8)
+    assert sorted(path.name for path in cache.iterdir()) == [".pets-8.x-8.0123abcd.tmp", "pets-8", "pets.lock"]

@@ -1,6 +1,7 @@
 """The Kubernetes manifests: valid by KubeRay's schema, secrets by reference, nothing reachable from outside."""
 
 import gzip
+import ipaddress
 import json
 import re
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_network_policy_covers_every_pod_and_admits_no_other_workloads():
     templates += [deployment["spec"]["template"] for deployment in of_kind("Deployment")]
     assert {template["metadata"]["labels"]["app"] for template in templates} == covered
     for policy in policies:
-        assert policy["spec"]["policyTypes"] == ["Ingress"]
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         for rule in policy["spec"]["ingress"]:
             assert rule["from"]
             assert all(source["podSelector"] for source in rule["from"])
@@ -135,6 +136,52 @@ def test_a_network_policy_covers_every_pod_and_admits_no_other_workloads():
     assert tracking["spec"]["ingress"][0]["from"] == [
         {"podSelector": {"matchLabels": {"app": "relvit-ray", "role": "head"}}}
     ]
+
+
+def test_only_the_operator_in_its_own_namespace_and_submitters_in_this_one_reach_the_dashboard():
+    (head,) = [each for each in of_kind("NetworkPolicy") if each["metadata"]["name"] == "relvit-ray-head"]
+    (rule,) = head["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 8265}]
+    # A namespaceSelector that is empty would admit any namespace's pod that calls itself the operator.
+    assert [source.get("namespaceSelector") for source in rule["from"]] == [
+        {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-operator"}},
+        None,
+    ]
+
+
+def test_no_pod_reaches_the_metadata_service_that_hands_out_the_nodes_keys():
+    metadata = ipaddress.ip_address("169.254.169.254")
+    blocks = [
+        target["ipBlock"]
+        for policy in of_kind("NetworkPolicy")
+        for rule in policy["spec"]["egress"]
+        for target in rule["to"]
+        if "ipBlock" in target
+    ]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert any(metadata in ipaddress.ip_network(hole) for hole in block["except"])
+
+
+def test_every_pod_on_the_shared_volume_has_one_group_and_no_root():
+    (cluster,), deployments = of_kind("RayCluster"), of_kind("Deployment")
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    pods = [each["template"]["spec"] for each in groups] + [each["spec"]["template"]["spec"] for each in deployments]
+    assert len(pods) == 3
+    for pod in pods:
+        assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
+
+
+def test_a_job_finds_storage_data_and_mlflow_in_the_heads_environment():
+    (cluster,), (job,) = of_kind("RayCluster"), of_kind("RayJob")
+    (head,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry.get("value") for entry in head["env"]}
+    mounts = [mount["mountPath"] for mount in head["volumeMounts"]]
+    for name in ("RELVIT_STORAGE", "RELVIT_DATA_ROOT"):
+        assert any(given[name].startswith(mount) for mount in mounts)
+    (service,) = of_kind("Service")
+    assert given["MLFLOW_TRACKING_URI"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert "--storage" not in job["spec"]["entrypoint"]
 
 
 def environments(part: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from relvit.cell import FIELDS, PAPER_TASKS
-from sweeps.planning.plan import PlanError, Request, plan_cells, prepare_data
+from relvit.data import cached_fingerprint
+from sweeps.account.account import FINISHED, Status
+from sweeps.planning.plan import PlanError, Request, other_images, plan_cells, prepare_data
 from sweeps.planning.recipes import RECIPES
 
 
@@ -222,3 +224,19 @@ def test_a_study_file_that_ends_the_program_is_refused(tmp_path):
 
 def test_images_without_a_side_are_refused(tmp_path):
     assert problems(tmp_path, image_size=0) == ["--image-size must be at least 1, not 0"]
+
+
+# The images of finished cells
+
+
+def test_finished_cells_whose_data_set_has_other_images_now_are_said(tmp_path):
+    cells = plan_cells(request(tmp_path, combinations=("none", "sprel", "dist")))
+    assert prepare_data(cells, tmp_path) == []
+    now = cached_fingerprint("digits", tmp_path, 16)
+    known = dict(zip(cells, (now, "0" * 16, "")))  # the third is of an older version, which did not say
+    statuses = {cell: Status(FINISHED, data_fingerprint=fingerprint) for cell, fingerprint in known.items()}
+    assert other_images(statuses, tmp_path) == [
+        "1 finished cells were trained on other images of digits than are there now, and stay finished; remove their "
+        f"folders, as cells/{cells[1].cell_id}, to train them again"
+    ]
+    assert other_images(statuses, tmp_path / "elsewhere") == []  # not decoded there

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from relvit.data import cached_fingerprint
 from relvit.files import location
 from sweeps.account import leases
 from sweeps.account.account import Account
@@ -230,6 +231,20 @@ def test_a_trial_examines_its_node_before_it_trains(tmp_path, late):
     trial._begin(config)
     with pytest.raises(NodeError, match=f"under the storage path {tmp_path}/results"):
         next(trial._rows)
+
+
+def test_a_trial_says_on_which_images_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.driver.trainable.verify_node", lambda *arguments, **options: None)
+    settings = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1", "train_images=40")
+    (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",), settings=settings))
+    options = Options(Setting(1, 0), tmp_path)
+    trial = CellTrainable.__new__(CellTrainable)
+    trial._begin(trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options))
+    report = trial.step()
+    trial.cleanup()
+    fingerprint = cached_fingerprint("digits", tmp_path, 16)
+    assert len(fingerprint) == 16
+    assert report["worker"]["data_fingerprint"] == fingerprint
 
 
 # The tracking server

@@ -170,6 +170,65 @@ def test_a_corrupt_batch_is_named(tmp_path, content):
     assert not list(tmp_path.rglob("images.npy"))
 
 
+class Intruder:
+    """What a pickle may ask for: to call any function with any arguments."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
+@pytest.mark.parametrize("where", ["the whole", "a value", "an array"])
+def test_no_batch_can_run_code(tmp_path, name, where):
+    write_cifar10(tmp_path / "cifar10")
+    ran = tmp_path / "ran"
+    intruder = Intruder(Path.touch, ran)
+    pickle.loads(pickle.dumps(intruder))
+    assert ran.exists()  # it would
+    ran.unlink()
+    content = {
+        "the whole": intruder,
+        "a value": {"data": planes(noise(4)), "labels": [0, 1, 2, 3], "label_names": intruder},
+        "an array": {"data": np.array([intruder]), "labels": [0], "label_names": ["a"]},
+    }[where]
+    path = tmp_path / "cifar10" / "cifar-10-batches-py" / name
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(DataError) as caught:
+        data.prepare("cifar10", tmp_path, 32)
+    assert str(caught.value).startswith(f"{path} is not a batch of CIFAR images: UnpicklingError: it asks for ")
+    assert "only numbers, text and numpy's arrays" in str(caught.value)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_batches_are_read_whatever_pickle_wrote_them(tmp_path, protocol, order):
+    write_cifar10(tmp_path / "cifar10")
+    images = noise(4, seed=9)
+    content = {"data": np.array(planes(images), order=order), "labels": np.array([3, 2, 1, 0], dtype=">i8")}
+    path = tmp_path / "cifar10" / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    read_images, read_labels = everything(data.prepare("cifar10", tmp_path, 32).test)
+    assert np.array_equal(read_images, images)
+    assert read_labels.tolist() == [3, 2, 1, 0]
+
+
+def test_files_are_held_against_the_checksums_that_torchvision_knows_and_others_are_named(tmp_path, caplog):
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    for name, known in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        theirs = [*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])]
+        assert DATASETS[name].md5 == {f"{known.base_folder}/{file}": md5 for file, md5 in theirs}
+    write_cifar10(tmp_path / "cifar10")
+    data.prepare("cifar10", tmp_path, 32)
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path / 'cifar10'}: cifar-10-batches-py/data_batch_1, ")
+    assert said.endswith(" have another MD5 than what was published, and are used as they are")
+
+
 # SVHN
 
 

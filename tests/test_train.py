@@ -8,6 +8,7 @@ import itertools
 import math
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -433,6 +434,49 @@ def test_a_checkpoint_of_a_data_set_that_has_grown_is_refused(small, digits, tmp
     grown = dataclasses.replace(small, train=digits.train.part(np.arange(300)))
     with pytest.raises(ValueError, match="the data set has changed since \\(270 training images now\\)"):
         list(train(cell, grown, tmp_path))
+
+
+def test_a_checkpoint_of_other_images_is_refused_and_one_that_does_not_say_is_continued(small, tmp_path):
+    cell, other = make_cell(**TINY), dataclasses.replace(small, fingerprint="f" * 16)
+    rows = take(2, train(cell, small, tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError) as caught:
+        next(train(cell, other, tmp_path))
+    assert str(caught.value) == (
+        "these are not the images of the checkpoint: digits has other images, labels or splits now than "
+        f"{cell.cell_id} was trained on; bring those back, or remove {tmp_path} to train it anew"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # As an older version wrote it.
+    state = newest(tmp_path)
+    assert state.pop("images") == [small.fingerprint, small.fingerprint]
+    checkpoint.save(state, tmp_path, 2, 1)
+    assert take(2, train(cell, other, tmp_path)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("history", None), ("optimizer", {}), ("model", {}), ("cell", Path("here"))]
+)
+def test_a_whole_checkpoint_that_no_training_wrote_is_told_by_its_folder_and_left_alone(small, tmp_path, name, value):
+    cell = make_cell(**TINY)
+    take(1, train(cell, small, tmp_path))
+    checkpoint.save({**newest(tmp_path), name: value}, tmp_path, 2, 2)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"the newest checkpoint in {tmp_path} is none of this program's"):
+        list(train(cell, small, tmp_path))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_pre_training_on_other_images_is_not_taken_over(small, tmp_path):
+    cell, left = make_cell(**TINY), tmp_path / "left"
+    take(2, train(cell, small, tmp_path / "own", pretrained=left))
+    other = dataclasses.replace(small, fingerprint="f" * 16)
+    with pytest.raises(ValueError, match=f"not the images of the checkpoint: .* or remove {left} to train it anew"):
+        next(train(cell, other, tmp_path / "other", pretrained=left))
+    # Only its own phase's images count.
+    assert newest(left)["images"] == [small.fingerprint]
+    rows = train(cell, other, tmp_path / "third", pretrain_dataset=small, pretrained=left)
+    assert take(2, rows)[1]["epoch"] == 2
 
 
 # A linear probe

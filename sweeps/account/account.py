@@ -48,7 +48,8 @@ class Status:
 
     epoch: epochs in its newest checkpoint; reason and failure: why it failed and the class of that
     (sweeps/account/failures.py); changed: Unix time; micro_batches: parts of a batch that it is trained in;
-    peak_gpu_bytes: the most GPU memory that its process was seen to hold, 0 if none or not known.
+    peak_gpu_bytes: the most GPU memory that its process was seen to hold, 0 if none or not known; data_fingerprint: of
+    the images that it was trained on, "" if not known.
     """
 
     state: str
@@ -58,6 +59,7 @@ class Status:
     changed: float = 0.0
     micro_batches: int = 1
     peak_gpu_bytes: int = 0
+    data_fingerprint: str = ""
 
 
 class Account:

@@ -11,7 +11,7 @@ from sweeps.account.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, S
 from sweeps.account.failures import CRASH
 from sweeps.cli.console import refuse, say
 from sweeps.cli.progress import duration
-from sweeps.planning.plan import shared_pretrainings
+from sweeps.planning.plan import other_images, shared_pretrainings
 
 
 def show_plan(
@@ -27,6 +27,8 @@ def show_plan(
             return refuse(problems)
         statuses = account.statuses(cells)
         _print_states(console, statuses, account.apparently_held())
+        for note in other_images(statuses, data_root):
+            say(console, f"note: {note}")
         _print_cost(console, account, statuses, data_root, cpus, gpus)
     except DataError as error:
         return refuse([str(error)])

@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from sqlalchemy.exc import OperationalError
 
 from relvit.cell import Cell
+from relvit.vocabulary import DATA_FINGERPRINT
 from sweeps.account.account import FAILED, FINISHED, RUNNING, Account
 from sweeps.account.failures import (
     CRASH,
@@ -79,6 +80,7 @@ class Reporter(Callback):
         self._stuck: set[str] = set()  # trials that were ended here
         self._history: dict[str, dict[tuple[int, bool], dict[str, Any]]] = {}  # by cell: rows by epoch, and if of test
         self._peak: dict[str, int] = {}
+        self._images: dict[str, str] = {}
         self._begun: dict[str, WorkItem] = {}  # by cell, what has a run that is RUNNING
         self.queue = TrialQueue(source, account, options, lambda: self.is_out_of_budget() or hold.is_lost)
         self.stopper = _Stopper(self)
@@ -135,6 +137,7 @@ class Reporter(Callback):
         self._history.setdefault(cell.cell_id, {})[row["epoch"], row["phase"] == "test"] = row
         used = int(usage.get("gpu_memory_bytes", 0))
         self._peak[cell.cell_id] = max(self._peak.get(cell.cell_id, 0), used)
+        self._images[cell.cell_id] = result[WORKER].get(DATA_FINGERPRINT, "")
         if not item.is_foreign:
             now = int(time.time() * 1000)
             self._tracking.put(self._tracker.log, cell.cell_id, row, result[WORKER], usage, now)
@@ -231,12 +234,12 @@ class Reporter(Callback):
         rows = [row for _, row in sorted(self._history.pop(cell_id, {}).items(), key=lambda each: each[0])]
         if item.is_foreign:
             return
-        details = {"micro_batches": self.queue.attempts(item).setting.micro_batches}
+        details: dict[str, int | str] = {"micro_batches": self.queue.attempts(item).setting.micro_batches}
         if ending.state == FINISHED:
-            details["peak_gpu_bytes"] = self._peak[cell_id]
+            details |= {"peak_gpu_bytes": self._peak[cell_id], "data_fingerprint": self._images[cell_id]}
         self._enter(ending, rows, **details)
 
-    def _enter(self, ending: Ending, rows: list[dict[str, Any]], **details: int) -> None:
+    def _enter(self, ending: Ending, rows: list[dict[str, Any]], **details: int | str) -> None:
         """Tell the account, then MLflow. rows: empty where a cell failed before it reported: what is known of an
         earlier start stays."""
         cell, cell_id = ending.cell, ending.cell.cell_id

@@ -27,7 +27,7 @@ from sweeps.cli.options import AUTO, Places
 from sweeps.cli.plan_view import summary
 from sweeps.cli.progress import SweepProgress, duration
 from sweeps.driver.options import Checkpoints, Options, Outcome
-from sweeps.planning.plan import PlanError, by_row, datasets_of, prepare_data
+from sweeps.planning.plan import PlanError, by_row, datasets_of, other_images, prepare_data
 
 if TYPE_CHECKING:
     from sweeps.driver.plan_source import PlanSource
@@ -74,6 +74,8 @@ def hold_and_sweep(sweep: Sweep, console: Console, account: Account, studies: Ma
         problems += reach_problems(sweep) if problems else []
         if problems:
             return refuse(problems)
+        for note in other_images({item.cell: item.status for item in items}, sweep.places.data_root):
+            say(console, f"note: {note}")
         account.plan(studies)
         status = _sweep(sweep, console, account, items, to_train, hold)
     others = {item.cell.cell_id: hold.others.get(item.cell.cell_id) for item in wanted}

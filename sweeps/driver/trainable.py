@@ -14,14 +14,15 @@ from typing import Any
 from ray import tune
 from ray.util import get_node_ip_address
 
-from relvit.cell import NONE, Cell
+from relvit.cell import Cell
 from relvit.files import location
-from relvit.vocabulary import COMPILE, DEVICE, HOST
+from relvit.vocabulary import COMPILE, DATA_FINGERPRINT, DEVICE, HOST
 from sweeps.account.account import Account
 from sweeps.account.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
 from sweeps.account.work import WorkItem
 from sweeps.cluster.nodes import this_driver, verify_node
 from sweeps.driver.options import Options
+from sweeps.planning.plan import datasets_of
 
 # What a report holds beside Ray's own entries.
 ROW, NOTES, WORKER, USAGE, FAILURE, FAILURE_CLASS = "row", "notes", "worker", "usage", "failure", "failure_class"
@@ -87,7 +88,7 @@ class CellTrainable(tune.Trainable):
             self._last_epoch = Cell(**config["cell"]).total_epochs
 
     def _train(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        from relvit.data import load
+        from relvit.data import fingerprint_of, load
         from relvit.train import train
         from sweeps.driver.usage import Usage
 
@@ -102,15 +103,14 @@ class CellTrainable(tune.Trainable):
         self._worker[DEVICE] = f"{self._device} ({name})"
         self._usage = Usage(on_gpu=self._device == "cuda")
 
-        cell, data_root = Cell(**config["cell"]), Path(config["data_root"])
-        other = None
-        if cell.pretrain_dataset not in (NONE, cell.dataset):
-            other = load(cell.pretrain_dataset, data_root, cell.image_size, cell.crops_whole_images)
+        cell = Cell(**config["cell"])
+        datasets = [load(name, Path(config["data_root"]), *how) for name, *how in datasets_of([cell])]
+        self._worker[DATA_FINGERPRINT] = fingerprint_of(dataset.fingerprint for dataset in datasets)
         yield from train(
             cell,
-            load(cell.dataset, data_root, cell.image_size, cell.crops_whole_images),
+            datasets[0],
             location(config["folder"]),
-            pretrain_dataset=other,
+            pretrain_dataset=datasets[-1],
             pretrained=location(config["pretrained"]) if config["pretrained"] else None,
             device=self._device,
             gpu_share=config["gpus"] or 1.0,

@@ -1,13 +1,21 @@
 """From what a user asked for to the cells to train, with everything checked that can be checked without a cluster."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from relvit.cell import BACKBONES, FIELDS, NONE, Cell, canonical_tasks, make_cell, parse_value, unknown
-from relvit.data import DataError, DatasetNotDownloaded, native_image_size, prepare
+from relvit.data import (
+    DataError,
+    DatasetNotDownloaded,
+    cached_fingerprint,
+    fingerprint_of,
+    native_image_size,
+    prepare,
+)
+from sweeps.account.account import FINISHED, Status
 from sweeps.planning.recipes import Recipe, recipe
 from sweeps.planning.studies import Spec, Study, study
 
@@ -284,6 +292,19 @@ def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int, bool]]:
         for name in (cell.dataset, cell.pretrain_dataset)
     )
     return [each for each in dict.fromkeys(wanted) if each[0] != NONE]
+
+
+def other_images(statuses: Mapping[Cell, Status], data_root: Path) -> list[str]:
+    """What is to be said of finished cells whose data sets have other images now, as far as they are decoded."""
+    now = {
+        cell: fingerprint_of(cached_fingerprint(name, data_root, *how) for name, *how in datasets_of([cell]))
+        for cell, status in statuses.items()
+        if status.state == FINISHED and status.data_fingerprint
+    }
+    others = [cell for cell, found in now.items() if found and found != statuses[cell].data_fingerprint]
+    names = ", ".join(sorted({name for name, *_ in datasets_of(others)}))
+    said = f"{len(others)} finished cells were trained on other images of {names} than are there now, and stay finished"
+    return [f"{said}; remove their folders, as cells/{others[0].cell_id}, to train them again"] if others else []
 
 
 def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> list[str]:

@@ -6,6 +6,7 @@ yielded again when it is continued.
 
 from collections.abc import Container, Iterable
 
+from relvit.vocabulary import DATA_FINGERPRINT
 from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.failures import Setting
 from sweeps.account.work import WorkItem
@@ -55,6 +56,8 @@ def _finished(item: WorkItem, account: Account, tracker: Tracker, thorough: bool
     else:
         change = f"completed the run of {cell.cell_id} from the account"
     tracker.rebuild(cell, account.history(cell), item.studies, _deviation(item.status))
+    if item.status.data_fingerprint:
+        tracker.tag(cell.cell_id, {DATA_FINGERPRINT: item.status.data_fingerprint})
     return [change]
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_sweep_survives_every_kind_of_fault(tmp_path):
     result = subprocess.run(
         [
-            *(sys.executable, str(ROOT / "benchmarks/chaos.py"), "--each", "--faults", "6", "--interval", "2"),
+            *(sys.executable, str(ROOT / "benchmarks/chaos.py"), "--each", "--faults", "11", "--interval", "2"),
             *("--outage", "5", "--tasks", "none,sprel", "--report", str(tmp_path / "report.md")),
             *("--set", "train_images=300", "--set", "pretrain_epochs=8", "--set", "epochs=8"),
         ],
@@ -24,4 +24,4 @@ def test_a_sweep_survives_every_kind_of_fault(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     report = (tmp_path / "report.md").read_text()
     assert "equal bit by bit to those without faults" in report
-    assert "| All | 6 |" in report
+    assert "| All | 11 |" in report

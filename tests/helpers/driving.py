@@ -50,10 +50,10 @@ class Driving:
         self.reporter.on_trial_start(0, [], trial)
         return trial
 
-    def report(self, trial, *rows) -> bool:
+    def report(self, trial, *rows, worker=None) -> bool:
         """Report rows until the trial is stopped. Returns whether it was."""
         for row in rows:
-            result = {ROW: row, WORKER: {}, USAGE: {}}
+            result = {ROW: row, WORKER: worker or {}, USAGE: {}}
             stops = self.reporter.stopper(trial.trial_id, result)
             self.reporter.on_trial_result(0, [], trial, result)
             if stops:
