@@ -182,6 +182,7 @@ def test_a_job_finds_storage_data_and_mlflow_in_the_heads_environment():
     (service,) = of_kind("Service")
     assert given["MLFLOW_TRACKING_URI"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     assert "--storage" not in job["spec"]["entrypoint"]
+    assert int(given["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
 def environments(part: Any) -> list[dict[str, Any]]:

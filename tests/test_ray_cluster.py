@@ -151,6 +151,7 @@ def test_every_job_finds_storage_data_and_mlflow_in_the_environment(config):
     (tracking,) = [line for line in commands(config) if "serve_mlflow.py" in line and "nohup" in line]
     port = re.search(r"--port (\d+)", tracking)[1]
     assert given["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{port}"
+    assert int(given["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
 def test_a_machine_image_is_named_and_a_worker_whose_gpu_torch_cannot_use_does_not_start(config, tmp_path):
