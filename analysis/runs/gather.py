@@ -501,6 +501,8 @@ def _replace_link(link: Path, target: Path) -> None:
     scratch = link.with_name(f".{link.name}.new")
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(target, target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():  # in a copy of the outputs that followed the links
+        shutil.rmtree(link)
     scratch.replace(link)
 
 
