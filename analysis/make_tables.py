@@ -6,7 +6,8 @@
     python analysis/make_tables.py --check
 
 Under --out: the gathered runs and metrics as Parquet; the study's table and what stands behind it (paired differences,
-effects of the tasks, verdicts on the published numbers and sentences), each as STUDY....tex, .md and .html; report.tex,
+effects of the tasks, verdicts on the published numbers and sentences), each as STUDY....tex, .md and .html;
+STUDY-camera.tex, the table as a two-column paper prints it; report.tex,
 one document of all that; STUDY-report.html, the same as one page with the figures and how to reproduce them; and
 STUDY.provenance.json, which leads from every number to its runs. All are attached to one MLflow run that stands for
 the study. Where Table 4's runs have several settings (data sets, backbones, recipes), each gets its table; table4 is
@@ -17,6 +18,7 @@ request is wrong or there is nothing to gather. In the last two cases no output 
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -99,6 +101,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal's encoding lacks is no reason to stop
     console = Console(width=None if sys.stdout.isatty() else 200)
     try:
         if options.explain:
@@ -141,6 +146,10 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     everything = [*main_tables, *behind]
     options.out.mkdir(parents=True, exist_ok=True)
     texts = {f"{label(table.name)}{FORMATS[name]}": WRITERS[name](table) for table in everything for name in formats}
+    if "latex" in formats:
+        for one in made:
+            text = typeset.to_camera_latex(one.table, one.entries.of.label_name)
+            texts[f"{label(one.table.name)}-camera.tex"] = text
     shown, notes = made[0].entries, []
     history = gathered.history(metrics_read(), set(shown.runs["run_id"]))
     drawn = draw(shown.of, shown.runs, history, options.out, notes.append, study)
@@ -332,7 +341,8 @@ def explain(options: argparse.Namespace, console: Console) -> int:
 
 def show(console: Console, table: Table) -> None:
     """A table, its caption and its footnotes at a terminal."""
-    console.print(typeset.for_terminal(table))
+    for part in typeset.for_terminal(table, console.width):
+        console.print(part)
     say(console, table.caption)
     for letter, note in table.notes:
         say(console, f"{letter}) {note}")

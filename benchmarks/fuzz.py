@@ -372,7 +372,12 @@ def parquet(folder: Path, draw: random.Random) -> Case:
     path = draw.choice(sorted(path for path in paths if path.suffix in (".parquet", ".json")))
     change(path, draw)
     extra = draw.choice([[], ["--check"], ["--explain", "table4:sprel"], ["--strict"]])
-    return Case(f"{path.relative_to(folder)} {extra}", make_tables.main, [*tables(folder), *extra], (path.name,))
+    return Case(
+        f"{path.relative_to(folder)} {extra}",
+        make_tables.main,
+        [*tables(folder), *extra],
+        (path.name, "metrics.parquet"),
+    )
 
 
 def mlflow(folder: Path, draw: random.Random) -> Case:

@@ -47,6 +47,7 @@ from sweeps.tracking.tracker import search_runs
 NOTHING, MISSING = 2, 1
 _STYLE: Any = {"font.size": 8, "axes.titlesize": 8, "image.interpolation": "nearest"}
 _STYLE["figure.constrained_layout.use"] = True
+_STYLE["text.parse_math"] = False  # a "$" in the name of a class is a "$"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

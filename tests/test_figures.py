@@ -370,3 +370,10 @@ def test_looks_differ_in_colour_in_dashes_and_in_marker():
         assert len({str(getattr(look, part)) for look in LOOKS}) == len(LOOKS)
     # No line is too pale on white paper, printed in grey (ITU-R BT.601 weights).
     assert all(np.dot(to_rgb(look.color), (0.299, 0.587, 0.114)) < 0.75 for look in LOOKS)
+
+
+def test_a_dollar_in_a_name_is_a_dollar(table4, tmp_path):
+    runs, metrics = table4
+    some = runs[runs["tasks"].isin(["none", "sprel"])]
+    named = some.assign(dataset=np.where(some["tasks"] == "none", "$_$", "a$b"))
+    assert draw(find("own"), named, metrics, tmp_path).paths  # as mathematics "$_$" could not be drawn

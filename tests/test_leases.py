@@ -214,3 +214,11 @@ def test_what_is_no_lease_stops_neither_reading_nor_the_heartbeats(tmp_path):
         time.sleep(0.3)
         assert read(tmp_path)[0].beat > lease.beat + 1
         assert leases.unreadable(tmp_path) == [tmp_path / "x.json"]
+
+
+@pytest.mark.parametrize("field", ["process", "beat", "cells"])
+def test_a_lease_of_other_types_is_none(tmp_path, field):
+    lease = asdict(leases.Lease("a", "who", "process", 1.0, "holding", ("cell",)))
+    (tmp_path / "a.json").write_text(json.dumps(lease | {field: [{}]}))
+    (tmp_path / "b.json").mkdir()
+    assert leases.unreadable(tmp_path) == [tmp_path / "a.json", tmp_path / "b.json"]

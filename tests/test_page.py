@@ -1,6 +1,7 @@
 """The page of a study, read back by a parser: complete in itself, escaped, and true to what it was made from."""
 
 import base64
+import hashlib
 import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -66,6 +67,7 @@ def verdicts(**changes: str) -> pd.DataFrame:
         "numbers": "sprel against dist: -1.00",
         "note": "t tests over seeds",
         "not_comparable": "",
+        "seeds": 3,
     }
     return pd.DataFrame([row | changes])
 
@@ -77,7 +79,7 @@ def read(path) -> Page:
 def test_the_page_asks_for_nothing_from_outside(table4, drawn, tmp_path):
     runs, _ = table4
     found = read(write_page("table4", runs, tmp_path / "page.html", tables=[TABLE], figures=drawn, verdicts=verdicts()))
-    assert found.all("script") == []
+    assert found.all("script") == [{}]  # the one that sorts tables
     for _, attributes in found.elements:
         for name in ("src", "href", "srcset", "action"):
             assert attributes.get(name, "#").startswith(("#", "data:"))
@@ -86,6 +88,8 @@ def test_the_page_asks_for_nothing_from_outside(table4, drawn, tmp_path):
     assert "@import" not in found.texts["style"][0]
     (policy,) = [each["content"] for each in found.all("meta") if "http-equiv" in each]
     assert policy.startswith("default-src 'none'")
+    digest = base64.b64encode(hashlib.sha256(found.texts["script"][0].encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_every_link_leads_to_a_section_of_the_page(table4, tmp_path):
@@ -122,8 +126,9 @@ def test_names_that_look_like_markup_stay_text(table4, tmp_path):
         experiment="<q>",
     )
     found = read(path)
-    for tag in ("script", "u", "b", "em", "i", "img"):
+    for tag in ("u", "b", "em", "i", "img"):
         assert found.all(tag) == []
+    assert "alert" not in "".join(found.texts["script"])
     assert found.texts["h1"] == ["st<u>dy & 'co': <script>alert(\"1\")</script> with vit_xs4"]
     assert found.texts["q"] == ["a < b & c"]
     assert "<em>lost</em>." in found.texts["main"][0]
@@ -142,12 +147,24 @@ def test_a_verdict_says_its_word_and_what_all_have_in_common_is_said_once(table4
     both = pd.concat([verdicts(not_comparable="8 epochs"), verdicts(verdict="holds", not_comparable="8 epochs")])
     found = read(write_page("table4", table4[0], tmp_path / "page.html", verdicts=both))
     spans = [attributes["class"] for attributes in found.all("span")]
-    assert spans == ["verdict bad", "verdict good"]
-    assert found.texts["span"] == ["contradicted", "holds"]
+    assert spans == ["verdict open", "verdict open"]
+    assert found.texts["span"] == ["not comparable (here: contradicted)", "not comparable (here: holds)"]
     assert found.texts["main"][0].count("8 epochs") == 1
     both.iloc[1, both.columns.get_loc("not_comparable")] = "9 epochs"
     found = read(write_page("table4", table4[0], tmp_path / "page.html", verdicts=both))
     assert [found.texts["ul"][0].count(text) for text in ("8 epochs", "9 epochs")] == [1, 1]
+
+
+def test_a_verdict_has_a_colour_only_without_a_reservation(table4, tmp_path):
+    rows = [verdicts(), verdicts(verdict="holds"), verdicts(seeds=1), verdicts(verdict="undecided")]
+    found = read(write_page("table4", table4[0], tmp_path / "page.html", verdicts=pd.concat(rows)))
+    spans = [attributes["class"] for attributes in found.all("span")]
+    assert list(zip(spans, found.texts["span"])) == [
+        ("verdict bad", "contradicted"),
+        ("verdict good", "holds"),
+        ("verdict open", "one seed: contradicted"),
+        ("verdict open", "undecided"),
+    ]
 
 
 def test_every_run_is_listed_with_its_id_and_number(table4, tmp_path):

@@ -1,7 +1,9 @@
 """From every number to its runs, and whether outputs are still what the data give."""
 
+import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pandas as pd
 import pytest
 from helpers.made_runs import conformed_runs
 from helpers.made_runs import planned as planned_runs
-from helpers.paper_runs import planned, row
+from helpers.paper_runs import planned, published_as_runs, row
 
+from analysis.make_tables import main
 from analysis.output import provenance
 from analysis.output.provenance import ProvenanceError
 from analysis.output.typeset import to_markdown
@@ -245,3 +248,12 @@ def test_an_output_that_other_data_gave_and_no_call_renewed_is_named(tmp_path, r
     assert provenance.write(tmp_path, record) == [stale]
     made(tmp_path, changed, name="table4-older-1.md")
     assert provenance.write(tmp_path, record) == []
+
+
+def test_what_the_outputs_encoding_lacks_is_replaced(tmp_path, monkeypatch):
+    made(tmp_path, conform(pd.DataFrame(published_as_runs(tmp_path, "table2"))), "table2", "table2.md")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["--out", str(tmp_path), "--explain", "table2:cifar10:improvement"]) == 0
+    stream.flush()
+    assert b"+4.75 ?" in stream.buffer.getvalue()

@@ -17,6 +17,7 @@ from analysis.output.typeset import (
     label,
     latex_text,
     markdown_text,
+    to_camera_latex,
     to_html,
     to_html_page,
     to_latex,
@@ -50,7 +51,7 @@ def test_latex_is_booktabs_with_groups_of_columns_marks_and_a_line_below():
     assert r" & ($\uparrow$) & ($\uparrow$) \\" in lines
     assert r"RelViT & \textbf{90.13 $\pm$ 0.20} & -- \\[1pt]" in lines
     assert r" & {\scriptsize [89.9, 90.4]} &  \\[2pt]" in lines
-    assert r"L\_drloc & \underline{$-$0.16 $\downarrow$} & $\times$ \\" in lines
+    assert r"$L_{\mathrm{drloc}}$ & \underline{$-$0.16 $\downarrow$} & $\times$ \\" in lines
     assert r"\label{tab:t_1}" in lines
 
 
@@ -86,10 +87,57 @@ def test_markdown_and_html_hold_the_same_entries():
 
 def test_a_terminal_shows_marks_and_second_lines():
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(for_terminal(MADE))
+    console.print(*for_terminal(MADE))
     shown = console.export_text()
     assert "90.13 ± 0.20" in shown
     assert "[89.9, 90.4]" in shown
+
+
+# Eight columns of numbers, of which a terminal of 60 columns shows four at a time.
+WIDE = Table(
+    "wide",
+    "Wide",
+    (Column("method", "Method", align="l"), *(Column(f"c{i}", "Acc", "(↑)", "Ours") for i in range(8))),
+    tuple(
+        Row(key, (Entry("RelViT"), *(Entry(f"{10 * place + i}.25 ± 0.50") for i in range(8))))
+        for place, key in enumerate(("sprel", "sprel+dist"), start=1)
+    ),
+    "A caption.",
+)
+
+
+def test_a_narrow_terminal_shows_every_number_whole_in_parts_that_name_their_rows():
+    console = Console(width=60, record=True, file=io.StringIO())
+    parts = for_terminal(WIDE, 60)
+    console.print(*parts, sep="\n")
+    shown = console.export_text()
+    assert len(parts) > 1
+    assert all(f"{10 * place + i}.25 ± 0.50" in shown for place in (1, 2) for i in range(8))
+    assert max(map(len, shown.splitlines())) <= 60
+    assert shown.count("sprel+dist") == len(parts)  # since all rows are called RelViT
+    assert len(for_terminal(WIDE, 200)) == 1
+
+
+def test_the_camera_ready_table_names_its_rows_and_has_neither_interval_nor_the_papers_numbers():
+    columns = (
+        Column("method", "Method", align="l"),
+        Column("accuracy", "Acc", group="Ours"),
+        Column("interval", "95 %", group="Ours"),
+        Column("n", "n", group="Ours"),
+        Column("paper_accuracy", "Acc", group="Paper"),
+    )
+    rows = tuple(
+        Row(key, (Entry("RelViT"), Entry("90.13", below="[89.9, 90.4]"), Entry("[1, 2]"), Entry("3/3"), theirs))
+        for key, theirs in (("sprel", Entry("89.02", published=True)), ("dist", Entry("×")))
+    )
+    caption = "Mean ± standard deviation over n seeds, and its 95 % t interval; bold: best. Paper: Table 4, 100 epochs."
+    lines = to_camera_latex(Table("t", "T", columns, rows, caption), str.upper).splitlines()
+    assert lines[0] == r"\begin{table*}[t]"
+    assert lines[-1] == r"\end{table*}"
+    assert r"SPREL & 90.13 \\" in lines
+    assert r"DIST & 90.13 \\" in lines
+    assert r"\caption{Mean $\pm$ standard deviation over n seeds; bold: best.}" in lines
+    assert r"\label{tab:t-camera}" in lines
 
 
 # Footnotes

@@ -8,7 +8,7 @@ look at the data.
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
@@ -167,7 +167,8 @@ def latex_text(text: str) -> str:
     quoted = re.sub(r'"([^"]*)"', "“\\1”", text).replace("--", "-\u200b-")
     escaped = "".join(_LATEX.get(symbol) or _plain(symbol) for symbol in quoted)
     # A minus before a number, not the hyphen in a name.
-    return re.sub(r"(?<![\w\-.}])-(?=\d)", "$-$", escaped)
+    escaped = re.sub(r"(?<![\w\-.}])-(?=\d)", "$-$", escaped)
+    return escaped.replace(r"L\_drloc", r"$L_{\mathrm{drloc}}$")
 
 
 def _plain(symbol: str) -> str:
@@ -180,6 +181,34 @@ def _plain(symbol: str) -> str:
 def label(name: str) -> str:
     """A name for files and for LaTeX's labels: letters, digits, ".", "_" and "-" as they are."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
+
+
+def camera_ready(table: Table, name: Callable[[str], str]) -> Table:
+    """What an author prints of a table: its own numbers with their deviations, each row by its name.
+
+    Left out are the published numbers, intervals and the numbers of seeds. name: by a row's key, where the texts of its
+    first column are not all different.
+    """
+    kept = [
+        number
+        for number, column in enumerate(table.columns)
+        if column.key not in ("interval", "n") and not any(row.entries[number].published for row in table.rows)
+    ]
+    first = [row.entries[0].text for row in table.rows]
+    rows = []
+    for row in table.rows:
+        entries = [replace(row.entries[number], below="") for number in kept]
+        if len(set(first)) < len(first):
+            entries[0] = replace(entries[0], text=name(row.key))
+        rows.append(replace(row, entries=tuple(entries)))
+    columns = tuple(replace(table.columns[number], group="") for number in kept)
+    caption = re.sub(r", (?:and its|below it the) 95 % t interval|,? ?Paper: .*$", "", table.caption)
+    return replace(table, name=f"{table.name}-camera", columns=columns, rows=tuple(rows), caption=caption)
+
+
+def to_camera_latex(table: Table, name: Callable[[str], str]) -> str:
+    """`camera_ready` as a float over both columns of a two-column paper, in type of 7 pt or more."""
+    return to_latex(camera_ready(table, name)).replace("{table}", "{table*}")
 
 
 def to_latex(table: Table, position: str = "t") -> str:
@@ -338,8 +367,9 @@ def to_html(table: Table) -> str:
     styler.cell_ids = False
     body = styler.to_html(table_uuid=label(table.name), sparse_columns=True, exclude_styles=True)
     notes = "".join(f"<p><sup>{letter}</sup> {html.escape(note)}.</p>" for letter, note in table.notes)
+    kind = "table sortable" if not any(row.rule for row in table.rows) else "table"  # rules keep rows together
     return (
-        f'<figure class="table" id="{label(table.name)}">\n<div class="scroll">\n{body}</div>\n'
+        f'<figure class="{kind}" id="{label(table.name)}">\n<div class="scroll">\n{body}</div>\n'
         f"<figcaption>{html.escape(table.caption)}{notes}</figcaption>\n</figure>\n"
     )
 
@@ -350,7 +380,8 @@ def _html_entry(entry: Entry, in_one_line: bool) -> str:
     text = f"<u>{text}</u>" if entry.underline else text
     text = f"<strong>{text}</strong>" if entry.bold else text
     text += "".join(f"<sup>{mark}</sup>" for mark in entry.marks)
-    return text + f"<br><small>{html.escape(entry.below)}</small>" * bool(entry.below)
+    text += f"<br><small>{html.escape(entry.below)}</small>" * bool(entry.below)
+    return f'<span class="number">{text}</span>' if entry.numbers else text
 
 
 _PAGE = """<!doctype html>
@@ -384,15 +415,46 @@ def to_html_page(table: Table) -> str:
 # Terminal
 
 
-def for_terminal(table: Table) -> RichTable:
-    """The table for a person at a terminal."""
-    result = RichTable(box=None, header_style="underline")
-    for column in table.columns:
+def for_terminal(table: Table, width: int = 10_000) -> list[RichTable]:
+    """The table for a person at a terminal of so many columns: in parts, each with the rows' names, where one is too
+    narrow to show every number whole."""
+    sizes = [max(map(len, _lines(table, number))) + 2 for number in range(len(table.columns))]
+    if sum(sizes) <= width:
+        return [_rich(table, range(len(table.columns)))]
+    names = [number for number, column in enumerate(table.columns) if column.align == "l"]
+    if len({tuple(row.entries[number].text for number in names) for row in table.rows}) < len(table.rows):
+        table = replace(
+            table,
+            columns=(Column("row", "Row", align="l"), *table.columns),
+            rows=tuple(replace(row, entries=(Entry(row.key), *row.entries)) for row in table.rows),
+        )
+        sizes, names = [max(len(row.key) for row in table.rows) + 2, *sizes], [0]
+    parts: list[list[int]] = [[]]
+    for number, column in enumerate(table.columns):
+        if column.align == "l":
+            continue
+        if parts[-1] and sum(sizes[each] for each in (*names, *parts[-1], number)) > width:
+            parts.append([])
+        parts[-1].append(number)
+    return [_rich(table, [*names, *part]) for part in parts]
+
+
+def _lines(table: Table, number: int) -> list[str]:
+    """All that stands in a column, line by line."""
+    column, entries = table.columns[number], [row.entries[number] for row in table.rows]
+    marked = [entry.text + "".join(f" {mark})" for mark in entry.marks) for entry in entries]
+    return [column.group, column.heading, column.unit, *marked, *(entry.below for entry in entries)]
+
+
+def _rich(table: Table, shown: Iterable[int]) -> RichTable:
+    """These columns of the table."""
+    result, shown = RichTable(box=None, header_style="underline"), list(shown)
+    for column in (table.columns[number] for number in shown):
         heading = "\n".join(part for part in (column.group, column.heading, column.unit) if part)
         result.add_column(Text(heading), justify="center" if column.align == "c" else "left", no_wrap=True)
     for row in table.rows:
         texts = []
-        for entry in row.entries:
+        for entry in (row.entries[number] for number in shown):
             style = " ".join(["bold"] * entry.bold + ["underline"] * entry.underline)
             text = Text(entry.text, style=style)
             text.append("".join(f" {mark})" for mark in entry.marks), style="dim")

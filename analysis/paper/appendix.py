@@ -5,6 +5,7 @@ Every function takes the entries of the study's table and returns None where the
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -156,6 +157,12 @@ def by_one_seed(verdict: str, seeds: int) -> str:
     return f"one seed: {verdict}" if seeds == 1 else verdict
 
 
+def with_reservations(row: Mapping[str, Any]) -> str:
+    """The verdict on a sentence, with what limits it: one seed, or runs that are not comparable with the paper's."""
+    verdict = by_one_seed(row["verdict"], row["seeds"])
+    return f"not comparable (here: {verdict})" if row["not_comparable"] else verdict
+
+
 def _reasons(reasons: list[str]) -> str:
     return f" Not comparable with the paper: {'; '.join(reasons)}." if reasons else ""
 
@@ -173,8 +180,7 @@ def sentence_verdicts(entries: Entries, name: str) -> Table | None:
     )
     rows = []
     for claim, row in judged.iterrows():
-        verdict = by_one_seed(row["verdict"], row["seeds"])
-        verdict = f"not comparable (here: {verdict})" if row["not_comparable"] else verdict
+        verdict = with_reservations(row)
         needs = f"Seeds needed: {shortened(row['needs'])}." if row["needs"] else ""
         text = f"{shortened(row['numbers'])}. " * bool(row["numbers"]) + f"{row['note'][:1].upper()}{row['note'][1:]}."
         own = itself.loc[claim]

@@ -32,6 +32,7 @@ COLUMN, PAGE = 3.25, 6.875  # inches: one column of the paper, and both
 STYLE: Mapping[str, Any] = {
     "font.family": "STIXGeneral",  # comes with matplotlib and goes with a paper set in Times
     "mathtext.fontset": "stix",
+    "text.parse_math": False,  # a "$" in a name is a "$"
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,

@@ -1,10 +1,12 @@
 """One HTML page for a study: verdicts, tables, figures and how to reproduce them, in a single file.
 
-The page asks for nothing from outside: pictures are in it, there are no scripts, and its content security policy
-forbids requests. Whatever comes from runs (names, reasons, paths) is escaped; only tables are taken as HTML.
+The page asks for nothing from outside: pictures are in it, and its content security policy forbids requests and every
+script but the one that sorts tables. Whatever comes from runs (names, reasons, paths) is escaped; only tables are taken
+as HTML.
 """
 
 import base64
+import hashlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from analysis.output.provenance import replace_text
+from analysis.paper.appendix import with_reservations
 from analysis.paper.drawing import COLUMN, kinds
 from analysis.paper.entries import Entries
 from analysis.paper.registry import TABLES, find
@@ -37,6 +40,31 @@ _ORIGIN = {  # columns of runs that come from tags, where the store has them
 # What sweeps/ablation.py has an option of its own for.
 _OPTIONS = {"dataset": "--dataset", "backbone": "--backbone", "image_size": "--image-size"}
 _NOT_SET = {"tasks", "seed", "protocol", *_OPTIONS}
+
+
+# A click, or Enter, on a heading sorts the table by that column: numbers by value, texts after them, dashes last.
+_SORTING = """
+const value = cell => parseFloat(cell.textContent.replace(/[<>\\[]/g, ""));
+for (const table of document.querySelectorAll(".sortable table")) {
+  const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells], body = table.tBodies[0];
+  const sort = column => {
+    const sign = heads[column].ariaSort === "descending" ? 1 : -1;
+    heads.forEach(head => head.ariaSort = null);
+    heads[column].ariaSort = sign > 0 ? "ascending" : "descending";
+    const order = (one, other) => {
+      const [a, b] = [one.cells[column], other.cells[column]], [x, y] = [value(a), value(b)];
+      if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y) || a.textContent.localeCompare(b.textContent) * -sign;
+      return (x - y) * sign;
+    };
+    body.append(...[...body.rows].sort(order));
+  };
+  heads.forEach((head, column) => {
+    head.tabIndex = 0;
+    head.addEventListener("click", () => sort(column));
+    head.addEventListener("keydown", event => event.key === "Enter" && sort(column));
+  });
+}
+"""
 
 
 class TableHtml(NamedTuple):
@@ -67,7 +95,7 @@ def write_page(
     """
     shown = [_picture(path) for path in figures if path.suffix == ".png"]
     rows = [] if verdicts is None else verdicts.to_dict("records")
-    judged = [{"needs": "", "paper": ""} | row | {"tone": _TONES.get(row["verdict"], "open")} for row in rows]
+    judged = [{"needs": "", "paper": ""} | row | {"stated": with_reservations(row), "tone": _tone(row)} for row in rows]
     reasons = {row["not_comparable"] for row in rows}  # said once where they are the same for all
     sections = [("verdicts", "Verdicts")] * bool(judged) + [("tables", "Tables")] * bool(tables)
     sections += [("figures", "Figures")] * bool(shown) + [("behind", "Behind the numbers")] * bool(behind)
@@ -82,6 +110,8 @@ def write_page(
         sections=sections,
         notes=[note if note.endswith(".") else f"{note}." for note in notes],
         claims=judged,
+        script=_SORTING,
+        script_digest=base64.b64encode(hashlib.sha256(_SORTING.encode()).digest()).decode(),
         not_comparable=reasons.pop() if len(reasons) == 1 else "",
         tables=tables,
         behind=behind,
@@ -107,6 +137,11 @@ def sentences_of(shown: Iterable[Entries]) -> pd.DataFrame | None:
             printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
             found.append(sentences(entries).assign(paper=printed))
     return pd.concat(found) if found else None
+
+
+def _tone(row: Mapping[str, Any]) -> str:
+    """Of a verdict's badge: coloured only where it stands without a reservation."""
+    return "open" if row["not_comparable"] or row["seeds"] == 1 else _TONES.get(row["verdict"], "open")
 
 
 def _picture(path: Path) -> dict[str, Any]:

@@ -78,7 +78,13 @@ class Gathered:
         where = conditions[0] if conditions else None
         for condition in conditions[1:]:
             where &= condition
-        return ds.dataset(self.folder / "metrics.parquet").to_table(filter=where).unify_dictionaries().to_pandas()
+        path = self.folder / "metrics.parquet"
+        try:
+            return ds.dataset(path).to_table(filter=where).unify_dictionaries().to_pandas()
+        except (OSError, pa.ArrowException) as error:
+            raise GatherError(
+                f"{path} cannot be read: {error}; remove {self.folder}/.gathered, and it is gathered anew"
+            ) from error
 
 
 def gather(tracking_uri: str, experiment: str, folder: Path, console: Console | None = None) -> Gathered:
@@ -495,6 +501,8 @@ def _replace_link(link: Path, target: Path) -> None:
     scratch = link.with_name(f".{link.name}.new")
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(target, target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():  # in a copy of the outputs that followed the links
+        shutil.rmtree(link)
     scratch.replace(link)
 
 

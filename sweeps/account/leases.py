@@ -189,10 +189,16 @@ def _leases(folder: Location) -> dict[Location, Lease | None]:
     for path in folder.glob("*.json"):
         try:
             fields = json.loads(path.read_text())
-            leases[path] = Lease(**{**fields, "cells": tuple(fields["cells"]), "replaced": tuple(fields["replaced"])})
+            lease = Lease(**{**fields, "cells": tuple(fields["cells"]), "replaced": tuple(fields["replaced"])})
+            texts = (lease.name, lease.who, lease.process, lease.stage, *lease.cells, *lease.replaced)
+            numbers = (lease.ticket, lease.beat)
+            valid = all(isinstance(each, str) for each in texts) and all(
+                isinstance(each, (int, float)) for each in numbers
+            )
+            leases[path] = lease if valid else None
         except FileNotFoundError:  # let go since it was listed
             continue
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, IsADirectoryError):
             leases[path] = None
     return leases
 

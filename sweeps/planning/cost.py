@@ -193,14 +193,14 @@ def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
     """Seconds of every epoch of every finished cell that was trained on such a device, by kind."""
     seconds: dict[tuple, list[float]] = {}
     for path in account.storage.glob("cells/*/history.json"):
-        fields = read_json(path.with_name("cell.json"), {})
-        if not fields:
+        try:
+            cell = Cell(**read_json(path.with_name("cell.json"), {}))
+        except (ValueError, TypeError):  # not there, damaged, or another version's: it tells nothing of time
             continue
-        cell = Cell(**fields)
         # The account knows GPU memory of those cells alone that were trained on a GPU.
         if device != ("cuda" if account.status(cell).peak_gpu_bytes else "cpu"):
             continue
         for row in account.history(cell):
-            if "epoch_seconds" in row:
+            if isinstance(row, dict) and isinstance(row.get("epoch_seconds"), float) and "phase" in row:
                 seconds.setdefault(_observed_key(cell, row["phase"]), []).append(row["epoch_seconds"])
     return seconds

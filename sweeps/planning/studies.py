@@ -123,7 +123,9 @@ def _from_file(path: Path) -> Study:
         raise ValueError(f"the study file {path} does not exist")
     try:
         defined = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file may raise is what is wrong with it
         raise ValueError(f"the study file {path} does not import: {type(error).__name__}: {error}") from error
     if "cells" not in defined:
         raise ValueError(f"the study file {path} does not define `cells`, a list of dicts with fields of a cell")

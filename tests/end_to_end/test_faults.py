@@ -1,17 +1,17 @@
 """Trials that fail in every way, in one sweep of real processes: each class by its rule, and the others finish."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import entries
+from helpers.entries import ROOT, runs_by_tasks
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.end_to_end
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--set", "train_images=120", "--set", "pretrain_epochs=2", "--set", "epochs=2", "--set", "warmup_epochs=1")
 
 # A driver whose trials fail: `sprel` for lack of GPU memory until its batches go in two parts, `dist` by falling silent
@@ -53,17 +53,9 @@ sys.exit(ablation.main())
 def sweep(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """The folder and the outcome of a sweep in which four of five cells fail at first."""
     folder = tmp_path_factory.mktemp("faults")
-    return folder, drive(folder, "--tasks", "none,sprel,dist,ang,abspos")
-
-
-def drive(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     (folder / "driver.py").write_text(DRIVER.format(root=ROOT))
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    }
-    return subprocess.run(
-        [sys.executable, "driver.py", *SMALL, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "driver.py", *SMALL, "--tasks", "none,sprel,dist,ang,abspos"]
+    return folder, subprocess.run(command, cwd=folder, env=entries.environment(), capture_output=True, text=True)
 
 
 def states(folder: Path) -> dict[str, dict]:
@@ -71,13 +63,6 @@ def states(folder: Path) -> dict[str, dict]:
         json.loads(path.read_text())["tasks"]: json.loads(path.with_name("state.json").read_text())
         for path in folder.glob("results/cells/*/cell.json")
     }
-
-
-def runs(folder: Path) -> dict[str, object]:
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    found = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
-    assert len(found) == len({run.data.tags["cell_id"] for run in found})
-    return {run.data.params["tasks"]: run for run in found}
 
 
 def test_what_can_be_mended_finishes_and_what_cannot_is_named(sweep):
@@ -99,8 +84,8 @@ def test_too_little_gpu_memory_leads_to_micro_batches_and_the_run_says_so(sweep)
     assert "ran out of GPU memory and is started again" in result.stdout
     assert "with each batch in 2 parts" in result.stdout
     assert states(folder)["sprel"]["micro_batches"] == 2
-    assert runs(folder)["sprel"].data.tags["deviation"] == "micro_batches=2"
-    assert runs(folder)["none"].data.tags["deviation"] == ""
+    assert runs_by_tasks(folder)["sprel"].data.tags["deviation"] == "micro_batches=2"
+    assert runs_by_tasks(folder)["none"].data.tags["deviation"] == ""
 
 
 def test_a_trial_that_falls_silent_is_ended_and_continued(sweep):
@@ -116,17 +101,18 @@ def test_a_full_storage_is_waited_for(sweep):
 def test_every_run_has_every_step_once(sweep):
     folder, _ = sweep
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    for tasks, run in runs(folder).items():
+    for tasks, run in runs_by_tasks(folder).items():
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "epoch")]
         assert steps == ([1] if tasks == "abspos" else [1, 2, 3, 4])
         assert run.data.metrics["host_memory_bytes"] > 50e6
-    assert runs(folder)["abspos"].info.status == "FAILED"
-    assert runs(folder)["abspos"].data.tags["failure"] == "not_finite"
+    assert runs_by_tasks(folder)["abspos"].info.status == "FAILED"
+    assert runs_by_tasks(folder)["abspos"].data.tags["failure"] == "not_finite"
 
 
 def test_the_next_start_leaves_alone_what_it_is_not_told_to_try_again(sweep):
     folder, _ = sweep
-    result = drive(folder, "--tasks", "none,abspos", "--retry", "oom,crash")
+    again = (*SMALL, "--tasks", "none,abspos", "--retry", "oom,crash")
+    result = entries.call("sweeps/ablation.py", folder, *again)
     assert result.returncode == 1
     assert "left alone" in result.stdout and "not_finite: ArithmeticError" in result.stdout
 
@@ -134,14 +120,13 @@ def test_the_next_start_leaves_alone_what_it_is_not_told_to_try_again(sweep):
 def test_runs_that_mlflow_lost_or_holds_twice_are_mended_by_reconcile(sweep):
     folder, _ = sweep
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    before = runs(folder)
+    before = runs_by_tasks(folder)
     lost, doubled = before["dist"], before["none"]
     client.delete_run(lost.info.run_id)
     copy = client.create_run(doubled.info.experiment_id, tags={"cell_id": doubled.data.tags["cell_id"]})
 
     def reconcile() -> str:
-        command = [sys.executable, str(ROOT / "sweeps/reconcile.py")]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        result = entries.call("sweeps/reconcile.py", folder)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -150,7 +135,7 @@ def test_runs_that_mlflow_lost_or_holds_twice_are_mended_by_reconcile(sweep):
     assert f"marked run {copy.info.run_id} as a duplicate" in said
     assert "5 cells looked at, 2 changes" in said
     client.delete_run(copy.info.run_id)
-    after = runs(folder)
+    after = runs_by_tasks(folder)
     assert after["none"].info.run_id == doubled.info.run_id
     assert after["dist"].data.metrics["test_accuracy"] == lost.data.metrics["test_accuracy"]
     assert "5 cells looked at, 0 changes" in reconcile()

@@ -1,20 +1,16 @@
 """A sweep whose account and checkpoints are in an object store (moto's, on loopback), which goes away for a while."""
 
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
+from helpers import entries
+from helpers.entries import steps, tracked
 
 from relvit.files import location
 
 pytestmark = pytest.mark.end_to_end
 
-ROOT = Path(__file__).resolve().parents[2]
 OUTAGE = 12.0  # seconds; pyarrow itself tries again for six
 
 
@@ -28,16 +24,10 @@ def test_a_sweep_on_an_object_store_outlives_an_outage(tmp_path, bucket):
     place = bucket.partition("?")[0]
     storage = location(f"{place}/outage?region=us-east-1&scheme=http&endpoint_override={host}:{port}")
     seen = location(f"{place}/outage?{bucket.partition('?')[2]}")
-    ours = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    small = ("--set", "train_images=600", "--set", "pretrain_epochs=4", "--set", "epochs=4")
     with (tmp_path / "log").open("w") as log:
-        driver = subprocess.Popen(
-            [
-                *(sys.executable, str(ROOT / "sweeps/ablation.py"), "--tasks", "none,sprel", "--storage", str(storage)),
-                *("--set", "train_images=600", "--set", "pretrain_epochs=4", "--set", "epochs=4"),
-            ],
-            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if name not in ours},
-        )  # fmt: skip
+        arguments = ("--tasks", "none,sprel", "--storage", str(storage), *small)
+        driver = entries.start("sweeps/ablation.py", tmp_path, *arguments, output=log)
     while driver.poll() is None and not any(True for _ in seen.glob("cells/*/0*-*.pt")):
         time.sleep(0.1)
     door.stop()
@@ -53,11 +43,9 @@ def test_a_sweep_on_an_object_store_outlives_an_outage(tmp_path, bucket):
     assert "could not write its checkpoint and is started again" in output
     states = [json.loads(path.read_text())["state"] for path in seen.glob("cells/*/state.json")]
     assert states == ["finished", "finished"]
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
+    runs = tracked(tmp_path)
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     for run in runs:
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, "epoch")]
-        assert steps == list(range(1, 9))
+        assert steps(tmp_path, run, "epoch") == list(range(1, 9))
     for path in seen.glob("cells/*/*.pt"):
         assert path.name.startswith("final-")

@@ -1,13 +1,12 @@
 """Every cell of the paper's tables and of Figure 2, to its end at a toy scale, on real images where they are there."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import entries
+from helpers.entries import ROOT
 from helpers.made_data import (
     write_cifar10,
     write_cifar100,
@@ -20,23 +19,13 @@ from relvit.cell import Cell
 
 pytestmark = pytest.mark.end_to_end
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared/data"
 TOY = ("--recipe", "cpu", "--set", "pretrain_epochs=1", "--set", "epochs=1", "--set", "warmup_epochs=0")
 FEW = (*TOY, "--set", "train_images=48")
 
 
-def run(entry: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    }
-    return subprocess.run(
-        [sys.executable, str(ROOT / entry), *arguments], cwd=folder, capture_output=True, text=True, env=environment
-    )
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(request, tmp_path_factory) -> Path:
     """A folder in which every study of the paper has run."""
     folder = tmp_path_factory.mktemp("studies")
     data = folder / "data"
@@ -44,14 +33,17 @@ def finished(tmp_path_factory) -> Path:
     write_svhn(data)
     write_cifar100(data)
     if SHARED.is_dir():
-        (data / "cifar10").symlink_to(SHARED / "cifar10")
+        # A part of it: 27 cells would look at 2,000 test images each.
+        (data / "cifar10").symlink_to(request.getfixturevalue("cifar10_part_root") / "cifar10")
         (data / "tiny-imagenet-200").symlink_to(SHARED / "tiny-imagenet-200")
         (data / "flowers102").symlink_to(SHARED / "flowers12")  # class folders under the data set's name
     else:
         write_cifar10(data)
         write_tiny_imagenet(data)
         write_flowers102(data)
-    result = run("sweeps/ablation.py", folder, "--study", "table2,table3,table4,figure2", "--keep-pretrainings", *FEW)
+    result = entries.run(
+        "sweeps/ablation.py", folder, "--study", "table2,table3,table4,figure2", "--keep-pretrainings", *FEW
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder
 
@@ -79,7 +71,7 @@ def test_each_backbone_and_data_set_of_the_paper_has_its_cells(finished):
 
 @pytest.mark.parametrize("study", ["table2", "table3", "table4", "figure2"])
 def test_each_study_is_set_as_a_table_without_gaps_in_our_columns(finished, study):
-    result = run("analysis/make_tables.py", finished, "--study", study)
+    result = entries.call("analysis/make_tables.py", finished, "--study", study)
     assert result.returncode == 0, result.stderr
     markdown = (finished / f"results/analysis/{study}.md").read_text()
     dashes = sum(line.count("–") for line in markdown.splitlines() if line.startswith("|"))
@@ -100,7 +92,7 @@ def first_phase(rows: list[dict]) -> list[dict]:
 
 def test_a_pre_training_that_cells_share_is_trained_once(finished):
     # Table 4's pre-trainings are there; its probes need their own last phase alone.
-    result = run("sweeps/ablation.py", finished, "--study", "probe", "--tasks", "sprel,none", *FEW)
+    result = entries.call("sweeps/ablation.py", finished, "--study", "probe", "--tasks", "sprel,none", *FEW)
     assert result.returncode == 0, result.stdout + result.stderr
     found = cells(finished)
     probes = [cell for cell in found if cell.protocol == "pretrain_probe"]
@@ -114,7 +106,7 @@ def test_a_pre_training_that_cells_share_is_trained_once(finished):
 
 
 def test_the_plan_names_every_cell_and_what_it_will_cost(finished):
-    result = run("sweeps/ablation.py", finished, "--study", "table4,probe", "--plan", *FEW)
+    result = entries.call("sweeps/ablation.py", finished, "--study", "table4,probe", "--plan", *FEW)
     assert result.returncode == 0, result.stderr
     assert "32 cells share 16 pre-trainings: that saves 16 trainings" in result.stdout
     assert "32 cells: 18 finished, 0 to continue, 14 to start" in result.stdout
