@@ -96,12 +96,14 @@ def exit_status(main: Callable[[], int]) -> int:
     note = ensure_home()
     if note:
         print(f"note: {note}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    before: Any = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         return main()
     except KeyboardInterrupt:
         print("interrupted; nothing is lost: run the same command to continue", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
