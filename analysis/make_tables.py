@@ -148,7 +148,8 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     texts = {f"{label(table.name)}{FORMATS[name]}": WRITERS[name](table) for table in everything for name in formats}
     if "latex" in formats:
         for one in made:
-            text = typeset.to_camera_latex(one.table, one.entries.of.label_name)
+            names = one.entries.of.label_name if one.entries.of.combinations else None  # rows that are combinations
+            text = typeset.to_camera_latex(one.table, names)
             texts[f"{label(one.table.name)}-camera.tex"] = text
     shown, notes = made[0].entries, []
     history = gathered.history(metrics_read(), set(shown.runs["run_id"]))

@@ -183,11 +183,11 @@ def label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
 
 
-def camera_ready(table: Table, name: Callable[[str], str]) -> Table:
+def camera_ready(table: Table, name: Callable[[str], str] | None) -> Table:
     """What an author prints of a table: its own numbers with their deviations, each row by its name.
 
     Left out are the published numbers, intervals and the numbers of seeds. name: by a row's key, where the texts of its
-    first column are not all different.
+    first column are not all different; None leaves them.
     """
     kept = [
         number
@@ -198,7 +198,7 @@ def camera_ready(table: Table, name: Callable[[str], str]) -> Table:
     rows = []
     for row in table.rows:
         entries = [replace(row.entries[number], below="") for number in kept]
-        if len(set(first)) < len(first):
+        if name and len(set(first)) < len(first):
             entries[0] = replace(entries[0], text=name(row.key))
         rows.append(replace(row, entries=tuple(entries)))
     columns = tuple(replace(table.columns[number], group="") for number in kept)
@@ -206,7 +206,7 @@ def camera_ready(table: Table, name: Callable[[str], str]) -> Table:
     return replace(table, name=f"{table.name}-camera", columns=columns, rows=tuple(rows), caption=caption)
 
 
-def to_camera_latex(table: Table, name: Callable[[str], str]) -> str:
+def to_camera_latex(table: Table, name: Callable[[str], str] | None = None) -> str:
     """`camera_ready` as a float over both columns of a two-column paper, in type of 7 pt or more."""
     return to_latex(camera_ready(table, name)).replace("{table}", "{table*}")
 
