@@ -1,4 +1,4 @@
-"""Means, intervals, paired comparisons and equivalence over seeds: functions from data frames to data frames.
+"""Means, intervals, comparisons, equivalence and power over seeds: functions from data frames to data frames.
 
 runs    what `runs.gather.gather` returns, of one setting: runs that differ only in what `by` names and in the seed.
         Only runs with status FINISHED count.
@@ -7,25 +7,23 @@ by      the column whose values are the cells to compare ("tasks"). Where severa
 metric  the column to compare, in its own unit; percent for accuracies.
 wide    one row a seed, one column a cell, in the metric's unit; null where there is no finished run.
 
-Seeds are the unit of observation: a seed stands for one draw of weights, order, augmentation and validation split.
-Cells that share a seed share some of that draw, hence differences are taken within seeds. All intervals and tests are
-Student's t, two-sided unless said otherwise. Where a spread cannot be estimated (fewer than two seeds, or values that
-are all the same, as happens on small test splits) there is a number, no interval and no p.
+Seeds are the unit of observation: a seed stands for one draw of weights, order, augmentation and validation split. The
+interval of a cell is Student's, from its own seeds. Cells are compared by one error model (`analysis.stats.blocks`),
+whatever asks: a table's bold, its differences, the effects of tasks or the paper's sentences. One seed decides nothing.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from analysis.stats.blocks import ALPHA, SAME, cell_means, contrasts
 from relvit.cell import unknown
 
-CONFIDENCE = 0.95
-ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 MOST_SEEDS = 10_000  # beyond this a comparison is called out of reach
-SAME = 1e-9  # differences below this are floating point, not measurement
 
 REPRODUCED, WITHIN_NOISE, ABOVE, BELOW, UNDECIDED = "reproduced", "within noise", "above", "below", "undecided"
 
@@ -59,22 +57,36 @@ def describe(wide: pd.DataFrame) -> pd.DataFrame:
 
     std is null with fewer than two seeds; the interval also where all values are the same.
     """
-    rows = []
-    for cell in wide.columns:
-        values = wide[cell].dropna()
-        row = {"mean": values.mean(), "std": values.std(), "n": len(values), "low": np.nan, "high": np.nan}
-        if _has_spread(values):
-            row["low"], row["high"] = stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
-        rows.append(row)
-    frame = pd.DataFrame(rows, index=wide.columns, columns=["mean", "std", "n", "low", "high"])
-    return frame.astype({"mean": float, "std": float, "n": int, "low": float, "high": float})
+    n, std = wide.notna().sum(), wide.std().astype(float)
+    half = (stats.t.isf(ALPHA / 2, n.clip(lower=2) - 1) * std / np.sqrt(n.clip(lower=1))).where(std > SAME)
+    mean = wide.mean().astype(float)
+    return pd.DataFrame({"mean": mean, "std": std, "n": n.astype(int), "low": mean - half, "high": mean + half})
 
 
-def _has_spread(values: pd.Series) -> bool:
-    return len(values) > 1 and np.ptp(values) > SAME
+# Comparisons of cells
 
 
-# Paired comparisons
+def compare(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]], only: bool = False) -> pd.DataFrame:
+    """Cells against baselines, as `blocks.contrasts` judges them.
+
+    Index: cell, baseline. Columns: difference, and those of `contrasts` but the estimate; n is the number of seeds of
+    the cell that has fewer, 0 where one has none. The family are all pairs of the cells of `wide`, so that a pair gets
+    the same answer wherever it is asked for; with `only` the given pairs alone.
+    """
+    pairs = list(dict.fromkeys(pairs))
+    cells = list(dict.fromkeys([*wide.columns, *(cell for pair in pairs for cell in pair)]))
+    family = list(pairs)
+    if not only:
+        asked = {frozenset(pair) for pair in pairs}
+        family += [pair for pair in combinations(wide.columns, 2) if frozenset(pair) not in asked]
+    places, weights = {cell: number for number, cell in enumerate(cells)}, np.zeros((len(cells), len(family)))
+    for number, (cell, baseline) in enumerate(family):
+        weights[places[cell], number] += 1
+        weights[places[baseline], number] -= 1
+    found = contrasts(wide, pd.DataFrame(weights, index=cells, columns=pd.RangeIndex(len(family))))
+    names = ["cell", "baseline"]
+    index = pd.MultiIndex.from_tuples(pairs, names=names) if pairs else pd.MultiIndex.from_arrays([[], []], names=names)
+    return found.iloc[: len(pairs)].set_axis(index).rename(columns={"estimate": "difference"})
 
 
 def paired(runs: pd.DataFrame, baseline: str, by: str = "tasks", metric: str = "test_accuracy") -> pd.DataFrame:
@@ -89,275 +101,177 @@ def paired(runs: pd.DataFrame, baseline: str, by: str = "tasks", metric: str = "
     return compare(wide, pairs).droplevel("baseline").rename_axis(by)
 
 
-def compare(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Cells against baselines over the seeds that both have; the pairs are one family of comparisons.
-
-    Index: cell, baseline. Columns: difference, the mean of cell - baseline; std of the differences; n, the common
-    seeds; low and high of the difference's 95 % t interval; p of the paired t test; p_holm, p corrected for the
-    family. A cell that `wide` lacks has n = 0.
-    """
-    pairs = list(pairs)
-    rows = []
-    for cell, baseline in pairs:
-        both = wide.reindex(columns=[cell, baseline]).dropna().to_numpy()
-        differences = pd.Series(both[:, 0] - both[:, 1])
-        row = {"difference": differences.mean(), "std": differences.std(), "n": len(both)}
-        row |= dict.fromkeys(("low", "high", "p"), np.nan)
-        if _has_spread(differences):
-            test = stats.ttest_rel(both[:, 0], both[:, 1])
-            row["low"], row["high"] = test.confidence_interval(CONFIDENCE)
-            row["p"] = test.pvalue
-        rows.append(row)
-    index = pd.MultiIndex.from_tuples(pairs, names=["cell", "baseline"]) if pairs else _no_pairs()
-    columns = ["difference", "std", "n", "low", "high", "p"]
-    frame = pd.DataFrame(rows, index=index, columns=columns).astype({**dict.fromkeys(columns, float), "n": int})
-    return frame.assign(p_holm=holm(frame["p"]))
-
-
-def _no_pairs() -> pd.MultiIndex:
-    return pd.MultiIndex.from_arrays([[], []], names=["cell", "baseline"])
-
-
-def holm(p: pd.Series) -> pd.Series:
-    """p values in [0, 1], corrected for their number so that the chance of any false rejection stays below alpha.
-
-    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979): the smallest of m is
-    multiplied by m, the next by m - 1, and so on; none may fall below the one before it. Nulls stay null and do not
-    count.
-    """
-    ordered = p.dropna().sort_values()
-    factors = np.arange(len(ordered), 0, -1)
-    return (ordered * factors).cummax().clip(upper=1.0).reindex(p.index)
-
-
 def tied_with_best(
-    runs: pd.DataFrame,
-    by: str = "tasks",
-    metric: str = "test_accuracy",
-    larger: bool = True,
-    baseline: str | None = None,
+    runs: pd.DataFrame, by: str = "tasks", metric: str = "test_accuracy", larger: bool = True
 ) -> pd.DataFrame:
-    """Which cells cannot be told from the one of the highest mean, or the lowest where smaller is better.
+    """Which cells were not shown to be worse than another; raises SeveralRuns.
 
-    One row a cell. Columns: mean, n; difference to the best, corrected for seeds that one of them lacks (0 for the
-    best); p_holm over all comparisons with the best, as `compare_with`; best; tied; note, why a cell was not tested.
-    Tied are the best, the cells whose difference to it is not significant after Holm at 5 %, and those that no test
-    could tell from it: who is not tied was shown to be worse. The best is chosen among cells of at least two seeds, if
-    there are any; of single seeds the best stands alone, with those of exactly equal mean.
-
-    The best is chosen by the same runs that test it, for which Holm does not account: the group may be too small.
-    Raises SeveralRuns.
+    One row a cell. Columns: mean, n; difference to the best; p_family, the least p with which the cell is worse than
+    any other, corrected for all pairs; best, the highest mean or the lowest where smaller is better, corrected for
+    seeds that a cell lacks; tied, not shown to be worse than any cell at 5 %; note, why a cell was not tested. Where no
+    cell has a second seed, the best stands alone, with those of exactly equal value.
     """
     wide = by_seed(runs, by, metric)
     table = describe(wide)[["mean", "n"]]
     if not table["n"].any():
-        return table.assign(difference=np.nan, p_holm=np.nan, best=False, tied=False, note="no finished run")
-    several = table["n"] >= 2
-    means = table["mean"].where(several if several.any() else table["n"] > 0)
+        return table.assign(difference=np.nan, p_family=np.nan, best=False, tied=False, note="no finished run")
+    means = cell_means(wide)
     best = means.idxmax() if larger else means.idxmin()
-    comparison = compare_with(wide, best).reindex(table.index)
-    table["difference"] = comparison["difference"].fillna(table["mean"] - table.loc[best, "mean"])
-    table["p_holm"] = comparison["p_holm"]
+    table["difference"] = means - means[best]
+    compared = compare(wide, combinations(wide.columns, 2))
+    upwards = compared["difference"] > 0
+    worse = np.where(upwards == larger, compared.index.get_level_values(1), compared.index.get_level_values(0))
+    table["p_family"] = compared["p_family"].groupby(worse).min().reindex(table.index)
+    untested = ~compared["p_family"].notna().any()
     table["best"] = table.index == best
-    untested = ~table["best"] & table["p_holm"].isna() & (table["n"] > 0)
+    table["tied"] = (table["n"] > 0) & ~(table["p_family"] < ALPHA)
     table["note"] = ""
-    table.loc[untested, "note"] = "the same difference for every seed: not tested"
-    table.loc[untested & ~several, "note"] = "fewer than 2 seeds: not tested"
+    if untested:
+        single = table["n"].max() == 1
+        table.loc[table["n"] > 0, "note"] = (
+            "one seed: nothing is tested" if single else "the same difference for every seed: not tested"
+        )
+        if single:
+            table["tied"] = (means - means[best]).abs() < SAME
+    else:
+        table.loc[table["n"] == 1, "note"] = "one seed: tested by the spread of the other cells"
     table.loc[table["n"] == 0, "note"] = "no finished run"
-    if not several.any():
-        table.loc[best, "note"] = "one seed: nothing is tested"
-        untested = (table.loc[best, "mean"] - table["mean"]).abs() < SAME
-    table["tied"] = table["best"] | untested | (table["p_holm"] >= ALPHA)
-    for cell in _worse_in_pairs(wide, best, larger, baseline):
-        table.loc[cell, "tied"] = False
-    return table[["mean", "n", "difference", "p_holm", "best", "tied", "note"]]
-
-
-def _worse_in_pairs(wide: pd.DataFrame, best: str, larger: bool, baseline: str | None) -> list[str]:
-    """The cells that the paired differences to the baseline show to be worse than the best."""
-    if baseline not in wide.columns:
-        return []
-    compared = compare(wide, [(cell, baseline) for cell in wide.columns if cell != baseline])
-    shown = compared[compared["p_holm"] < ALPHA]
-    found = []
-    for (cell, _), difference in shown["difference"].items():
-        worse = baseline if (difference > 0) == larger else cell
-        if best in (cell, baseline) and worse != best:
-            found.append(worse)
-    return found
-
-
-def compare_with(wide: pd.DataFrame, best: str) -> pd.DataFrame:
-    """Every other cell against one, by the residual variance that all cells share.
-
-    Seeds are blocks: value = cell + seed + residual, fitted by least squares to cells of at least two seeds
-    (randomised complete blocks where no run is missing). With few seeds the many cells give the variance the degrees of
-    freedom that a paired test of two of them lacks; in return cells are taken to scatter alike. Index: cell. Columns:
-    difference; p of the t test; p_holm over all of them. Empty where nothing varies.
-    """
-    kept = wide.loc[:, wide.notna().sum() >= 2]
-    long = kept.stack().dropna()
-    empty = pd.DataFrame(columns=["difference", "p", "p_holm"], dtype=float)
-    if best not in kept or len(kept.columns) < 2:
-        return empty
-    cells = pd.get_dummies(long.index.get_level_values(1)).astype(float)
-    seeds = pd.get_dummies(long.index.get_level_values(0)).astype(float).iloc[:, 1:]
-    design = np.column_stack([cells, seeds])
-    effects, _, rank, _ = np.linalg.lstsq(design, long.to_numpy(), rcond=None)
-    freedom = len(long) - rank
-    residuals = long.to_numpy() - design @ effects
-    if freedom < 1 or np.abs(residuals).max() <= SAME:
-        return empty
-    variance = residuals @ residuals / freedom
-    covariance = variance * np.linalg.pinv(design.T @ design)
-    names, reference = list(cells.columns), list(cells.columns).index(best)
-    rows = {}
-    for place, name in enumerate(names):
-        if name != best:
-            contrast = np.zeros(design.shape[1])
-            contrast[place], contrast[reference] = 1, -1
-            difference = contrast @ effects
-            t = difference / np.sqrt(contrast @ covariance @ contrast)
-            rows[name] = {"difference": difference, "p": 2 * stats.t.sf(abs(t), freedom)}
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    return frame.assign(p_holm=holm(frame["p"]))
+    return table[["mean", "n", "difference", "p_family", "best", "tied", "note"]]
 
 
 # Against published numbers
 
 
-def equivalence(
-    runs: pd.DataFrame, published: pd.Series, margin: float, by: str = "tasks", metric: str = "test_accuracy"
+def equivalent(
+    wide: pd.DataFrame,
+    published: pd.Series,
+    margin: pd.Series | float,
+    images: pd.Series | None = None,
 ) -> pd.DataFrame:
-    """Each cell's mean against its published number, as `equivalent`. Raises as it does, and SeveralRuns."""
-    return equivalent(by_seed(runs, by, metric), published, margin)
+    """Whether means agree with published numbers, each of which is one draw.
 
-
-def equivalent(wide: pd.DataFrame, published: pd.Series, margin: float, judged: int = 1) -> pd.DataFrame:
-    """Whether means agree with published numbers, which come without seeds or spread.
-
-    published: by cell, in the metric's unit. margin, above 0, in that unit: a deviation that does not matter. judged:
-    how many numbers a single verdict rests on; above and below are then tested at 5 % over that number (Bonferroni).
-    One row an entry of `published`: mean, std, n, low and high as `describe`; published; p_equivalence, the larger p of
-    two one-sided t tests (TOST) against published - margin and published + margin; verdict:
-
-    reproduced    equivalent within the margin at 5 %, even where the interval leaves the published number out
-    above, below  the interval lies beyond published + margin, or published - margin: off by more than does not matter
-    within noise  neither is shown
-    undecided     fewer than two seeds, or seeds without any spread
-
-    So more seeds lead to one of the first three, whatever the true deviation is, and a verdict that they gave is not
-    turned into its opposite. The published number is taken as exact. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987).
-    Raises ValueError for a margin that is not above 0.
+    published: by cell, in the metric's unit. margin, above 0, in that unit: a deviation that does not matter. images:
+    for accuracies in percent, how many test images each published number is of. One row an entry of `published`: mean,
+    std, n, low and high as `describe`; published; p_equivalence and verdict as `judge_equality`. Values that all
+    seeds share are taken to scatter by one test image, and are undecided where the number of images is unknown.
     """
-    if not margin > 0:
-        raise ValueError(f"the margin of an equivalence test must be above 0, not {margin!r}")
     table = describe(wide.reindex(columns=published.index)).assign(published=published.astype(float))
-    table["p_equivalence"] = [
-        _tost(wide[cell].dropna(), target, margin) if cell in wide.columns else np.nan
-        for cell, target in table["published"].items()
-    ]
-    values = [wide[cell].dropna() if cell in wide.columns else pd.Series(dtype=float) for cell in table.index]
-    table["verdict"] = [
-        _verdict(of, row["published"], margin, row["p_equivalence"], ALPHA / judged)
-        for of, row in zip(values, table.to_dict("records"))
-    ]
+    std, images = table["std"], pd.Series(np.nan, index=table.index) if images is None else images.astype(float)
+    std = std.where(std > SAME, (100 / images).where(table["n"] > 1))
+    binomial = np.sqrt(table["published"] * (100 - table["published"]).clip(lower=0) / images).fillna(0.0)
+    tests = [(std / np.sqrt(table["n"]), table["n"] - 1)]
+    off, drawn = table["mean"] - table["published"], np.sqrt(std**2 + binomial**2)
+    table["p_equivalence"], table["verdict"] = judge_equality(off, tests, margin, drawn)
     return table
 
 
-def _tost(values: pd.Series, target: float, margin: float) -> float:
-    if not _has_spread(values):
-        return np.nan
-    not_below = stats.ttest_1samp(values, target - margin, alternative="greater").pvalue
-    not_above = stats.ttest_1samp(values, target + margin, alternative="less").pvalue
-    return max(not_below, not_above)
+def judge_equality(
+    off: np.ndarray,
+    tests: Iterable[tuple[np.ndarray, np.ndarray]],
+    margin: np.ndarray | float,
+    drawn: np.ndarray | float = 0.0,
+    judged: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether estimates are the same as what they are held against: p_equivalence and verdict, in the shape of `off`.
+
+    off: estimate less target. tests: standard errors of the estimate with their degrees of freedom; where there are
+    several, all must agree. drawn: the standard error of the target itself. judged: how many a single verdict rests on.
+
+    reproduced    within the margin of the target as it is printed: two one-sided t tests at 5 %, of which p_equivalence
+                  is the larger p (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987). All of several may be tested at
+                  5 % each (intersection-union).
+    above, below  by more than the margin, even if the target is one draw (prediction interval) from its test set: at
+                  5 % over `judged` (Bonferroni)
+    within noise  neither is shown
+    undecided     fewer than two seeds
+
+    So more seeds make a true replication no more likely to be called a failure. Raises ValueError for a margin that is
+    not above 0.
+    """
+    if not np.all(np.asarray(margin) > 0):
+        raise ValueError(f"the margin of an equivalence test must be above 0, not {margin!r}")
+    off = np.asarray(off, dtype=float)
+    p, beyond, known = np.zeros(off.shape), True, ~np.isnan(off)
+    for error, freedom in tests:
+        error, freedom = np.asarray(error, dtype=float), np.asarray(freedom, dtype=float)
+        known = known & ~np.isnan(error) & (freedom > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = np.fmax(p, stats.t.sf((np.asarray(margin) - np.abs(off)) / error, freedom))
+            half = stats.t.isf(ALPHA / judged / 2, freedom) * np.sqrt(error**2 + np.square(np.asarray(drawn)))
+        beyond &= np.abs(off) - half > np.asarray(margin)
+    verdict = np.where(p < ALPHA, REPRODUCED, np.where(beyond, np.where(off > 0, ABOVE, BELOW), WITHIN_NOISE))
+    return np.where(known, p, np.nan), np.where(known, verdict, UNDECIDED)
 
 
-def _verdict(values: pd.Series, target: float, margin: float, p_equivalence: float, alpha: float) -> str:
-    if np.isnan(p_equivalence):
-        return UNDECIDED
-    if p_equivalence < ALPHA:
-        return REPRODUCED
-    low, high = stats.ttest_1samp(values, target).confidence_interval(1 - alpha)
-    if low > target + margin:
-        return ABOVE
-    return BELOW if high < target - margin else WITHIN_NOISE
+def directions(difference: np.ndarray, p: np.ndarray, p_family: np.ndarray, families: int = 1) -> np.ndarray:
+    """1 above, -1 below, 0 open, for a sentence that says of every comparison that the difference is above 0.
+
+    The sentence needs all of them, so each may be above at 5 % (intersection-union). One below contradicts it, so that
+    takes the p corrected for its family, and for the number of families (Bonferroni).
+    """
+    return np.where(
+        (difference > 0) & (p < ALPHA), 1, np.where((difference < 0) & (p_family * families < ALPHA), -1, 0)
+    )
 
 
 # How many seeds
 
 
-def seeds_needed(
-    runs: pd.DataFrame,
-    baseline: str,
-    difference: float | None = None,
-    by: str = "tasks",
-    metric: str = "test_accuracy",
-) -> pd.DataFrame:
-    """How many seeds each cell's comparison with `baseline` needs to be decided with a power of 80 %.
-
-    difference: the smallest that matters, in the metric's unit; None for the observed one, which answers "if what we
-    saw is what there is". One row a cell: difference (the one to be found), std of the observed differences, n, the
-    common seeds so far; seeds (in all, not in addition; null where it cannot be said) and note, why not. The 5 % are
-    shared by all comparisons as in Holm's first step, its strictest, so that none needs more.
-
-    Raises ValueError for an unknown baseline or a difference of 0; SeveralRuns.
-    """
-    if difference == 0:
-        raise ValueError("no number of seeds finds a difference of 0")
-    table = paired(runs, baseline, by, metric)[["difference", "std", "n", "p"]]
-    alpha = ALPHA / max(1, int(table.pop("p").notna().sum()))
-    if difference is not None:
-        table["difference"] = float(difference)
-    seeds, notes = [], []
-    for row in table.to_dict("records"):
-        needed, note = pd.NA, ""
-        if row["n"] < 2:
-            note = "fewer than 2 common seeds"
-        elif row["std"] <= SAME:
-            note = "the same difference for every seed"
-        else:
-            found = seeds_for_power(row["difference"], row["std"], alpha)
-            needed, note = (pd.NA, f"more than {MOST_SEEDS}") if found is None else (found, "")
-        seeds.append(needed)
-        notes.append(note)
-    return table.assign(seeds=pd.array(seeds, dtype="Int64"), note=notes)
-
-
-def seeds_to_find(compared: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """`seeds_needed` for the rows of `compare`, as text: a number, or why there is none."""
-    alpha = ALPHA / max(1, int(compared["p"].notna().sum()))
+def seeds_to_find(compared: pd.DataFrame, cells: int) -> dict[tuple[str, str], str]:
+    """For the rows of `compare` among so many cells, how many seeds find the difference seen with a power of 80 %,
+    corrected for all pairs; as text: a number, or why there is none."""
+    alpha = family_alpha(cells)
     result = {}
     for pair, row in compared.iterrows():
-        if row["n"] < 2:
-            result[pair] = "2 or more"
-        elif row["std"] <= SAME or abs(row["difference"]) <= SAME:
+        if np.isnan(row["std"]):
+            result[pair] = "2 or more" if row["n"] < 2 else "–"
+        elif abs(row["difference"]) <= SAME:
             result[pair] = "–"
         else:
-            found = seeds_for_power(row["difference"], row["std"], alpha)
+            found = seeds_for_power(row["difference"], row["std"], alpha, cells=cells)
             result[pair] = str(found) if found else f">{MOST_SEEDS}"
     return result
 
 
-def seeds_for_power(difference: float, std: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """The least number of seeds, at least 2, with which a paired t test finds a difference with this power.
+def family_alpha(cells: int, alpha: float = ALPHA) -> float:
+    """The level of one comparison with which all pairs of so many cells together keep `alpha`, for many seeds: by the
+    range of as many normal numbers (Tukey)."""
+    if cells <= 2:
+        return alpha
+    return float(2 * stats.norm.sf(stats.studentized_range.isf(alpha, cells, np.inf) / np.sqrt(2)))
 
-    difference and std (above 0) of the differences in one unit; alpha and power in (0, 1). None beyond MOST_SEEDS. A
-    one-sided test at 5 % is, but for the wrong tail, a two-sided one at 10 %.
+
+def seeds_for_power(
+    difference: float, std: float, alpha: float = ALPHA, power: float = POWER, cells: int = 2
+) -> int | None:
+    """The least number of seeds, at least 2, with which a t test finds a difference with this power.
+
+    difference and std (above 0) of the differences in one unit; alpha and power in (0, 1); cells: those whose residuals
+    the test knows the spread from, 2 for a paired test. None beyond MOST_SEEDS. A one-sided test at 5 % is, but for the
+    wrong tail, a two-sided one at 10 %.
     """
-    return _least(lambda seeds: paired_power(difference, std, seeds, alpha), power)
+    return _least(lambda seeds: paired_power(difference, std, seeds, alpha, cells), power)
 
 
-def seeds_for_equivalence(off: float, std: float, margin: float, judged: int = 1, power: float = POWER) -> int | None:
-    """The least number of seeds with which `equivalent` says reproduced, or above or below, with this power.
+def seeds_for_equivalence(
+    off: float, std: float, margin: float, drawn: float = 0.0, judged: int = 1, power: float = POWER
+) -> int | None:
+    """The least number of seeds with which `judge_equality` says reproduced, or above or below, with this power.
 
-    off: the true deviation from the published number; the rest as `equivalent` and `seeds_for_power`. None for a
-    deviation as large as the margin, of which neither can be shown, and beyond MOST_SEEDS.
+    off: the true deviation from the target; the rest as `judge_equality` and `seeds_for_power`. None for a deviation as
+    large as the margin, of which neither can be shown, and beyond MOST_SEEDS.
     """
     if abs(abs(off) - margin) <= SAME:
         return None
     if abs(off) > margin:
-        return seeds_for_power(abs(off) - margin, std, ALPHA / judged, power)
+
+        def beyond(seeds: float) -> float:
+            half = stats.t.isf(ALPHA / judged / 2, seeds - 1) * np.sqrt(std**2 / seeds + drawn**2)
+            return float(stats.norm.sf((half - abs(off) + margin) / (std / np.sqrt(seeds))))
+
+        if not drawn:
+            return seeds_for_power(abs(off) - margin, std, ALPHA / judged, power)
+        return _least(beyond, power)
 
     def both(seeds: float) -> float:
         # The two one-sided tests fail together only where the margin is far too narrow for so few seeds.
@@ -378,11 +292,11 @@ def _least(power_of: Callable[[float], float], power: float) -> int | None:
     return int(np.ceil(optimize.brentq(lacking, 2, MOST_SEEDS) - 1e-6))
 
 
-def paired_power(difference: float, std: float, seeds: float, alpha: float = ALPHA) -> float:
-    """The chance in [0, 1] that a two-sided paired t test at `alpha` finds a true difference.
+def paired_power(difference: float, std: float, seeds: float, alpha: float = ALPHA, cells: int = 2) -> float:
+    """The chance in [0, 1] that a two-sided t test at `alpha` finds a true difference; arguments as `seeds_for_power`.
 
-    Under it the square of t is noncentral F with 1 and seeds - 1 degrees of freedom. (The noncentral t distribution
-    says the same, but scipy 1.17 gives NaN for its far tail.)
+    Under it the square of t is noncentral F with 1 and (cells - 1) (seeds - 1) degrees of freedom. (The noncentral t
+    distribution says the same, but scipy 1.17 gives NaN for its far tail.)
     """
-    critical = stats.f.isf(alpha, 1, seeds - 1)
-    return float(stats.ncf.sf(critical, 1, seeds - 1, seeds * (difference / std) ** 2))
+    freedom = (cells - 1) * (seeds - 1)
+    return float(stats.ncf.sf(stats.f.isf(alpha, 1, freedom), 1, freedom, seeds * (difference / std) ** 2))
