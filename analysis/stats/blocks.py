@@ -94,7 +94,7 @@ def _judged(blocks: "_Blocks", values: np.ndarray, known: np.ndarray, family: bo
         "p": p,
         "p_family": corrected,
         "error": np.where(varies, tests.error, np.nan),
-        "freedom": freedom + 0 * tests.error,
+        "freedom": np.broadcast_to(freedom, tests.error.shape),
         "own_error": np.where(varies, tests.own_error, np.nan),
         "own_freedom": own_freedom,
     }
@@ -146,7 +146,7 @@ class _Tests:
             self.freedom = kept @ blocks.freedom
             shared = (squares * kept).sum(axis=1) / self.freedom
             variance = np.where(blocks.freedom > SAME, variance, shared[:, None])
-            self.estimate = values @ blocks.weights.T
+            self.estimate = np.round(values @ blocks.weights.T, 10) + 0.0  # no -0, no dust of the matrix inversion
             self.error = np.sqrt(shared[:, None] * blocks.factor)
             self.own_error = np.sqrt(variance @ blocks.factors.T)
             each = np.where(blocks.freedom > SAME, blocks.own_freedom, np.maximum(self.freedom, 1)[:, None])

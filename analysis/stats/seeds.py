@@ -20,7 +20,6 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis.stats.blocks import ALPHA, SAME, cell_means, contrasts
-from relvit.cell import unknown
 
 POWER = 0.8
 MOST_SEEDS = 10_000  # beyond this a comparison is called out of reach
@@ -87,18 +86,6 @@ def compare(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]], only: bool = F
     names = ["cell", "baseline"]
     index = pd.MultiIndex.from_tuples(pairs, names=names) if pairs else pd.MultiIndex.from_arrays([[], []], names=names)
     return found.iloc[: len(pairs)].set_axis(index).rename(columns={"estimate": "difference"})
-
-
-def paired(runs: pd.DataFrame, baseline: str, by: str = "tasks", metric: str = "test_accuracy") -> pd.DataFrame:
-    """Every other cell against `baseline`, as `compare` but with the cell alone as index.
-
-    Raises ValueError for a baseline that `runs` does not have, with the cells that it has; SeveralRuns.
-    """
-    wide = by_seed(runs, by, metric)
-    if baseline not in wide.columns:
-        raise ValueError(unknown("baseline", baseline, wide.columns))
-    pairs = [(cell, baseline) for cell in wide.columns if cell != baseline]
-    return compare(wide, pairs).droplevel("baseline").rename_axis(by)
 
 
 def tied_with_best(
