@@ -134,8 +134,8 @@ def test_one_seed_gives_effects_without_intervals(table4):
 
 
 def test_incomplete_seeds_tell_what_they_can():
-    # 77 of 80 runs, as a sweep leaves them that was stopped. The truth is an effect of 0.7 with a spread of 0.3: over 16
-    # cells in 5 seeds a standard error of 2 x 0.3 / sqrt(80) = 0.067, within the 15 a little more.
+    # 77 of 80 runs, as a sweep leaves them that was stopped. The truth is an effect of 0.7 with a spread of 0.3: of
+    # 16 cells in 5 seeds a standard error of 2 x 0.3 / sqrt(80) = 0.067, within the 15 a little more.
     generator = np.random.default_rng(2)
     levels = generator.normal(0, 1, 5)
     worlds = [

@@ -27,7 +27,7 @@ class Entry:
     text: what is printed; below: a smaller second line (an interval, how many seeds). numbers: the value and what goes
     with it (std, n, low, high), unrounded. runs: the ids of the runs that it rests on. published: it is the paper's.
     marks: letters of the table's footnotes. noted: whether those on its runs stand at it, and not only at the number
-    beside it that rests on the same.
+    beside it that rests on the same. remark: what a footnote says of it whatever its runs are.
     """
 
     text: str = ""
@@ -39,6 +39,7 @@ class Entry:
     bold: bool = False
     underline: bool = False
     marks: tuple[str, ...] = ()
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ class Table:
         return {row.key: self.entry(row.key, column).text for row in self.rows}
 
     def footnoted(self, reasons: Mapping[str, tuple[str, ...]], seeds: Mapping[str, int]) -> "Table":
-        """The same table with a footnote on every number that rests on a run with a reason.
+        """The same table with a footnote on every number that rests on a run with a reason, or has a remark.
 
         reasons: by run id, sentences; seeds: by run id, to name the runs where not all of an entry's have the reason.
         """
         letters: dict[str, str] = {}
 
         def mark(entry: Entry) -> Entry:
-            note = _note(entry.runs, reasons, seeds) if entry.noted else ""
+            note = "; ".join(filter(None, [entry.remark, _note(entry.runs, reasons, seeds) if entry.noted else ""]))
             if not note:
                 return entry
             letters.setdefault(note, _letter(len(letters)))

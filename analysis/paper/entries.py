@@ -37,11 +37,12 @@ class Drawing(NamedTuple):
 class Judgement:
     """What runs say about a claim.
 
-    verdict: holds, contradicted or undecided. numbers: those that decide it, for a reader. note: on what footing.
-    comparisons: every comparison that was made, as `analysis.stats.seeds` gives it (`compare`, `equivalent` or, for a
-    level, `describe`). needs: for an undecided one how many seeds, in all, each comparison that is open takes to be
-    decided with a power of 80 %, by the test that decides it, if what was seen is what there is. entries: the labels of
-    those that it rests on, where the index of comparisons does not name them.
+    verdict: holds, contradicted or undecided; of one seed always the last. numbers: those that decide it, for a reader.
+    note: on what footing. comparisons: every one that was made, as `analysis.stats.blocks.contrasts` gives it or, for a
+    level, `analysis.stats.seeds.describe`. needs: for an undecided one how many seeds, in all, each comparison that is
+    open takes to be decided with a power of 80 %, by the test that decides it, if what was seen is what there is.
+    entries: the labels of those that it rests on, where the index of comparisons does not name them. stated: whether it
+    is held against numbers that the sentence states, which come from the published ones of these entries.
     """
 
     verdict: str
@@ -50,22 +51,25 @@ class Judgement:
     comparisons: pd.DataFrame
     needs: str = ""
     entries: tuple[str, ...] = ()
+    stated: bool = False
 
 
 @dataclass(frozen=True)
 class Claim:
     """A sentence of the paper, quoted, and where it stands. judge: from the entries of its table and a margin.
 
-    The margin, above 0, is in percentage points; judge raises analysis.stats.seeds.SeveralRuns.
+    The margin, above 0, is in percentage points. With the further argument printed=True the entries are the paper's own
+    numbers, one each, taken as they are printed. judge raises analysis.stats.seeds.SeveralRuns.
     """
 
     id: str
     sentence: str
     where: str
-    judge: Callable[["Entries", float], Judgement]
+    judge: "Judge"
 
 
 Build = Callable[[pd.DataFrame, pd.DataFrame], Drawing]
+Judge = Callable[..., Judgement]  # of entries, margin and printed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +81,7 @@ class PaperTable:
     split: conformed runs to those of each setting, the one to show first; one of several belongs in one table.
     label: a run's fields to the entry that the run is, None where it is none; label_name: an entry as it is printed.
     pairs: the labels that occur to the comparisons behind the table, each (entry, baseline); baseline: what that is.
+    group: a label to the data set and backbone within which entries are compared, where the table has several.
     varying: the fields beside tasks and seed in which entries differ by design.
     places: the table in published.csv that has its data sets and backbones, where that is another.
     combinations: the tasks of its cells, where `sweeps/ablation.py --tasks` picks among them.
@@ -93,6 +98,7 @@ class PaperTable:
     label_name: Callable[[str], str] = str
     pairs: Callable[[Sequence[str]], list[tuple[str, str]]] = lambda labels: []
     baseline: str = "the supervised cell"
+    group: Callable[[str], str] = lambda label: ""
     varying: tuple[str, ...] = ()
     places: str = ""
     combinations: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ def layout_figure2(entries: Entries, name: str) -> Table:
         Column("accuracy", "Finetuning", f"(Acc {UP})"),
     )
     sprel = measured(runs, "label", "test_sprel_accuracy").reindex(LABELS)
-    accuracy = measured(runs, "label", "test_accuracy", baseline="random").reindex(LABELS)
+    accuracy = measured(runs, "label", "test_accuracy").reindex(LABELS)
     rows = []
     for key in LABELS:
         random = key == "random"
@@ -74,7 +74,7 @@ def layout_figure2(entries: Entries, name: str) -> Table:
     where = f"{printed_names(runs['dataset'], DATASET_NAMES)} with {printed_names(runs['backbone'], BACKBONE_NAMES)}"
     caption = (
         f"Position embeddings and permuted patches in SpRel pre-training, on {where}: accuracies in %. "
-        f"{recipe_sentence(runs)} {how_to_read(runs, 'below it the', told)} Paper: Figure 2, which prints no numbers."
+        f"{recipe_sentence(runs)} {how_to_read('below it the', told)} Paper: Figure 2, which prints no numbers."
     )
     made = Table(name, "Figure 2: position embeddings and permutation", columns, tuple(rows), caption)
     return entries.footnoted(made)

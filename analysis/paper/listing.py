@@ -10,7 +10,7 @@ from analysis.paper.cost import cost
 from analysis.paper.curves import curves
 from analysis.paper.entries import Entries, PaperTable, footnoted
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
-from analysis.runs.comparability import chosen_fields, deviations
+from analysis.runs.comparability import chosen_fields, deviations, is_engines
 from relvit.cell import FIELDS, TASKS
 
 
@@ -22,7 +22,8 @@ def layout_listing(entries: Entries, name: str) -> Table:
     varying = [field for field in FIELDS if len(values[field]) > 1] or ["tasks"]
     keys = runs[varying].astype(object).map(lambda value: DASH if pd.isna(value) else _plain(value))
     runs = runs.assign(label=keys.agg(" ".join, axis=1))
-    newest = runs.sort_values("start_time").drop_duplicates(["label", "seed", "status"], keep="last")
+    newest = runs.assign(own=[is_engines(run) for run in runs.to_dict("records")]).sort_values(["own", "start_time"])
+    newest = newest.drop_duplicates(["label", "seed", "status"], keep="last")
     seeds = sorted(int(seed) for seed in newest["seed"].unique())
     accuracy = measured(newest, "label", "test_accuracy")
     trained = {task for tasks in newest["tasks"].unique() for task in tasks.split("+")}
@@ -44,7 +45,7 @@ def layout_listing(entries: Entries, name: str) -> Table:
         runs_of_cell = accuracy.loc[key, "runs"]
         texts.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(texts)))
-    how = how_to_read(newest, "below it the", {"Test accuracy": [each.entries[-2] for each in rows]})
+    how = how_to_read("below it the", {"Test accuracy": [each.entries[-2] for each in rows]})
     caption = f"Test accuracy in % of the cells of {study}. {recipe_sentence(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, deviations(runs, varying))

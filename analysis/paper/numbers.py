@@ -3,8 +3,8 @@
 runs    what `analysis.runs.gather` returns; what an older store lacks is taken as unknown (`comparability.conform`).
 
 Every number over several seeds is a mean with its sample standard deviation, and where there is room its 95 % interval.
-Bold is the best of its column or group, with all that were not shown to be worse (`statistics.tied_with_best`); of
-single seeds, the highest as printed.
+Bold is the best of its column or group, with all that were not shown to be worse than another
+(`analysis.stats.seeds.tied_with_best`); of single seeds, the highest as printed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.output.typeset import DASH, DOWN, UP, Column, Entry
 from analysis.runs.comparability import commits
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
-from relvit.cell import DRLOC, FIELDS, NONE
+from relvit.cell import DRLOC, NONE
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
 from relvit.tasks import TASKS
 
@@ -24,17 +24,14 @@ OURS, PAPER = "Ours", "Paper"
 METHOD_OF_TASKS = {NONE: "supervised", DRLOC: "drloc", BEST: "relvit"}
 
 
-def measured(
-    runs: pd.DataFrame, by: str, metric: str, larger: bool = True, baseline: str | None = None
-) -> pd.DataFrame:
+def measured(runs: pd.DataFrame, by: str, metric: str, larger: bool = True) -> pd.DataFrame:
     """One row a cell: mean, std, n, low, high over seeds; bold and second, by the rules above; runs, their ids.
 
-    baseline: of which the study's table of differences is; bold says nothing that this one denies.
     Second is the highest after a single best; there is none after a group that cannot be told apart.
     """
     runs = runs.assign(**{metric: runs.get(metric, np.nan)})
     table = summary(runs, by, metric)
-    tied = tied_with_best(runs, by, metric, larger, baseline)["tied"]
+    tied = tied_with_best(runs, by, metric, larger)["tied"]
     printed = table["mean"].round(2)
     if table["n"].max() <= 1:
         tied = is_best(printed, larger)
@@ -103,13 +100,12 @@ def plus_minus(mean: float, std: float = float("nan")) -> str:
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
 
 
-def published_entry(value: float, bold: bool = False, underline: bool = False) -> Entry:
-    """A published number as an entry."""
+def published_entry(value: float, bold: bool = False, underline: bool = False, remark: str = "") -> Entry:
+    """A published number as an entry. remark: what a footnote says of it."""
     if pd.isna(value):
         return Entry(DASH)
-    return Entry(
-        f"{value:.2f}", numbers={"value": float(value)}, published=True, bold=bool(bold), underline=bool(underline)
-    )
+    marked = {"bold": bool(bold), "underline": bool(underline), "remark": remark}
+    return Entry(f"{value:.2f}", numbers={"value": float(value)}, published=True, **marked)
 
 
 def improvement(difference: float) -> str:
@@ -121,17 +117,15 @@ def improvement(difference: float) -> str:
 
 
 def improvement_entry(runs: pd.DataFrame, by: str, cell: str, baseline: str) -> Entry:
-    """The mean difference over common seeds, with its interval below."""
-    wide = by_seed(runs, by)
-    (row,) = compare(wide, [(cell, baseline)]).to_dict("records")
-    if not row["n"]:
+    """The difference of two cells, seeds being blocks, with its interval below."""
+    (row,) = compare(by_seed(runs, by), [(cell, baseline)]).to_dict("records")
+    if pd.isna(row["difference"]):
         return Entry(DASH)
-    common = wide.reindex(columns=[cell, baseline]).dropna().index
-    used = runs[runs["seed"].isin(common) & runs[by].isin([cell, baseline]) & (runs["status"] == "FINISHED")]
+    used = runs[runs[by].isin([cell, baseline]) & (runs["status"] == "FINISHED")]
     return Entry(
         improvement(row["difference"]),
         below="" if pd.isna(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-        numbers={"value": row["difference"], **{name: row[name] for name in ("std", "n", "low", "high", "p")}},
+        numbers={"value": row["difference"]} | {key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")},
         runs=tuple(sorted(used["run_id"])),
     )
 
@@ -194,21 +188,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _most_seeds(runs: pd.DataFrame) -> int:
-    """The finished seeds of the cell that has most of them: what is planned has no spread yet."""
-    finished = runs[runs["status"] == "FINISHED"]
-    told = [name for name in FIELDS if name != "seed" and name in finished]
-    return int(finished.groupby(told, dropna=False)["seed"].nunique().max()) if len(finished) else 0
-
-
-def how_to_read(runs: pd.DataFrame, intervals: str, groups: Mapping[str, Iterable[Entry]]) -> str:
+def how_to_read(intervals: str, groups: Mapping[str, Iterable[Entry]]) -> str:
     """groups: by name, the entries among which bold tells the best."""
-    if _most_seeds(runs) <= 1:
+    if max((entry.numbers["n"] for group in groups.values() for entry in group if entry.numbers), default=0) <= 1:
         return "One seed: numbers without intervals, nothing is tested; best in bold."
     return (
         f"Mean ± standard deviation over n seeds, {intervals} 95 % t interval; bold: the best, with all that were not "
-        "shown to be worse (t tests with the residual variance that all cells share over seeds, 5 %, Holm), those of "
-        f"one seed among them.{_nothing_told_apart(groups)}"
+        "shown to be worse than another, at 5 % for all pairs together (seeds as blocks; by the spread of all cells, "
+        f"and by that of the pair).{_nothing_told_apart(groups)}"
     )
 
 

@@ -1,13 +1,17 @@
 """The published numbers, analysis/paper/published.csv, as frames and as if they were runs."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from relvit.cell import DRLOC, NONE
+from relvit.paper import DATASET_NAMES, FAMILIES, METHODS
 
 PUBLISHED = Path(__file__).with_name("published.csv")
+AUTHORS = "Camporese et al."  # the paper's own
 
 
 def family(backbone: str) -> str:
@@ -16,7 +20,10 @@ def family(backbone: str) -> str:
 
 
 def published(table: str) -> pd.DataFrame:
-    """The rows of published.csv of a table: dataset, backbone, family, method, tasks, metric, value."""
+    """The rows of published.csv of a table: dataset, backbone, family, method, tasks, metric, value; and where a value
+    comes from: trained_by, split (in the terms of this repository), images of that split, and corrected, what its
+    author later got; the last two null where there is none.
+    """
     rows = _published()
     return rows[rows["table"] == table].copy()
 
@@ -24,7 +31,30 @@ def published(table: str) -> pd.DataFrame:
 @cache
 def _published() -> pd.DataFrame:
     rows = pd.read_csv(PUBLISHED, keep_default_na=False).astype({"value": float})
-    return rows.assign(tasks=rows["tasks"].replace({"": NONE}), family=rows["backbone"].map(family))
+    rows = rows.assign(tasks=rows["tasks"].replace({"": NONE}), family=rows["backbone"].map(family))
+    return rows.assign(**{name: pd.to_numeric(rows[name]) for name in ("images", "corrected")})
+
+
+def reservations(row: Mapping[str, Any]) -> list[str]:
+    """Why a published number cannot be held against runs that the paper's recipe trained and the test split tested."""
+    found = []
+    if row["split"] != "test":
+        found.append(f"published of the {row['images']:,.0f} images of the {row['split']} split")
+    if row["trained_by"] != AUTHORS:
+        found.append(f"trained by {row['trained_by']} with another recipe, tested on {row['images']:,.0f} images")
+    if pd.notna(row["corrected"]):
+        found.append(f"its author later got {row['corrected']:.2f}")
+    return found
+
+
+def remark(rows: pd.DataFrame) -> str:
+    """The reservations about some published numbers in a sentence each, with what they concern."""
+    concerned: dict[str, list[str]] = {}
+    for row in rows.to_dict("records"):
+        name = f"{METHODS[row['method']]} with {FAMILIES[row['family']]} on {DATASET_NAMES[row['dataset']]}"
+        for reason in reservations(row):
+            concerned.setdefault(reason, []).append(name)
+    return " ".join(f"{', '.join(names)}: {reason}." for reason, names in concerned.items())
 
 
 def paper_backbones(table: str) -> dict[str, dict[str, str]]:

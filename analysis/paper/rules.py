@@ -1,7 +1,6 @@
 """What a sentence of the paper asks of runs: rules from runs and a margin to a judgement."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.paper.entries import Entries, Judgement
+from analysis.paper.entries import Entries, Judge, Judgement
+from analysis.stats.blocks import contrasts
 from analysis.stats.seeds import (
     ABOVE,
     ALPHA,
@@ -19,7 +19,9 @@ from analysis.stats.seeds import (
     SAME,
     compare,
     describe,
-    equivalent,
+    directions,
+    family_alpha,
+    judge_equality,
     seeds_for_equivalence,
     seeds_for_power,
 )
@@ -30,7 +32,6 @@ SIMILAR = 1.0
 SOLVED = 95.0  # percent of SpRel accuracy from which Figure 2a's task counts as solved; the paper's sentence says 100
 
 
-Judge = Callable[[Entries, float], Judgement]
 Pairs = Callable[[Entries], list[tuple[str, str]]]
 
 
@@ -53,11 +54,20 @@ def on_every_dataset(baseline: str, families: tuple[str, ...] = ()) -> Pairs:
 def all_above(pairs: Pairs, exceptions: int = 0) -> Judge:
     """Holds where each cell is above its baseline, but for so many; contradicted where more than those are below."""
 
-    def judge(entries: Entries, margin: float) -> Judgement:
-        comparisons = compare(entries.wide(), pairs(entries))
-        direction = _direction(comparisons)
+    def judge(entries: Entries, margin: float, printed: bool = False) -> Judgement:
+        wide = entries.wide()
+        comparisons = compare_entries(wide, pairs(entries), entries.of.group)
+        groups = [entries.of.group(cell) for cell in comparisons.index.get_level_values("cell")]
+        families = len(set(groups))
+        if printed:
+            direction = np.sign(comparisons["difference"].fillna(0.0).to_numpy())
+        else:
+            direction = directions(
+                *(comparisons[name].to_numpy() for name in ("difference", "p", "p_family")), families
+            )
+        known = comparisons["difference"].notna()
         above, below = comparisons[direction > 0], comparisons[direction < 0]
-        open_, absent = comparisons[(direction == 0) & (comparisons["n"] > 0)], comparisons[comparisons["n"] == 0]
+        open_, absent = comparisons[(direction == 0) & known], comparisons[~known]
         if len(below) > exceptions:
             verdict, deciding = CONTRADICTED, [("below", below)]
         elif len(above) >= len(comparisons) - exceptions:
@@ -68,21 +78,29 @@ def all_above(pairs: Pairs, exceptions: int = 0) -> Judge:
         numbers = [f"{word} {'; '.join(map(_difference, rows.itertuples()))}" for word, rows in deciding if len(rows)]
         if len(absent):
             numbers.append(f"missing {'; '.join(f'{cell} against {baseline}' for cell, baseline in absent.index)}")
-        # At Holm's first step, its strictest; a missing cell is no question of seeds that are already there.
-        alpha = ALPHA / max(1, int(comparisons["p"].notna().sum()))
-        undecided = comparisons[(direction == 0) & ~(comparisons["difference"].abs() <= SAME)]
-        needs = _needs(undecided, lambda row: seeds_for_power(row.difference, row.std, alpha))
-        note = _note(comparisons["n"], len(comparisons))
+        cells = pd.Series([entries.of.group(label) for label in wide.columns]).value_counts()
+        sizes = dict(zip(comparisons.index, cells.reindex(groups).fillna(2)))
+
+        def seeds(row: Any) -> int | None:
+            # What is above needs 5 % alone; what is below that of its family.
+            size = int(sizes[row.Index])
+            alpha = ALPHA if row.difference > 0 else family_alpha(size, ALPHA / families)
+            return seeds_for_power(row.difference, row.std, alpha)
+
+        needs = _needs(open_[open_["difference"].abs() > SAME], seeds)
+        note = _note(comparisons, printed)
         return Judgement(verdict, ". ".join(numbers), note, comparisons, needs)
 
     return judge
 
 
-def _direction(comparisons: pd.DataFrame) -> np.ndarray:
-    """1 above, -1 below, 0 open: by the sign alone if there is but one seed, else where significant after Holm."""
-    difference = comparisons["difference"].fillna(0.0)
-    counts = difference.abs() > SAME if comparisons["n"].max() <= 1 else comparisons["p_holm"] < ALPHA
-    return np.where(counts, np.sign(difference), 0)
+def compare_entries(wide: pd.DataFrame, pairs: list[tuple[str, str]], group_of: Callable[[str], str]) -> pd.DataFrame:
+    """`compare` within each group of a table: cells of different data sets or backbones have errors of their own."""
+    found = []
+    for group in dict.fromkeys(group_of(cell) for cell, _ in pairs):
+        within = wide[[label for label in wide.columns if group_of(label) == group]]
+        found.append(compare(within, [pair for pair in pairs if group_of(pair[0]) == group]))
+    return pd.concat(found).reindex(pairs) if found else compare(wide, [])
 
 
 def _difference(row: tuple) -> str:
@@ -95,107 +113,129 @@ def _estimate(value: float, low: float, high: float, n: int, sign: str = "+") ->
     return f"{value:{sign}.2f}{interval} (n = {n})"
 
 
-def _note(n: pd.Series, comparisons: int, margin: float | None = None) -> str:
-    if n.max() == 0:
+def _note(comparisons: pd.DataFrame, printed: bool, margin: float | None = None) -> str:
+    if comparisons["n"].max() == 0:
         return "no finished runs to compare"
     within = f"; the same within {margin:g} points" if margin else ""
-    if n.max() == 1:
-        return f"one seed: single numbers, nothing is tested{within}"
-    return (f"t tests over seeds, Holm over {comparisons}" if comparisons > 1 else "t test over seeds") + within
+    if printed:
+        return f"the numbers as printed{within}"
+    if comparisons["n"].max() == 1:
+        return f"one seed: nothing is tested{within}"
+    return f"t tests over seeds{within}"
 
 
 def stated_gains(stated: Mapping[str, tuple[tuple[str, ...], str, float]]) -> Judge:
     """By name: cells, whose mean is taken, their baseline, and the gain that the paper states.
 
-    Holds where every gain is the stated one within the margin (TOST at 5 %), contradicted where one is off by more than
-    the margin (t tests at 5 %, Bonferroni over the gains).
+    Holds where every gain is the stated one within the margin, contradicted where one is off by more than the margin
+    and the errors of single runs, which the published numbers are: `analysis.stats.seeds.judge_equality`.
     """
 
-    def judge(entries: Entries, margin: float) -> Judgement:
-        needed = [label for cells, baseline, _ in stated.values() for label in (*cells, baseline)]
-        wide = entries.wide().reindex(columns=list(dict.fromkeys(needed)))
-        gains = {
-            name: wide[list(cells)].mean(axis=1, skipna=False) - wide[baseline]
+    def judge(entries: Entries, margin: float, printed: bool = False) -> Judgement:
+        needed = list(dict.fromkeys(label for cells, baseline, _ in stated.values() for label in (*cells, baseline)))
+        weights = {
+            name: {baseline: -1.0} | {cell: 1 / len(cells) for cell in cells}
             for name, (cells, baseline, _) in stated.items()
         }
         expected = pd.Series({name: gain for name, (*_, gain) in stated.items()})
-        judged = _judge_equality(pd.DataFrame(gains), expected, margin, "stated ")
-        return replace(judged, entries=tuple(dict.fromkeys(needed)))
+        return _judge_equality(entries, weights, expected, margin, "stated {:+.2f}, ", needed, printed, drawn=True)
 
     return judge
 
 
 def all_similar(cells: tuple[str, ...], within: float | None = None) -> Judge:
     """Holds where every two of the cells are the same within so many points (None: within the margin), contradicted
-    where two are further apart; tested as `_gains`."""
+    where two are further apart: `analysis.stats.seeds.judge_equality`."""
 
-    def judge(entries: Entries, margin: float) -> Judgement:
-        wide = entries.wide().reindex(columns=list(cells))
-        differences = {f"{one} against {other}": wide[one] - wide[other] for one, other in combinations(cells, 2)}
-        expected = pd.Series(0.0, index=list(differences))
-        judged = _judge_equality(
-            pd.DataFrame(differences), expected, margin if within is None else within, "the same as "
-        )
-        # By the cells, which lead to their runs.
-        return replace(judged, entries=cells)
+    def judge(entries: Entries, margin: float, printed: bool = False) -> Judgement:
+        weights = {f"{one} against {other}": {one: 1.0, other: -1.0} for one, other in combinations(cells, 2)}
+        most = margin if within is None else within
+        expected = pd.Series(0.0, index=list(weights))
+        return _judge_equality(entries, weights, expected, most, "", list(cells), printed)
 
     return judge
 
 
-def _judge_equality(wide: pd.DataFrame, expected: pd.Series, margin: float, word: str) -> Judgement:
-    comparisons = equivalent(wide, expected, margin, judged=len(expected))
-    if comparisons["n"].max() <= 1:
-        known = comparisons["n"] == 1
-        same = known & ((comparisons["mean"] - comparisons["published"]).abs() <= margin)
-        off = known & ~same
+def _judge_equality(
+    entries: Entries,
+    weights: Mapping[str, Mapping[str, float]],
+    expected: pd.Series,
+    margin: float,
+    word: str,
+    labels: list[str],
+    printed: bool,
+    drawn: bool = False,
+) -> Judgement:
+    """Whether contrasts of entries are what is expected. drawn: whether that is itself from one run a cell."""
+    found, errors, wide, group_of = [], [], entries.wide(), entries.of.group
+    spreads = describe(wide)["std"]
+    for name, of in weights.items():
+        group = group_of(next(iter(of)))
+        within = wide[[label for label in wide.columns if group_of(label) == group]]
+        found.append(contrasts(within, pd.DataFrame({name: of}), family=False))
+        # Of the seeds behind the published numbers nothing is known: nothing cancels between cells.
+        each = spreads.reindex(list(of)) * np.array(list(of.values()))
+        errors.append(float(np.sqrt((each**2).sum())) if drawn else 0.0)
+    comparisons = pd.concat(found)
+    off, error = comparisons["estimate"] - expected, pd.Series(errors, index=comparisons.index)
+    if printed:
+        same = off.abs() <= margin
+        apart = off.notna() & ~same
     else:
-        same, off = comparisons["verdict"] == REPRODUCED, comparisons["verdict"].isin([ABOVE, BELOW])
-    verdict = CONTRADICTED if off.any() else HOLDS if same.all() else UNDECIDED
-    decide = off if off.any() else same if same.all() else ~same
+        tests = [(comparisons[f"{own}error"], comparisons[f"{own}freedom"]) for own in ("", "own_")]
+        p, verdicts = judge_equality(off, tests, margin, error, judged=len(expected))
+        same, apart = (
+            pd.Series(verdicts == REPRODUCED, off.index),
+            pd.Series(np.isin(verdicts, [ABOVE, BELOW]), off.index),
+        )
+    verdict = CONTRADICTED if apart.any() else HOLDS if same.all() else UNDECIDED
+    decide = apart if apart.any() else same if same.all() else ~same
     numbers = [
-        f"{row.Index}: {word}{row.published:+.2f}, "
-        + (_estimate(row.mean, row.low, row.high, row.n) if row.n else "missing")
+        f"{row.Index}: {word.format(expected[row.Index])}"
+        + ("missing" if np.isnan(row.estimate) else _estimate(row.estimate, row.low, row.high, row.n))
         for row in comparisons[decide].itertuples()
     ]
     needs = _needs(
-        comparisons[~same & ~off],
-        lambda row: seeds_for_equivalence(row.mean - row.published, row.std, margin, len(expected)),
+        comparisons[~same & ~apart],
+        lambda row: seeds_for_equivalence(off[row.Index], row.std, margin, error[row.Index], len(expected)),
     )
-    return Judgement(verdict, "; ".join(numbers), _note(comparisons["n"], 1, margin), comparisons, needs)
+    note = _note(comparisons, printed, margin)
+    return Judgement(verdict, "; ".join(numbers), note, comparisons, needs, tuple(labels), stated=drawn)
 
 
 def level_above(metric: str, cell: str, level: float) -> Judge:
-    """Holds where the metric's 95 % interval lies above a level, contradicted where it lies below."""
+    """Holds where the metric's 95 % interval lies above a level, contradicted where it lies below; where all of several
+    seeds have one value, that value decides."""
 
-    def judge(entries: Entries, margin: float) -> Judgement:
+    def judge(entries: Entries, margin: float, printed: bool = False) -> Judgement:
         comparisons = describe(entries.wide(metric).reindex(columns=[cell]))
         (row,) = comparisons.itertuples()
-        low, high = (row.mean, row.mean) if row.n == 1 else (row.low, row.high)
+        alike = row.n > 1 and row.std <= SAME
+        low, high = (row.mean, row.mean) if alike or printed else (row.low, row.high)
         verdict = HOLDS if low > level else CONTRADICTED if high < level else UNDECIDED
         numbers = f"{cell}: {_estimate(row.mean, row.low, row.high, row.n, '')}, level {level:g}" if row.n else ""
         needs = _needs(comparisons, lambda row: seeds_for_power(row.mean - level, row.std))
-        return Judgement(verdict, numbers, _note(comparisons["n"], 1), comparisons, needs)
+        note = _note(comparisons, printed) + "; every seed has the same value" * alike
+        return Judgement(verdict, numbers, note, comparisons, needs)
 
     return judge
 
 
 def no_help(cell: str, baseline: str) -> Judge:
-    """Holds where the cell is less than the margin above its baseline (one-sided t test), contradicted where it is
-    shown to be more than that above."""
+    """Holds where the cell is less than the margin above its baseline (one-sided test), contradicted where it is shown
+    to be more than that above."""
 
-    def judge(entries: Entries, margin: float) -> Judgement:
-        wide = entries.wide().reindex(columns=[cell, baseline])
-        comparisons = compare(wide, [(cell, baseline)])
+    def judge(entries: Entries, margin: float, printed: bool = False) -> Judgement:
+        comparisons = compare(entries.wide(), [(cell, baseline)])
         (row,) = comparisons.itertuples()
-        if row.n == 1:
-            verdict = HOLDS if row.difference <= margin else CONTRADICTED
-        elif np.isnan(row.p):
-            verdict = UNDECIDED
+        beyond = row.difference - margin
+        if printed:
+            verdict = UNDECIDED if np.isnan(beyond) else HOLDS if beyond <= 0 else CONTRADICTED
         else:
-            differences = (wide[cell] - wide[baseline]).dropna()
-            is_less = stats.ttest_1samp(differences, margin, alternative="less").pvalue < ALPHA
-            verdict = HOLDS if is_less else CONTRADICTED if row.low > margin else UNDECIDED
-        note = _note(comparisons["n"], 1, margin)
+            is_less = max(
+                stats.t.cdf(beyond / row.error, row.freedom), stats.t.cdf(beyond / row.own_error, row.own_freedom)
+            )
+            verdict = HOLDS if is_less < ALPHA else CONTRADICTED if row.low > margin else UNDECIDED
         # One-sided to show that it is less, two-sided that it is more.
         needs = _needs(
             comparisons,
@@ -203,7 +243,8 @@ def no_help(cell: str, baseline: str) -> Judge:
                 row.difference - margin, row.std, ALPHA * (2 if row.difference < margin else 1)
             ),
         )
-        return Judgement(verdict, _difference(row) if row.n else "", note, comparisons, needs)
+        numbers = "" if np.isnan(beyond) else _difference(row)
+        return Judgement(verdict, numbers, _note(comparisons, printed, margin), comparisons, needs)
 
     return judge
 

@@ -4,11 +4,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.paper.numbers import METHOD_OF_TASKS
 from analysis.paper.published import family
-from analysis.runs.comparability import chosen_fields
+from analysis.runs.comparability import chosen_fields, is_engines
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def settings(
         for shared, members in fitting:
             shared |= fields
             members.append(index)
-    split = [Setting(shared, _one_run_per_cell(runs.loc[sorted(members)], varying)) for shared, members in found]
+    split = [Setting(shared, _one_run_per_cell(runs.loc[sorted(members)].copy(), varying)) for shared, members in found]
     return sorted(_filled(split, varying), key=_newest)
 
 
@@ -62,10 +63,19 @@ def _newest(setting: Setting) -> pd.Timestamp:
 
 
 def _one_run_per_cell(runs: pd.DataFrame, varying: Collection[str]) -> pd.DataFrame:
-    """Of several finished runs of one cell and seed, which only an older schema cannot tell apart, the newest."""
-    finished = runs[runs["status"] == "FINISHED"].sort_values("start_time", na_position="first")
-    older = finished.duplicated(["tasks", "seed", *varying], keep="last")
-    return runs.drop(index=finished.index[older])
+    """Of several finished runs of one cell and seed one: the engine's rather than what somebody logged by hand, and of
+    those the newest. The column left_out of a run says which others, not the engine's, had its place.
+    """
+    place = ["tasks", "seed", *varying]
+    found = runs[runs["status"] == "FINISHED"].sort_values("start_time", na_position="first")
+    found = found[found.duplicated(place, keep=False)]
+    found = found.assign(own=np.array([is_engines(run) for run in found.to_dict("records")], dtype=bool))
+    found = found.sort_values("own", kind="stable")
+    for _, group in found.groupby(place, sort=False, dropna=False):
+        if group["own"].iloc[-1] and not group["own"].all():
+            names = ", ".join(group.loc[~group["own"], "run_id"])
+            runs.loc[group.index[-1], "left_out"] = f"a run that the engine did not log is left out: {names}"
+    return runs.drop(index=found.index[found.duplicated(place, keep="last")])
 
 
 def _filled(split: list[Setting], varying: Collection[str]) -> list[Setting]:

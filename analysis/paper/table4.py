@@ -23,6 +23,7 @@ from analysis.paper.numbers import (
     is_best,
     measured,
     number_entry,
+    p_value,
     published_entry,
     recipe_sentence,
     task_column,
@@ -31,7 +32,7 @@ from analysis.paper.published import published, published_runs
 from analysis.paper.rules import SIMILAR, all_above, all_similar, fixed, stated_gains
 from analysis.paper.settings import settings
 from analysis.stats import effects
-from analysis.stats.seeds import by_seed
+from analysis.stats.seeds import ALPHA, by_seed
 from relvit.cell import NONE, PAPER_TASKS, TASKS, parse_tasks, task_combinations
 from relvit.paper import BACKBONE_NAMES, BEST, DATASET_NAMES
 
@@ -45,7 +46,7 @@ def layout_table4(entries: Entries, name: str) -> Table:
     paper = published("table4").pivot(index="tasks", columns="metric", values="value")
     rated = {task.metric_name: task.metric.higher_is_better for task in _COLUMNS} | {"accuracy": True}
     ours = {
-        metric: measured(runs, "tasks", f"test_{metric}", larger, NONE).reindex(COMBINED).to_dict("index")
+        metric: measured(runs, "tasks", f"test_{metric}", larger).reindex(COMBINED).to_dict("index")
         for metric, larger in rated.items()
     }
     best = {metric: is_best(paper[metric], larger) for metric, larger in rated.items()}
@@ -81,7 +82,7 @@ def layout_table4(entries: Entries, name: str) -> Table:
     caption = (
         f"The combinations of tasks (the paper's Table 4) on {shown}. {recipe_sentence(runs)} "
         f"Accuracies in %, mean squared errors times 100. "
-        f"{how_to_read(runs, 'and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
+        f"{how_to_read('and its', told)} Paper: Table 4, CIFAR-10 with ViT-S/4, 100 + 100 epochs."
     )
     return entries.footnoted(Table(name, f"Table 4: tasks on {shown}", tuple(columns), tuple(rows), caption))
 
@@ -95,10 +96,11 @@ def entry_label(run: Mapping[str, Any]) -> str | None:
 
 
 def task_effects(entries: Entries, name: str) -> Table | None:
-    """Main effects, interactions, what each task adds to the three others, and Shapley values."""
+    """Any task against none; main effects, interactions, what each task adds to the three others, Shapley values."""
     runs = entries.runs
     missing = effects.missing(runs)
     parts = (
+        ("any", "Any task against none", effects.any_against_none(runs)),
         ("main", "Main effect, interaction", effects.main_effects_and_interactions(runs)),
         ("added", "Added to the three others", effects.leave_one_out(runs)),
         ("shapley", "Shapley value", effects.shapley(runs)),
@@ -106,38 +108,39 @@ def task_effects(entries: Entries, name: str) -> Table | None:
     if not any(part["n"].any() for *_, part in parts):
         return None
     several = any(part["low"].notna().any() for *_, part in parts)
-    everything = effects.complete(runs, task_combinations())
+    everything = effects.behind(runs, task_combinations())
     columns = [Column("kind", "Effect", align="l"), Column("task", "Task", align="l"), Column("effect", "Points")]
-    columns += [Column("interval", "95 % interval")] * several + [Column("n", "Seeds"), Column("share", "Share")]
+    if several:
+        columns += [Column("interval", "95 % interval"), Column("p_family", "p", "(all rows)")]
+    columns += [Column("n", "Seeds"), Column("share", "Share")]
     rows = []
     for kind, heading, part in parts:
         for number, (effect, row) in enumerate(part.iterrows()):
-            rests_on = everything if kind != "added" else effects.complete(runs, effects.with_and_without(effect))
+            rests_on = everything if kind != "added" else effects.behind(runs, effects.with_and_without(effect))
             text = DASH if np.isnan(row["mean"]) else f"{row['mean']:+.2f}"
-            if not np.isnan(row["std"]):
-                text += f" ± {row['std']:.2f}"
-            numbers = {"value": row["mean"], **{key: row[key] for key in ("std", "n", "low", "high")}}
-            share = row.get("share", np.nan)
-            bold = bool(row["low"] > 0 or row["high"] < 0)
+            numbers = {"value": row["mean"], **{key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")}}
+            bold = bool(row["p_family"] < ALPHA)
             texts = [
                 Entry("" if number else heading),
-                Entry(" × ".join(TASKS[task].title for task in effect.split(":"))),
+                Entry(" × ".join(TASKS[task].title for task in effect.split(":") if task in TASKS)),
                 Entry(text, numbers=numbers if row["n"] else {}, runs=rests_on if row["n"] else (), bold=bold),
             ]
             if several:
                 interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-                texts.append(beside(interval, rests_on))
+                texts += [beside(interval, rests_on), beside(p_value(row["p_family"]), rests_on, row["p_family"])]
             texts.append(beside(str(int(row["n"])), rests_on))
-            texts.append(beside(_share(share), rests_on, share) if kind == "shapley" else Entry())
+            texts.append(beside(_share(row), rests_on, row["share"]) if kind == "shapley" else Entry())
             rows.append(Row(f"{kind}-{effect}", tuple(texts), rule=number == 0))
-    lacking = f" {len(missing)} cells of the design are not finished: their seeds are left out." * (len(missing) > 0)
+    lacking = f" {len(missing)} runs of the design are not finished; least squares does without." * (len(missing) > 0)
     caption = (
-        "Effects of the tasks on test accuracy after fine-tuning, in percentage points, from the full design of 16 "
-        "cells within each seed. Main effect: the 8 cells with the task less the 8 without. Interaction: half of what "
-        "one task's effect gains where the other is on. Shapley: the gain of all four over none, split over all orders "
-        f"of adding them, and each task's share of it.{lacking} "
+        "Effects of the tasks on test accuracy after fine-tuning, in percentage points. The supervised cell also "
+        "differs in its position embedding, augmentation and labels: the first row is the mean of the 15 others less "
+        "that one, the rest is within the 15. Main effect and interaction: least squares on the tasks' codes and their "
+        "products. Shapley: the gain of all four over the average single task, split over all orders of adding, and "
+        f"each task's share of it where there is a gain.{lacking} "
         + (
-            "Mean ± standard deviation over seeds, 95 % t intervals, not corrected for their number; bold: without 0."
+            "95 % intervals with seeds as blocks; p corrected for all rows of main effects, interactions and Shapley "
+            "values, and for all pairs of cells where two are compared; bold where it is below 5 %."
             if several
             else "One seed: no intervals."
         )
@@ -146,8 +149,10 @@ def task_effects(entries: Entries, name: str) -> Table | None:
     return entries.footnoted(made)
 
 
-def _share(share: float) -> str:
-    return DASH if pd.isna(share) else f"{100 * share:.0f} %"
+def _share(row: pd.Series) -> str:
+    if pd.isna(row["share"]):
+        return DASH
+    return f"{100 * row['share']:.0f} % [{100 * row['share_low']:.0f}, {100 * row['share_high']:.0f}]"
 
 
 # Figures
@@ -260,7 +265,7 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         )  # fmt: skip
         for effect, row in mine.iterrows():
             cells = effects.with_and_without(effect) if kind == "added" else task_combinations()
-            ours = number_entry({**row, "runs": effects.complete(finished, cells) if row["n"] else ()})
+            ours = number_entry({**row, "runs": effects.behind(finished, cells) if row["n"] else ()})
             numbers[f"{kind}-{effect}"] = {"ours": ours, "paper": published_entry(paper.loc[effect, "mean"])}
         ticks += list(rows)
         labels += [" × ".join(TASKS[task].title for task in effect.split(":")) for effect in mine.index]
@@ -276,10 +281,12 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside upper right", ncols=2)  # ours first
     seeds = sorted({int(mine["n"].max()) for *_, mine, _ in groups})
-    interval = "Bars are 95 % t intervals over seeds." if seeds[-1] > 1 else "A single seed: there are no intervals."
+    interval = (
+        "Bars are 95 % intervals with seeds as blocks." if seeds[-1] > 1 else "A single seed: there are no intervals."
+    )
     caption = (
-        "Effects of the four tasks on fine-tuning accuracy from the full factorial of Table 4, each within seeds that "
-        f"have all its cells ({' or '.join(map(str, seeds))}); hollow: the same from the paper's numbers. "
+        "Effects of the four tasks on fine-tuning accuracy within the 15 pre-trained cells of Table 4, seeds as blocks "
+        f"({' or '.join(map(str, seeds))}); hollow: the same from the paper's numbers. "
         f"{interval} {drawing.source_sentence(finished)}"
     )
     return Drawing(figure, caption, numbers)

@@ -102,9 +102,9 @@ def beside(runs: pd.DataFrame, study: str) -> list[Table]:
     caption = (
         f"Test accuracy in % of {study} with the recipe's hyperparameters and after tuning every cell alike: "
         f"{budgets}, for each cell, in the same search space, chosen by validation accuracy with a seed that is "
-        f"not among those tested; seeds {seeds}. {how_to_read(resting, 'below it the', places)} Difference: "
-        "over common seeds, with its 95 % t interval; bold where the paired t test is significant at 5 % after Holm's "
-        "correction. n: seeds in both of those tuned."
+        f"not among those tested; seeds {seeds}. {how_to_read('below it the', places)} Difference: "
+        "over common seeds, with its 95 % interval; bold where it is significant at 5 % for all rows together. n: "
+        "seeds in both of those tuned."
     )
     made = Table(f"{study}{SUFFIX}-beside", f"{study}, tuned beside untuned", tuple(columns), tuple(rows), caption)
     # What a search was free to change differs by design.
@@ -127,7 +127,7 @@ def _differences(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Tuned less untuned of each cell, as `compare`; one family of tests."""
     wide = pd.concat([by_seed(arm, "label").add_prefix(f"{name} ") for name, arm in arms.items()], axis="columns")
     labels = list(dict.fromkeys(label for arm in arms.values() for label in arm["label"]))
-    compared = compare(wide, [(f"{TUNED} {label}", f"{UNTUNED} {label}") for label in labels])
+    compared = compare(wide, [(f"{TUNED} {label}", f"{UNTUNED} {label}") for label in labels], only=True)
     return compared.set_axis(labels)
 
 
@@ -139,8 +139,8 @@ def _difference(row: Mapping[str, float], runs: tuple[str, ...]) -> Entry:
         below="" if pd.isna(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
         numbers={
             "value": row["difference"],
-            **{name: row[name] for name in ("std", "n", "low", "high", "p", "p_holm")},
+            **{name: row[name] for name in ("std", "n", "low", "high", "p", "p_family")},
         },
         runs=runs,
-        bold=bool(row["p_holm"] < ALPHA),
+        bold=bool(row["p_family"] < ALPHA),
     )

@@ -3,15 +3,13 @@
 A claim quotes a sentence and holds a function from the entries of its table to a judgement: holds, contradicted or
 undecided, with the comparisons that decide it. Accuracies in percent, differences in percentage points.
 
-From several seeds a difference counts when it is significant at 5 % after Holm's correction over the comparisons of
-its claim (`analysis.stats.seeds.compare`). From one seed, as in the paper, the order of the single numbers counts, and
-the judgement's note says so. What is missing can leave a claim undecided, but not make it hold; so do runs that differ
-in their recipe.
+Everything is compared by one error model (`analysis.stats.blocks`), and of one seed nothing is decided. A sentence that
+needs several comparisons needs each at 5 %, and is contradicted by one that is corrected for their number. What is
+missing can leave a claim undecided, but not make it hold; so do runs that differ in their recipe.
 
 The published numbers are judged one by one, by an equivalence test with a stated margin (`published_numbers`).
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -20,37 +18,45 @@ import numpy as np
 import pandas as pd
 
 from analysis.paper.entries import Claim, Entries, Judgement, PaperTable, departures
-from analysis.paper.published import published, published_runs
+from analysis.paper.published import published, published_runs, remark, reservations
 from analysis.paper.rules import NOT_COMPARABLE, UNDECIDED
 from analysis.runs.comparability import conform
-from analysis.stats.seeds import ABOVE, BELOW, REPRODUCED, SAME, SeveralRuns, by_seed, equivalent
+from analysis.stats.seeds import SeveralRuns, by_seed, equivalent
 from relvit.cell import DRLOC
 
-# Percentage points. A deviation that does not matter: about the standard error that 10,000 test images leave in the
-# difference of two accuracies near 90 %, sqrt(2 x 0.9 x 0.1 / 10,000) = 0.42 %.
+# Percentage points. A deviation that does not matter; of a published accuracy at least the standard error that its test
+# images leave in the difference of two such (`margin_of`), which is 0.42 for 10,000 images near 90 %.
 MARGIN = 0.5
 # A number with two decimals against the difference of two such: 3 x 0.005.
 ROUNDING = 0.015
 
 
 @lru_cache(maxsize=8)
-def sentences(entries: Entries, margin: float = MARGIN) -> pd.DataFrame:
+def sentences(entries: Entries, margin: float = MARGIN, printed: bool = False) -> pd.DataFrame:
     """Every sentence of the paper that a table decides, judged on its entries.
 
-    margin: in percentage points, above 0, within which numbers count as the same.
+    margin: in percentage points, above 0, within which numbers count as the same. printed: the entries are the paper's
+    own numbers (`published_runs`), which are not tested but taken as they are printed.
     Index: claim. Columns: sentence, where, table, verdict, numbers, note; seeds, the most behind any of its comparisons
-    (1: the single numbers count and nothing is tested); needs, for an undecided claim how many seeds would decide it,
+    (1: nothing is tested); needs, for an undecided claim how many seeds would decide it,
     if what was seen is what there is; not_comparable, the reasons of `departures` joined by "; " (empty where the runs
     are comparable with the paper's); runs, the ids of those that it rests on. Runs of more than one setting leave a
-    claim undecided, with a note.
+    claim undecided, with a note. remark: on the published numbers behind it, who trained them and on which split.
     """
-    rows, reasons, finished = {}, "; ".join(entries.departures), entries.finished
+    rows, finished, paper = {}, entries.finished, _published_entries(entries.of)
     for claim in entries.of.claims:
-        row = _judged(claim, entries, margin)
-        used = finished[finished["label"].isin(row.pop("labels"))]
+        row = _judged(claim, entries, margin, printed)
+        labels = row.pop("labels")
+        row["remark"] = remark(paper[paper["label"].isin(labels)])
+        # A gain that is stated of other images or another recipe is nothing to hold these runs to.
+        reasons = [
+            *entries.departures,
+            *([row["remark"]] if row.pop("stated") and row["remark"] and not printed else []),
+        ]
+        used = finished[finished["label"].isin(labels)]
         # What could not be compared, as runs of several settings, rests on all entries.
         ids = tuple(sorted((used if len(used) else finished)["run_id"]))
-        rows[claim.id] = row | {"not_comparable": reasons, "runs": ids}
+        rows[claim.id] = row | {"not_comparable": "; ".join(reasons), "runs": ids}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
@@ -59,12 +65,12 @@ def paper_against_itself(table: PaperTable) -> pd.DataFrame:
     """Verdicts on the paper's sentences from its own numbers, some of which contradict a sentence (section 3.3 calls
     SpRel the best single task; Table 4 has AbsPos and Dist above it)."""
     runs = published_runs()
-    return sentences(Entries(table, conform(runs[runs["study"] == table.name])), ROUNDING)
+    return sentences(Entries(table, conform(runs[runs["study"] == table.name])), ROUNDING, printed=True)
 
 
-def _judged(claim: Claim, entries: Entries, margin: float) -> dict[str, Any]:
+def _judged(claim: Claim, entries: Entries, margin: float, printed: bool) -> dict[str, Any]:
     try:
-        judged = claim.judge(entries, margin)
+        judged = claim.judge(entries, margin, printed)
     except SeveralRuns as error:
         judged = Judgement(UNDECIDED, "", str(error), pd.DataFrame())
     needs = judged.needs if judged.verdict == UNDECIDED else ""
@@ -80,57 +86,67 @@ def _judged(claim: Claim, entries: Entries, margin: float) -> dict[str, Any]:
         "note": judged.note,
         "seeds": int(judged.comparisons["n"].max()) if len(judged.comparisons) else 0,
         "needs": needs,
+        "stated": judged.stated,
         "labels": set(judged.entries)
         or {name for place in judged.comparisons.index for name in np.atleast_1d(np.array(place, dtype=object))},
     }
 
 
-def published_numbers(entries: Entries, margin: float = MARGIN) -> pd.DataFrame:
-    """Every published number of a table against ours, by the equivalence test of `statistics.equivalent`.
-
-    margin: of accuracies, in points; that of a task's metric is half the spread of its published column where that is
-    less, so that it can tell the column's cells apart. Index: number, from 0. Columns: cell (as in the claims'
-    numbers), metric (as in published.csv), published, margin, mean, std, n, low, high, p_equivalence; seen, what the
-    numbers say: "reproduced", "within noise", "above", "below", or "undecided" where there is no run; verdict, the
-    same or "not comparable"; why, the reasons of `departures`; runs, their ids. From one seed the single number counts:
-    within the margin it is reproduced. Empty where the paper prints no number of the table. Raises SeveralRuns.
-    """
-    table, runs = entries.of, entries.labelled
+def _published_entries(table: PaperTable) -> pd.DataFrame:
+    """`published`, with the column label; without what is no entry of the table."""
     paper = published(table.name)
     paper = paper.assign(tasks=paper["tasks"].where(paper["method"] != DRLOC, DRLOC))
-    paper["label"] = [table.label_of(row) for row in paper.to_dict("records")]
-    paper = paper.dropna(subset="label")
+    labels = np.array([table.label_of(row) for row in paper.to_dict("records")], dtype=object)
+    return paper.assign(label=labels).dropna(subset="label")
+
+
+def margin_of(accuracy: pd.Series, images: pd.Series, margin: float = MARGIN) -> pd.Series:
+    """The margin of published accuracies in percent: `margin`, or the standard error that so many test images leave in
+    the difference of two such accuracies where that is more."""
+    return np.sqrt(2 * accuracy * (100 - accuracy) / images).clip(lower=margin)
+
+
+def published_numbers(entries: Entries, margin: float = MARGIN) -> pd.DataFrame:
+    """Every published number of a table against ours, by the tests of `analysis.stats.seeds.equivalent`.
+
+    margin: of accuracies, in points, the least (`margin_of`); that of a task's metric is half the spread of its
+    published column where that is less, so that it can tell the column's cells apart. Index: number, from 0. Columns:
+    cell (as in the claims' numbers), metric (as in published.csv), published, margin, mean, std, n, low, high,
+    p_equivalence; seen, what the numbers say: "reproduced", "within noise", "above", "below", or "undecided" with fewer
+    than two seeds; verdict, the same or "not comparable"; why, the reasons of `departures` and of `reservations`;
+    remark, the latter; runs, their ids. Empty where the paper prints no number of the table's entries. Raises
+    SeveralRuns.
+    """
+    table, runs, paper = entries.of, entries.labelled, _published_entries(entries.of)
     if paper.empty:
         return paper
     parts = []
     for metric, numbers in paper.groupby("metric", sort=False):
+        numbers = numbers.set_index("label")
+        remarks = {label: "; ".join(reservations(row)) for label, row in numbers.to_dict("index").items()}
         column = f"test_{metric}"
         here = runs.assign(**{column: runs.get(column, np.nan)})
         spread = (numbers["value"].max() - numbers["value"].min()) / 2
-        within = margin if metric == "accuracy" or not spread else min(margin, spread)
-        result = equivalent(by_seed(here, "label", column), numbers.set_index("label")["value"], within)
+        if metric == "accuracy":
+            within, images = margin_of(numbers["value"], numbers["images"], margin), numbers["images"]
+        else:
+            within, images = pd.Series(min(margin, spread) if spread else margin, index=numbers.index), None
+        result = equivalent(by_seed(here, "label", column), numbers["value"], within, images)
         finished = here[(here["status"] == "FINISHED") & here[column].notna()]
         ids = finished.groupby("label")["run_id"].agg(tuple)
         reasons = {label: "; ".join(departures(rows, table)) for label, rows in finished.groupby("label")}
-        seen = [_seen(row, within) for row in result.to_dict("records")]
         parts.append(
             result.assign(
                 cell=result.index,
                 metric=metric,
                 margin=within,
-                seen=seen,
-                why=[reasons.get(label, "") for label in result.index],
+                seen=result["verdict"],
+                remark=[remarks[label] for label in result.index],
+                why=["; ".join(filter(None, [reasons.get(label), remarks[label]])) for label in result.index],
                 runs=[ids.get(label, ()) for label in result.index],
             )
         )
     found = pd.concat(parts, ignore_index=True)
     found["verdict"] = found["seen"].where(found["why"] == "", NOT_COMPARABLE)
     columns = ["cell", "metric", "published", "margin", "mean", "std", "n", "low", "high", "p_equivalence"]
-    return found[[*columns, "seen", "verdict", "why", "runs"]]
-
-
-def _seen(row: Mapping[str, Any], margin: float) -> str:
-    if row["n"] != 1:
-        return row["verdict"]
-    off = row["mean"] - row["published"]
-    return REPRODUCED if abs(off) <= margin + SAME else ABOVE if off > 0 else BELOW
+    return found[[*columns, "seen", "verdict", "why", "remark", "runs"]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from relvit.cell import FIELDS, NONE, neutral_fields
+from relvit.cell import FIELDS, NONE, Cell, neutral_fields
 from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, GIT_COMMIT, GIT_DIRTY, STUDY
 
 # Columns beside the fields of a cell on which tables, footnotes and provenance rest.
@@ -60,6 +60,20 @@ def conform(runs: pd.DataFrame) -> pd.DataFrame:
     return result.reset_index(drop=True)
 
 
+def is_engines(run: Mapping[str, Any]) -> bool:
+    """Whether the engine logged a run: it names its commit, and its cell_id is the one that its fields give.
+
+    A run of an older schema lacks fields, so only its commit tells.
+    """
+    if pd.isna(run.get(GIT_COMMIT)):
+        return False
+    try:
+        fields = {name: kind(run[name]) for name, kind in FIELDS.items() if not pd.isna(run.get(name))}
+        return Cell(**fields).cell_id == run.get(CELL_ID)
+    except (TypeError, ValueError):
+        return True
+
+
 def acting_fields(run: Mapping[str, Any]) -> dict[str, Any]:
     """The known fields of a run's cell that act in it, without its seed."""
     known = {name: None if pd.isna(run.get(name)) else run[name] for name in FIELDS}
@@ -103,6 +117,8 @@ def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, t
     images = indexed["data_fingerprint"].dropna()
     for run, _ in _unusual(images, place):
         found[run].append("other images under the data set's name")
+    for run, text in indexed.reindex(columns=["left_out"])["left_out"].dropna().items():
+        found[run].append(text)
     for run, text in indexed["deviation"].dropna().items():
         if str(text).strip():
             found[run].append(str(text).strip())
