@@ -7,12 +7,13 @@ from scipy import stats
 
 from analysis.paper.entries import Claim, Entries, PaperTable
 from analysis.paper.entries import departures as departures_of
+from analysis.paper.published import published as published_rows
 from analysis.paper.published import published_runs
 from analysis.paper.registry import TABLES, find, of_study
-from analysis.paper.rules import all_above, fixed, level_above, no_help, stated_gains
-from analysis.paper.verdicts import MARGIN, ROUNDING, published_numbers, sentences
+from analysis.paper.rules import all_above, all_similar, fixed, level_above, no_help, stated_gains
+from analysis.paper.verdicts import MARGIN, ROUNDING, margin_of, published_numbers, sentences
 from analysis.runs.comparability import conform
-from analysis.stats.seeds import seeds_for_power
+from analysis.stats.seeds import compare, seeds_for_power
 from relvit.cell import FIELDS, PAPER_TASKS, task_combinations
 from sweeps.planning.plan import Request, plan_cells
 
@@ -52,9 +53,10 @@ def entries(runs: pd.DataFrame, study: str) -> Entries:
     return Entries(find(study), conform(of_study(runs, study)))
 
 
-def verdicts(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+def verdicts(runs: pd.DataFrame, margin: float = MARGIN, printed: bool = False) -> pd.DataFrame:
     """Every sentence of the paper, judged on the runs of its table."""
-    return pd.concat([sentences(entries(runs, name), margin) for name, table in TABLES.items() if table.claims])
+    found = [sentences(entries(runs, name), margin, printed) for name, table in TABLES.items() if table.claims]
+    return pd.concat(found)
 
 
 def departures(runs: pd.DataFrame, study: str) -> list[str]:
@@ -63,7 +65,7 @@ def departures(runs: pd.DataFrame, study: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def published() -> pd.DataFrame:
-    return verdicts(published_runs(), ROUNDING)
+    return verdicts(published_runs(), ROUNDING, printed=True)
 
 
 def judged(claim: str, runs: pd.DataFrame, **options) -> pd.Series:
@@ -139,9 +141,9 @@ def test_exceptions_are_named_where_almost_all_is_claimed(published):
     )
 
 
-def test_single_numbers_are_said_to_be_untested_and_figure_2_to_be_missing(published):
+def test_the_papers_numbers_are_taken_as_printed_and_figure_2_has_none(published):
     from_tables = published["table"] != "figure2"
-    assert published.loc[from_tables, "note"].str.startswith("one seed: single numbers, nothing is tested").all()
+    assert published.loc[from_tables, "note"].str.startswith("the numbers as printed").all()
     assert (published.loc[~from_tables, "note"] == "no finished runs to compare").all()
     assert sum(from_tables) == 13
     assert published.loc["joint-gains", "note"].endswith("; the same within 0.015 points")
@@ -177,11 +179,17 @@ def test_every_claim_has_its_own_name_and_quotes_its_place():
     ],
 )
 def test_from_several_seeds_only_significant_differences_count(sprel, verdict):
+    # Between NOISE[0] and itself (abspos) there is no spread: the other cells know it.
     row = judged("best-single-task", table4(seeds=4, sprel=sprel, dist=89.0, ang=89.0, abspos=89.0))
-    # Between NOISE[0] and itself (abspos) there is no spread, so that pair is open where the others are not.
-    noisy = judged("best-single-task", table4(seeds=4, sprel=sprel, dist=89.0, ang=89.0, none=80.0, abspos=89.0))
-    assert noisy["verdict"] == verdict
-    assert row["verdict"] == ("undecided" if verdict == "holds" else verdict)
+    assert row["verdict"] == verdict
+
+
+@pytest.mark.parametrize("sprel", [99.0, 89.05, 70.0])
+def test_one_seed_decides_nothing_and_says_how_far_it_is(sprel):
+    row = judged("best-single-task", table4(sprel=sprel, dist=89.0, ang=89.0, abspos=89.0))
+    assert (row["verdict"], row["needs"]) == ("undecided", "2 or more")
+    assert row["numbers"].startswith(f"open sprel against dist: {sprel - 89:+.2f} (n = 1); ")
+    assert row["note"] == "one seed: nothing is tested"
 
 
 def test_one_task_significantly_above_contradicts_whatever_the_others_say():
@@ -189,41 +197,64 @@ def test_one_task_significantly_above_contradicts_whatever_the_others_say():
     row = judged("best-single-task", runs)
     assert row["verdict"] == "contradicted"
     assert row["numbers"].startswith("below sprel against dist: -2.00 [-")
-    assert row["note"] == "t tests over seeds, Holm over 3"
+    assert row["note"] == "t tests over seeds"
 
 
-def test_a_difference_that_is_significant_only_before_holm_decides_nothing():
-    # Dist above SpRel by 1, 2, 1, 2.4: p = 0.0206 alone (test_statistics.py), 0.062 among three.
+def test_a_difference_below_that_is_significant_only_alone_contradicts_nothing():
     level = [89.0, 90.0, 88.0, 89.0]
-    offsets = {"sprel": [0.0] * 4, "dist": [1.0, 2.0, 1.0, 2.4], "ang": [1.0, -1.1, 0.9, -1.0], "abspos": NOISE[0]}
+    offsets = {"sprel": [0.0] * 4, "dist": [1.0, 0.1, 0.7, 0.5], "ang": [1.0, -1.1, 0.9, -1.0], "abspos": NOISE[0]}
     rows = [
         run(tasks=tasks, seed=seed, test_accuracy=level[seed] + offset)
         for tasks, values in offsets.items()
         for seed, offset in enumerate(values)
     ]
-    row = judged("best-single-task", frame(rows))
-    assert row["verdict"] == "undecided"
-    assert row["numbers"].startswith("open sprel against dist: -1.60 [-2.73, -0.47] (n = 4)")
+    runs = frame(rows)
+    wide = runs.pivot(index="seed", columns="tasks", values="test_accuracy").astype(float)
+    alone = compare(wide, [("sprel", "dist")]).iloc[0]
+    assert alone["p_family"] > 0.05
+    assert judged("best-single-task", runs)["verdict"] == "undecided"
+
+
+def test_a_sentence_that_needs_all_of_fourteen_needs_each_at_five_per_cent():
+    # SpRel + AbsPos is 0.6 above 14 rivals that scatter by 0.3 around 89: with five seeds p is some 0.01 each, which
+    # Holm over 14 would not let pass, nor bold, whose question is another: which of 16 cells are worse than any.
+    generator = np.random.default_rng(21)
+    values = {tasks: 89 + 0.3 * generator.normal(size=5) for tasks in task_combinations()}
+    values = {tasks: each - each.mean() + 89 for tasks, each in values.items()}
+    values["none"], values[BEST] = values["none"] - 4, values[BEST] + 0.6
+    rows = [
+        run(tasks=tasks, seed=seed, test_accuracy=value)
+        for tasks, each in values.items()
+        for seed, value in enumerate(each)
+    ]
+    assert judged("best-combination", frame(rows))["verdict"] == "holds"
+    wide = pd.DataFrame(values)
+    rivals = [tasks for tasks in values if tasks not in ("none", BEST)]
+    corrected = compare(wide, [(BEST, tasks) for tasks in rivals])
+    assert (corrected["p"] < 0.05).all()
+    assert (corrected["p_family"] > 0.05).any()
 
 
 def test_what_is_missing_keeps_a_claim_from_holding_and_is_named():
-    row = judged("best-single-task", table4(sprel=90.0, dist=89.0, ang=89.0))
+    row = judged("best-single-task", table4(seeds=4, sprel=90.0, dist=89.0, ang=89.0))
     assert row["verdict"] == "undecided"
     assert row["numbers"] == "missing sprel against abspos"
 
 
 def test_what_is_missing_does_not_keep_a_claim_from_being_contradicted():
-    row = judged("best-single-task", table4(sprel=90.0, dist=91.0))
+    row = judged("best-single-task", table4(seeds=4, sprel=90.0, dist=91.0))
     assert row["verdict"] == "contradicted"
     assert "missing sprel against ang; sprel against abspos" in row["numbers"]
 
 
 def test_equal_single_numbers_are_undecided():
-    assert judged("best-single-task", table4(sprel=90.0, dist=90.0, ang=89.0, abspos=89.0))["verdict"] == "undecided"
+    runs = table4(sprel=90.0, dist=90.0, ang=89.0, abspos=89.0)
+    assert judged("best-single-task", runs, printed=True)["verdict"] == "undecided"
 
 
 def test_unfinished_runs_do_not_count():
-    runs = table4(sprel=90.0, dist=91.0, ang=89.0, abspos=89.0)
+    runs = table4(seeds=4, sprel=90.0, dist=91.0, ang=89.0, abspos=89.0)
+    assert judged("best-single-task", runs)["verdict"] == "contradicted"
     runs.loc[runs["tasks"] == "dist", "status"] = "RUNNING"
     assert judged("best-single-task", runs)["verdict"] == "undecided"
 
@@ -232,8 +263,8 @@ def test_the_best_combination_must_beat_all_fourteen_others():
     accuracies = {tasks: 80.0 + number / 10 for number, tasks in enumerate(task_combinations())}
     runs = [run(tasks=tasks, test_accuracy=value) for tasks, value in accuracies.items()]
     beaten = frame([{**row, "test_accuracy": 99.0} if row["tasks"] == BEST else row for row in runs])
-    assert judged("best-combination", beaten)["verdict"] == "holds"
-    row = judged("best-combination", frame(runs))
+    assert judged("best-combination", beaten, printed=True)["verdict"] == "holds"
+    row = judged("best-combination", frame(runs), printed=True)
     assert row["verdict"] == "contradicted"
     assert row["numbers"].count("against") == 15 - task_combinations().index(BEST)  # the combinations after it
 
@@ -243,8 +274,9 @@ def test_the_best_combination_must_beat_all_fourteen_others():
     [
         ([2.9, 3.0, 3.1, 3.0], "holds"),  # mean 3.0, deviation 0.08: equivalent within 0.5
         ([1.0, 5.0, 2.0, 4.2], "undecided"),  # mean 3.05, but anything between 0 and 6
-        ([3.6, 3.8, 3.7, 3.8], "contradicted"),  # mean 3.725, deviation 0.1
-        ([2.0, 2.1, 1.9, 2.1], "contradicted"),
+        ([3.5, 3.8, 3.6, 3.8], "undecided"),  # mean 3.675, deviation 0.15: single runs may have stated 3.0
+        ([4.6, 4.8, 4.7, 4.8], "contradicted"),
+        ([1.0, 1.1, 0.9, 1.1], "contradicted"),
     ],
 )
 def test_the_mean_gain_of_single_tasks_over_seeds(gains, verdict):
@@ -271,8 +303,8 @@ def test_a_mean_of_single_tasks_that_lacks_one_is_not_taken():
 
 
 def test_the_margin_is_the_callers():
-    runs = table4(none=80.0, sprel=83.4, dist=83.4, ang=83.4, abspos=83.4)
-    assert judged("single-tasks-gain", runs, margin=0.5)["verdict"] == "holds"
+    runs = table4(seeds=4, none=80.0, sprel=84.4, dist=84.4, ang=84.4, abspos=84.4)
+    assert judged("single-tasks-gain", runs, margin=2.0)["verdict"] == "holds"
     assert judged("single-tasks-gain", runs, margin=0.3)["verdict"] == "contradicted"
 
 
@@ -291,7 +323,7 @@ def test_tasks_are_similar_within_a_point_of_each_other(abspos, verdict):
 
 def test_runs_of_two_settings_leave_a_claim_undecided_and_the_others_judged():
     twice = pd.concat([published_runs(), table4(sprel=12.0)])
-    table = verdicts(twice, ROUNDING)
+    table = verdicts(twice, ROUNDING, printed=True)
     assert table.loc["best-single-task", "verdict"] == "undecided"
     assert "several finished runs of sprel with seed 0" in table.loc["best-single-task", "note"]
     assert table.loc["joint-gains", "verdict"] == "contradicted"
@@ -300,11 +332,11 @@ def test_runs_of_two_settings_leave_a_claim_undecided_and_the_others_judged():
 def test_runs_of_other_studies_do_not_count():
     elsewhere = table4(sprel=1.0, dist=99.0).assign(study="probe", protocol="pretrain_probe")
     runs = pd.concat([published_runs(), elsewhere])
-    assert verdicts(runs, ROUNDING)["verdict"].to_dict() == PUBLISHED_VERDICTS
+    assert verdicts(runs, ROUNDING, printed=True)["verdict"].to_dict() == PUBLISHED_VERDICTS
 
 
 def test_a_run_counts_for_every_study_that_it_belongs_to():
-    runs = table4(sprel=90.0, dist=91.0).assign(study="figure2,table4")
+    runs = table4(seeds=4, sprel=90.0, dist=91.0).assign(study="figure2,table4")
     assert judged("best-single-task", runs)["verdict"] == "contradicted"
 
 
@@ -320,7 +352,7 @@ def test_without_runs_every_claim_is_undecided():
 def test_a_data_set_of_ones_own_is_compared_too():
     runs = published_runs()
     own = runs.query("study == 'table2' and dataset == 'svhn'").assign(dataset="digits", test_accuracy=[98.0, 97.0])
-    row = judged("finetuning-every-dataset", pd.concat([runs, own]))
+    row = judged("finetuning-every-dataset", pd.concat([runs, own]), printed=True)
     assert row["verdict"] == "contradicted"
     assert "digits relvit against digits supervised: -1.00" in row["numbers"]
     assert row["not_comparable"] == "data set digits is not in the paper's table2"
@@ -330,7 +362,35 @@ def test_two_exceptions_are_not_almost_all():
     runs = published_runs()
     lowered = (runs["study"] == "table3") & (runs["dataset"] == "cifar10") & (runs["tasks"] == BEST)
     runs.loc[lowered & (runs["backbone"] == "vit_s4"), "test_accuracy"] = 60.0
-    assert judged("joint-almost-all-datasets", runs)["verdict"] == "contradicted"
+    assert judged("joint-almost-all-datasets", runs, printed=True)["verdict"] == "contradicted"
+
+
+def test_cells_of_different_data_sets_have_errors_of_their_own():
+    # CIFAR-10's seeds are as steady as they are wild on SVHN, which says nothing of CIFAR-10.
+    rows = [
+        run(study="table2", dataset=dataset, tasks=tasks, seed=seed, test_accuracy=mean + gain + scale * noise)
+        for dataset, mean, scale in (("cifar10", 90.0, 1.0), ("svhn", 95.0, 100.0))
+        for tasks, gain, noises in ((BEST, 1.0, NOISE[0]), ("none", 0.0, NOISE[1]))
+        for seed, noise in enumerate(noises)
+    ]
+    numbers = judged("finetuning-every-dataset", frame(rows))["numbers"]
+    assert "svhn relvit against svhn supervised" in numbers
+    assert "cifar10 relvit" not in numbers  # that one is above
+
+
+@pytest.mark.parametrize("below", [1, 2])
+def test_one_contradiction_of_four_data_sets_is_corrected_for_their_number(below):
+    # Each of so many data sets is below with a p of 0.03, four of which would come by chance in 11 %.
+    rows = []
+    for number, dataset in enumerate(("cifar10", "svhn", "cifar100", "flowers102")):
+        sign = -1.0 if number < below else 1.0
+        for seed, noise in enumerate(NOISE[0]):
+            common = {"study": "table2", "dataset": dataset, "seed": seed}
+            rows.append(run(**common, tasks="none", test_accuracy=80.0))
+            rows.append(run(**common, tasks=BEST, test_accuracy=80.0 + sign * (0.36 + noise)))
+    row = judged("finetuning-every-dataset", frame(rows))
+    assert stats.ttest_1samp(0.36 + np.array(NOISE[0]), 0).pvalue == pytest.approx(0.03, abs=0.01)
+    assert row["verdict"] == "undecided"
 
 
 # Figure 2
@@ -366,8 +426,10 @@ def figure2(random: list[float], sprel: list[float], accuracies: dict = FIGURE2)
         ([85.0, 99.9, 99.9, 99.9], "undecided"),  # mean 96.2, but a wide interval
         ([80.0, 99.9, 99.9, 99.9], "undecided"),  # mean 94.9
         ([60.0, 61.0, 60.5, 59.0], "contradicted"),
-        ([95.01], "holds"),
-        ([94.99], "contradicted"),
+        ([100.0, 100.0, 100.0], "holds"),  # no spread: every seed says the same
+        ([90.0, 90.0, 90.0], "contradicted"),
+        ([100.0], "undecided"),
+        ([60.0], "undecided"),
     ],
 )
 def test_sprel_is_solved_above_95_per_cent(sprel, verdict):
@@ -383,8 +445,8 @@ def test_sprel_is_solved_above_95_per_cent(sprel, verdict):
         ([82.3, 81.9, 82.0, 82.1], "holds"),  # worse than random is no help either
         ([78.3, 77.9, 78.0, 78.1], "contradicted"),  # 2 points of help
         ([75.0, 84.0, 79.0, 81.0], "undecided"),
-        ([79.7], "holds"),  # 80.1 is 0.4 above
-        ([79.0], "contradicted"),
+        ([79.7], "undecided"),
+        ([70.0], "undecided"),
     ],
 )
 def test_embeddings_do_not_help_where_they_gain_less_than_the_margin(random, verdict):
@@ -505,7 +567,7 @@ def test_unfinished_runs_give_no_reasons():
 
 
 def test_every_reason_travels_with_the_verdict():
-    runs = table4(sprel=90.0, dist=89.0, ang=89.0, abspos=89.0).assign(epochs=20, train_images=2000)
+    runs = table4(seeds=4, sprel=90.0, dist=89.0, ang=89.0, abspos=89.0).assign(epochs=20, train_images=2000)
     row = judged("best-single-task", runs)
     assert row["verdict"] == "holds"
     expected = "20 epochs of classification instead of 100; 2,000 training images instead of all"
@@ -516,7 +578,7 @@ def test_every_reason_travels_with_the_verdict():
 
 
 def test_runs_of_the_full_study_count_where_their_cell_fits():
-    runs = table4(sprel=90.0, dist=91.0, ang=89.0, abspos=89.0).assign(study="full")
+    runs = table4(seeds=4, sprel=90.0, dist=91.0, ang=89.0, abspos=89.0).assign(study="full")
     assert judged("best-single-task", runs)["verdict"] == "contradicted"
     permuted = runs.assign(permute_patches=True)
     assert judged("best-single-task", permuted)["note"] == "no finished runs to compare"
@@ -542,14 +604,14 @@ def test_runs_of_mixed_recipes_decide_nothing_and_the_odd_ones_are_named():
 
 
 def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
-    row = judged("best-single-task", table4(seeds=4, sprel=89.3, dist=89.0, none=80.0, ang=85.0, abspos=89.0))
+    row = judged("best-single-task", table4(seeds=4, sprel=89.15, dist=89.0, none=80.0, ang=85.0, abspos=87.0))
     assert row["verdict"] == "undecided"
-    # Differences to dist are NOISE[0] - NOISE[1] + 0.3 = 0.2, 0.1, 0.6, 0.3: mean 0.3, deviation 0.216. At a third of
-    # 5 %, the share of each of three comparisons (the fourth pair has no spread), 80 % power.
-    alpha = 0.05 / 2
-    expected = seeds_for_power(0.3, pd.Series([0.2, 0.1, 0.6, 0.3]).std(), alpha)
+    # Above by 0.15: at 5 %, 80 % power, and the spread that the comparison rests on.
+    runs = table4(seeds=4, sprel=89.15, dist=89.0, none=80.0, ang=85.0, abspos=87.0)
+    wide = runs.pivot(index="seed", columns="tasks", values="test_accuracy").astype(float)
+    expected = seeds_for_power(0.15, compare(wide, [("sprel", "dist")])["std"].item())
     assert f"sprel against dist: {expected}" in row["needs"]
-    assert judged("best-single-task", table4(sprel=90.0, dist=91.0))["needs"] == ""
+    assert judged("best-single-task", table4(seeds=4, sprel=90.0, dist=91.0))["needs"] == ""
 
 
 # By judge: the tests that decide it, from their definition, for many draws of (differences, one draw a row).
@@ -567,11 +629,20 @@ def _within_or_beyond_margin(draws):
     return less | more
 
 
-def _equivalent_or_beyond(draws):
+def _equal_or_beyond(draws):
+    not_below = stats.ttest_1samp(draws, -0.5, axis=1, alternative="greater").pvalue
+    not_above = stats.ttest_1samp(draws, 0.5, axis=1, alternative="less").pvalue
+    low, high = stats.ttest_1samp(draws, 0.0, axis=1).confidence_interval(0.95)
+    return (np.maximum(not_below, not_above) < 0.05) | (low > 0.5) | (high < -0.5)
+
+
+def _equivalent_or_beyond_a_draw(draws):
+    # What is stated is one draw of the cell, so the interval is that of a prediction.
     not_below = stats.ttest_1samp(draws, 2.5, axis=1, alternative="greater").pvalue
     not_above = stats.ttest_1samp(draws, 3.5, axis=1, alternative="less").pvalue
-    low, high = stats.ttest_1samp(draws, 0.0, axis=1).confidence_interval(0.95)
-    return (np.maximum(not_below, not_above) < 0.05) | (low > 3.5) | (high < 2.5)
+    n = draws.shape[1]
+    half = stats.t.isf(0.025, n - 1) * draws.std(axis=1, ddof=1) * np.sqrt(1 + 1 / n)
+    return (np.maximum(not_below, not_above) < 0.05) | (np.abs(draws.mean(axis=1) - 3) - half > 0.5)
 
 
 by_tasks = PaperTable(name="pair", title="Pair", layout=lambda *_: None, label=lambda run: run["tasks"])
@@ -581,8 +652,9 @@ NEEDS = [
     (level_above("test_sprel_accuracy", "cell", 95.0), 93.0, 3.5, _beyond_level),
     (no_help("cell", "base"), 0.07, 0.74, _within_or_beyond_margin),
     (no_help("cell", "base"), 0.8, 0.5, _within_or_beyond_margin),
-    (stated_gains({"gain": (("cell",), "base", 3.0)}), 3.1, 0.7, _equivalent_or_beyond),
-    (stated_gains({"gain": (("cell",), "base", 3.0)}), 3.8, 0.5, _equivalent_or_beyond),
+    (stated_gains({"gain": (("cell",), "base", 3.0)}), 3.1, 0.7, _equivalent_or_beyond_a_draw),
+    (stated_gains({"gain": (("cell",), "base", 3.0)}), 5.0, 0.55, _equivalent_or_beyond_a_draw),
+    (all_similar(("cell", "base"), 0.5), 0.8, 0.25, _equal_or_beyond),
 ]
 
 
@@ -626,8 +698,11 @@ def figure_of(runs: pd.DataFrame, cell: str) -> pd.Series:
         ([89.5, 88.0, 90.5, 88.4], "within noise"),
         ([92.0, 92.1, 91.9, 92.0], "above"),
         ([80.0, 80.1, 79.9, 80.0], "below"),
-        ([89.3], "reproduced"),
-        ([90.0], "above"),
+        # Off by 0.98. The number is one draw of deviation 0.08 and of 10,000 images at 89 %, which is 0.31: 3.18 of
+        # both together are 1.05, beyond the margin of 0.5.
+        ([90.0, 90.1, 89.9, 90.0], "within noise"),
+        ([89.3], "undecided"),
+        ([99.0], "undecided"),
         ([], "undecided"),
     ],
 )
@@ -638,7 +713,7 @@ def test_each_published_number_has_a_verdict(values, verdict):
 
 def test_a_published_number_is_not_comparable_where_the_recipe_departs_from_the_papers():
     row = figure_of(frame([run(epochs=20, test_accuracy=50.0)]), "sprel")
-    assert (row["verdict"], row["seen"]) == ("not comparable", "below")
+    assert (row["verdict"], row["seen"]) == ("not comparable", "undecided")
     assert row["why"] == "20 epochs of classification instead of 100"
 
 
@@ -660,3 +735,67 @@ def test_the_equivalence_test_agrees_with_its_definition():
     high = t.cdf((values.mean() - (89.02 + 0.5)) / values.sem(), 3)
     rows = [run(seed=seed, test_accuracy=value) for seed, value in enumerate(values)]
     assert figure_of(frame(rows), "sprel")["p_equivalence"] == pytest.approx(max(low, high))
+
+
+# Where published numbers come from
+
+
+def provenance(study: str, cell: str) -> pd.Series:
+    runs = published_runs()
+    judged = published_numbers(entries(runs[runs["study"] == study], study)).set_index("cell")
+    return judged.loc[cell]
+
+
+@pytest.mark.parametrize(
+    ("study", "cell", "why"),
+    [
+        ("table2", "cifar10 relvit", ""),
+        ("table2", "flowers102 relvit", "published on the 1,020 images of the val split"),
+        ("table3", "flowers102 swin relvit", "published on the 1,020 images of the val split"),
+        ("table3", "cifar100 t2t drloc", "trained by Liu et al. with another recipe, tested on 10,000 images"),
+        ("table3", "flowers102 t2t supervised", "trained by Liu et al. with another recipe, tested on 6,149 images"),
+        (
+            "table3",
+            "cifar10 swin supervised",
+            "trained by Liu et al. with another recipe, tested on 10,000 images; its author later got 86.17",
+        ),
+        (
+            "table3",
+            "cifar10 swin drloc",
+            "trained by Liu et al. with another recipe, tested on 10,000 images; its author later got 88.29",
+        ),
+    ],
+)
+def test_a_published_number_of_another_recipe_or_split_is_not_comparable_and_says_why(study, cell, why):
+    row = provenance(study, cell)
+    assert row["why"] == row["remark"] == why
+    assert row["verdict"] == ("not comparable" if why else "undecided")
+
+
+def test_published_accuracies_are_ratios_of_their_number_of_images():
+    # To two decimals, of images that can be counted; 59.22 cannot be had of 6,149.
+    rows = pd.concat([published_rows(name) for name in ("table2", "table3", "table4")])
+    rows = rows[rows["metric"] == "accuracy"]
+    nearest = (rows["value"] / 100 * rows["images"]).round() / rows["images"] * 100
+    assert (nearest - rows["value"]).abs().max() <= 0.005 + 1e-9
+    assert abs(round(0.5922 * 6149) / 6149 * 100 - 59.22) > 0.005
+    ours = rows[(rows["dataset"] == "flowers102") & (rows["trained_by"] == "Camporese et al.")]
+    assert sorted(ours["value"]) == [40.59, 41.67, 44.61, 45.49, 50.59, 59.22]
+    assert set(ours["images"]) == {1020}
+
+
+def test_a_margin_is_no_less_than_what_the_test_images_leave_in_a_difference():
+    # sqrt(2 x 0.5 x 0.5 / 1,020) = 2.2 points; of 10,000 images at 90 % it is 0.42.
+    margins = margin_of(pd.Series([50.0, 90.0]), pd.Series([1020, 10_000]))
+    assert margins.tolist() == pytest.approx([2.2140, 0.5], abs=1e-4)
+
+
+def test_a_gain_that_is_stated_of_other_images_is_not_held_against_the_runs():
+    table = verdicts(published_runs())
+    reason = table.loc["variants-gains", "not_comparable"]
+    assert "trained by Liu et al. with another recipe, tested on 6,149 images" in reason
+    assert "published on the 1,020 images of the val split" in reason
+    assert table.loc["finetuning-gains", "not_comparable"] == ""
+    # What our own runs say of an order of our own cells needs no published number.
+    assert table.loc["variants-above-drloc", "not_comparable"] == ""
+    assert "its author later got 88.29" in table.loc["variants-above-drloc", "remark"]

@@ -434,8 +434,9 @@ def test_a_deviation_from_a_number_that_is_itself_a_draw_takes_more_seeds_or_is_
     seeds = statistics.seeds_for_equivalence(2.1, 0.4, 0.5, drawn=0.4)
     generator = np.random.default_rng(9)
     drawn = generator.normal(2.1, 0.4, (seeds, 4000))
-    tests = [(drawn.std(axis=0, ddof=1) / np.sqrt(seeds), np.full(4000, seeds - 1))]
-    found = (statistics.judge_equality(drawn.mean(axis=0), tests, 0.5, drawn=0.4)[1] == "above").mean()
+    spread = drawn.std(axis=0, ddof=1)
+    tests = [(spread / np.sqrt(seeds), np.full(4000, seeds - 1))]
+    found = (statistics.judge_equality(drawn.mean(axis=0), tests, 0.5, drawn=spread)[1] == "above").mean()
     assert seeds > statistics.seeds_for_equivalence(2.1, 0.4, 0.5)
     assert 0.78 < found < 0.97
     assert statistics.seeds_for_equivalence(1.0, 0.4, 0.5, drawn=0.4) is None

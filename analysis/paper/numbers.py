@@ -130,11 +130,11 @@ def improvement_entry(runs: pd.DataFrame, by: str, cell: str, baseline: str) -> 
     )
 
 
-def published_improvement(difference: float) -> Entry:
+def published_improvement(difference: float, remark: str = "") -> Entry:
     difference = round(difference, 2)
     if pd.isna(difference):
         return Entry(DASH)
-    return Entry(improvement(difference), numbers={"value": difference}, published=True)
+    return Entry(improvement(difference), numbers={"value": difference}, published=True, remark=remark)
 
 
 def beside(text: str, runs: tuple[str, ...], value: float = np.nan) -> Entry:

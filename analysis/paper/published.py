@@ -39,7 +39,7 @@ def reservations(row: Mapping[str, Any]) -> list[str]:
     """Why a published number cannot be held against runs that the paper's recipe trained and the test split tested."""
     found = []
     if row["split"] != "test":
-        found.append(f"published of the {row['images']:,.0f} images of the {row['split']} split")
+        found.append(f"published on the {row['images']:,.0f} images of the {row['split']} split")
     if row["trained_by"] != AUTHORS:
         found.append(f"trained by {row['trained_by']} with another recipe, tested on {row['images']:,.0f} images")
     if pd.notna(row["corrected"]):

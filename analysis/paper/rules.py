@@ -251,6 +251,8 @@ def no_help(cell: str, baseline: str) -> Judge:
 
 def _needs(rows: pd.DataFrame, seeds: Callable[[Any], int | None]) -> str:
     """By comparison, what `seeds` says of its row: how many decide it, in all."""
+    if len(rows) and rows["n"].max() < 2:
+        return "2 or more"
     needed = []
     for row in rows.itertuples():
         name = row.Index if isinstance(row.Index, str) else " against ".join(row.Index)

@@ -48,11 +48,10 @@ def sentences(entries: Entries, margin: float = MARGIN, printed: bool = False) -
         row = _judged(claim, entries, margin, printed)
         labels = row.pop("labels")
         row["remark"] = remark(paper[paper["label"].isin(labels)])
-        # A gain that is stated of other images or another recipe is nothing to hold these runs to.
-        reasons = [
-            *entries.departures,
-            *([row["remark"]] if row.pop("stated") and row["remark"] and not printed else []),
-        ]
+        reasons = list(entries.departures)
+        if row.pop("stated") and row["remark"] and not printed:
+            # A gain that is stated of other images or another recipe is nothing to hold these runs to.
+            reasons.append(row["remark"].rstrip("."))
         used = finished[finished["label"].isin(labels)]
         # What could not be compared, as runs of several settings, rests on all entries.
         ids = tuple(sorted((used if len(used) else finished)["run_id"]))

@@ -253,11 +253,9 @@ def seeds_for_equivalence(
     if abs(off) > margin:
 
         def beyond(seeds: float) -> float:
-            half = stats.t.isf(ALPHA / judged / 2, seeds - 1) * np.sqrt(std**2 / seeds + drawn**2)
-            return float(stats.norm.sf((half - abs(off) + margin) / (std / np.sqrt(seeds))))
+            critical = stats.t.isf(ALPHA / judged / 2, seeds - 1) ** 2 * (1 + seeds * (drawn / std) ** 2)
+            return _noncentral(critical, seeds - 1, seeds * ((abs(off) - margin) / std) ** 2)
 
-        if not drawn:
-            return seeds_for_power(abs(off) - margin, std, ALPHA / judged, power)
         return _least(beyond, power)
 
     def both(seeds: float) -> float:
@@ -286,4 +284,8 @@ def paired_power(difference: float, std: float, seeds: float, alpha: float = ALP
     distribution says the same, but scipy 1.17 gives NaN for its far tail.)
     """
     freedom = (cells - 1) * (seeds - 1)
-    return float(stats.ncf.sf(stats.f.isf(alpha, 1, freedom), 1, freedom, seeds * (difference / std) ** 2))
+    return _noncentral(stats.f.isf(alpha, 1, freedom), freedom, seeds * (difference / std) ** 2)
+
+
+def _noncentral(critical: float, freedom: float, shift: float) -> float:
+    return float(stats.ncf.sf(critical, 1, freedom, shift))
