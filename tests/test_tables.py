@@ -257,7 +257,7 @@ def test_improvements_are_paired_over_common_seeds(tmp_path):
     # Differences 2 and 3: mean 2.5, deviation 0.7071; 12.706 x 0.7071 / sqrt(2) = 6.35. Seed 2 has no partner.
     improvement = table.entry("digits", "improvement")
     assert (improvement.text, improvement.below) == ("+2.50 ↑", "[-3.85, +8.85]")
-    assert len(improvement.runs) == 4
+    assert len(improvement.runs) == 5  # all of both cells
     assert table.entry("digits", "relvit").below.endswith("n = 2/3")
 
 

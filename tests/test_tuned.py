@@ -91,10 +91,10 @@ def test_bold_is_what_was_not_shown_to_be_worse_and_the_difference_where_it_was_
     # Differences 1, 1, 1.1: mean 1.0333, deviation 0.0577; 4.3027 * 0.0577 / sqrt(3) = 0.1434. t = 31, p = 0.00104.
     difference = table.entry("none", "difference")
     assert (difference.text, difference.below) == ("+1.03", "[+0.89, +1.18]")
-    assert difference.numbers["p_holm"] == pytest.approx(3 * 0.00104, rel=0.01)
+    assert difference.numbers["p_family"] == pytest.approx(3 * 0.00104, rel=0.01)
     assert difference.bold
     assert table.entry("none", UNTUNED).below == "[78.52, 83.48]"  # 81 and 4.3027 * 1 / sqrt(3) = 2.48 either way
-    assert "bold: the best, with all that were not shown to be worse" in table.caption
+    assert "bold: the best, with all that were not shown to be worse than another" in table.caption
     (alike,) = beside(three_seeds(none=(85.4, 86.9, 86.1)), "table4")
     assert "Nothing was shown to be worse, so all is bold: Untuned, Tuned." in alike.caption
 

@@ -103,7 +103,7 @@ def beside(runs: pd.DataFrame, study: str) -> list[Table]:
         f"Test accuracy in % of {study} with the recipe's hyperparameters and after tuning every cell alike: "
         f"{budgets}, for each cell, in the same search space, chosen by validation accuracy with a seed that is "
         f"not among those tested; seeds {seeds}. {how_to_read('below it the', places)} Difference: "
-        "over common seeds, with its 95 % interval; bold where it is significant at 5 % for all rows together. n: "
+        "over common seeds, with its 95 % interval; bold where significant at 5 % for all rows (Bonferroni). n: "
         "seeds in both of those tuned."
     )
     made = Table(f"{study}{SUFFIX}-beside", f"{study}, tuned beside untuned", tuple(columns), tuple(rows), caption)
@@ -124,11 +124,12 @@ def _measured(arm: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differences(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Tuned less untuned of each cell, as `compare`; one family of tests."""
+    """Tuned less untuned of each cell, as `compare`: a pair of its own, p_family corrected for the number of pairs."""
     wide = pd.concat([by_seed(arm, "label").add_prefix(f"{name} ") for name, arm in arms.items()], axis="columns")
     labels = list(dict.fromkeys(label for arm in arms.values() for label in arm["label"]))
-    compared = compare(wide, [(f"{TUNED} {label}", f"{UNTUNED} {label}") for label in labels], only=True)
-    return compared.set_axis(labels)
+    pairs = [(f"{TUNED} {label}", f"{UNTUNED} {label}") for label in labels]
+    compared = pd.concat([compare(wide.reindex(columns=list(pair)), [pair]) for pair in pairs]).set_axis(labels)
+    return compared.assign(p_family=(compared["p"] * compared["p"].notna().sum()).clip(upper=1.0))
 
 
 def _difference(row: Mapping[str, float], runs: tuple[str, ...]) -> Entry:

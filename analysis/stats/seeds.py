@@ -65,19 +65,17 @@ def describe(wide: pd.DataFrame) -> pd.DataFrame:
 # Comparisons of cells
 
 
-def compare(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]], only: bool = False) -> pd.DataFrame:
+def compare(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
     """Cells against baselines, as `blocks.contrasts` judges them.
 
     Index: cell, baseline. Columns: difference, and those of `contrasts` but the estimate; n is the number of seeds of
     the cell that has fewer, 0 where one has none. The family are all pairs of the cells of `wide`, so that a pair gets
-    the same answer wherever it is asked for; with `only` the given pairs alone.
+    the same answer wherever it is asked for.
     """
     pairs = list(dict.fromkeys(pairs))
     cells = list(dict.fromkeys([*wide.columns, *(cell for pair in pairs for cell in pair)]))
-    family = list(pairs)
-    if not only:
-        asked = {frozenset(pair) for pair in pairs}
-        family += [pair for pair in combinations(wide.columns, 2) if frozenset(pair) not in asked]
+    asked = {frozenset(pair) for pair in pairs}
+    family = [*pairs, *(pair for pair in combinations(wide.columns, 2) if frozenset(pair) not in asked)]
     places, weights = {cell: number for number, cell in enumerate(cells)}, np.zeros((len(cells), len(family)))
     for number, (cell, baseline) in enumerate(family):
         weights[places[cell], number] += 1
