@@ -1,5 +1,6 @@
 """What stands behind a table: differences, effects and verdicts, with dashes for what cannot be said."""
 
+import pandas as pd
 import pytest
 from helpers.paper_runs import entries, line, planned, published_as_runs, row
 

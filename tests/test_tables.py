@@ -1,5 +1,6 @@
 """The paper's tables, from runs made up so that every number can be worked out by hand."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.paper_runs import entries, line, planned, published_as_runs, row
@@ -8,7 +9,7 @@ from helpers.paper_runs import table as layout
 from analysis.output.typeset import Table
 from analysis.paper.appendix import differences
 from analysis.paper.published import published
-from analysis.paper.registry import find, tables_of
+from analysis.paper.registry import tables_of
 from analysis.paper.settings import Setting, settings
 from analysis.paper.table1 import vit_parameters
 from analysis.runs.comparability import conform
@@ -199,24 +200,40 @@ def test_a_best_that_is_distinguishable_is_alone_in_bold(tmp_path):
     assert marked(table, "accuracy", "bold") == ["dist"]
 
 
-def test_what_the_differences_call_significant_is_not_tied_with_the_best(tmp_path):
+def test_bold_and_the_differences_give_one_answer_on_a_pair(tmp_path):
     cells = planned(tmp_path, seeds=(0, 1, 2))
-    values = {"none": [85.0, 85.1, 84.9], "sprel": [90.0, 90.1, 89.96], "ang": [10.0, 90.0, 50.0]}
-    setting = only_setting(spread(cells, values))
-    shown = differences(entries("table4", setting.runs), "differences")
-    assert marked(shown, "difference", "bold") == ["sprel"]
-    table = layout("table4", setting.runs)
-    assert marked(table, "accuracy", "bold") == ["sprel", "ang"]
-    # Figure 2's differences are those to a random start.
-    others = plan_cells(Request(study="figure2", recipe="demo", data_root=tmp_path, seeds=(0, 1, 2)))
-    levels = {"random": values["none"], "embedding": values["sprel"], "no embedding": values["ang"]}
-    rows = [
-        row(cell, accuracy=levels[label][cell.seed])
-        for cell in others
-        if (label := find("figure2").label_of(cell.as_dict())) in levels
-    ]
-    figure2 = layout("figure2", (rows))
-    assert marked(figure2, "accuracy", "bold") == ["embedding", "no embedding"]
+    generator = np.random.default_rng(3)
+    values = {tasks: list(90 + 0.2 * generator.normal(size=3)) for tasks in task_combinations()}
+    values |= {"none": [85.0, 85.1, 84.9], "ang": [84.0, 90.0, 78.0], "dist": [83.1, 82.9, 83.0]}
+    runs = spread(cells, values)
+    shown = differences(entries("table4", runs), "differences")
+    table = layout("table4", runs)
+    called = {row.key: row.entries[1] for row in shown.rows}
+    # The wild cell's own seeds do not tell it from any; its spread hides nothing of the others.
+    apart = [tasks for tasks, entry in called.items() if entry.bold]
+    assert set(apart) == set(task_combinations()) - {"none", "ang"}
+    assert set(marked(table, "accuracy", "bold")) == set(task_combinations()) - {"none", "dist"}
+    assert called["dist"].numbers["value"] < 0 < called["sprel"].numbers["value"]
+
+
+def test_a_run_that_somebody_logged_by_hand_replaces_none_of_the_engines(tmp_path):
+    cells = planned(tmp_path, seeds=(0, 1))
+    own = [row(cells["dist", seed], accuracy=90.0 + seed) for seed in (0, 1)]
+    by_hand = own[0] | {"run_id": "by-hand", "cell_id": "mine", "test_accuracy": 12.0, "git_commit": None}
+    by_hand |= {"start_time": pd.Timestamp(99, unit="s", tz="UTC")}  # the newest
+    table = layout("table4", [*own, by_hand])
+    assert table.entry("dist", "accuracy").text == "90.50 ± 0.71"
+    ((letter, note),) = table.notes
+    assert note == "a run that the engine did not log is left out: by-hand (seed 0)"
+    assert table.entry("dist", "accuracy").marks == (letter,)
+    # Alone it is shown.
+    assert layout("table4", [own[1], by_hand]).entry("dist", "n").text == "2/2"
+
+
+def test_nan_results_do_not_count_as_seeds(tmp_path):
+    cells = planned(tmp_path, seeds=(0, 1, 2))
+    table = layout("table4", spread(cells, {"dist": [90.0, float("nan"), 92.0], "ang": [89.0, 89.5, 89.1]}))
+    assert (table.entry("dist", "accuracy").text, table.entry("dist", "n").text) == ("91.00 ± 1.41", "2/3")
 
 
 def test_the_caption_names_what_is_bold_throughout(tmp_path):
