@@ -34,7 +34,7 @@ from analysis.paper.numbers import published
 from analysis.stats import effects
 from analysis.stats.blocks import of_many
 from analysis.stats.seeds import ABOVE, ALPHA, BELOW, directions, equivalent, judge_equality
-from relvit.cell import NONE, TASKS, task_combinations
+from relvit.cell import NONE, PAPER_TASKS, task_combinations
 
 CELLS, SPREAD = task_combinations(), 0.3
 PAIRS = list(combinations(range(len(CELLS)), 2))
@@ -88,7 +88,7 @@ def some_effect_bold(generator: Generator, worlds: int, seeds: int) -> float:
     values = draw(generator, worlds, seeds, truth=truth, seed_effect=SPREAD)
     within = of_many(values, effects.family().to_numpy())["p_family"] < ALPHA
     pairs = of_many(values, _differences(PAIRS))["p_family"] < ALPHA
-    added = [tuple(sorted(CELLS.index(cell) for cell in effects.with_and_without(task))) for task in TASKS]
+    added = [tuple(sorted(CELLS.index(cell) for cell in effects.with_and_without(task))) for task in PAPER_TASKS]
     return (within.any(axis=1) | pairs[:, [PAIRS.index(pair) for pair in added]].any(axis=1)).mean()
 
 
@@ -114,7 +114,7 @@ def sentences(values: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         where = directions(part["estimate"], part["p"], part["p_family"])
         return (where > 0).all(axis=1), (where < 0).any(axis=1)
 
-    single = [CELLS.index(task) for task in TASKS]
+    single = [CELLS.index(task) for task in PAPER_TASKS]
     part = of(list(combinations(single, 2)))
     tests = [(part["error"], part["freedom"]), (part["own_error"], part["own_freedom"])]
     p, verdict = judge_equality(part["estimate"], tests, 1.0, judged=len(part["estimate"][0]))

@@ -10,11 +10,11 @@ from scipy import stats
 from analysis.paper.published import PUBLISHED
 from analysis.stats import effects
 from analysis.stats.seeds import SeveralRuns, by_seed, compare
-from relvit.cell import TASKS, task_combinations
+from relvit.cell import PAPER_TASKS, task_combinations
 
 
 def name_of(subset) -> str:
-    return "+".join(task for task in TASKS if task in subset) or "none"
+    return "+".join(task for task in PAPER_TASKS if task in subset) or "none"
 
 
 def runs_of(*tables_by_seed: dict[str, float | None]) -> pd.DataFrame:
@@ -69,11 +69,11 @@ def test_effects_are_twice_the_coefficients_of_least_squares_on_the_fifteen(tabl
     codes = [code for code in product((1, -1), repeat=4) if code != (-1, -1, -1, -1)]
     terms = [term for size in range(3) for term in combinations(range(4), size)]
     design = np.array([[np.prod([code[i] for i in term]) for term in terms] for code in codes])
-    response = [table4[name_of([task for task, on in zip(TASKS, code) if on == 1])] for code in codes]
+    response = [table4[name_of([task for task, on in zip(PAPER_TASKS, code) if on == 1])] for code in codes]
     coefficients, *_ = np.linalg.lstsq(design, response)
-    fitted = {":".join(TASKS[i] for i in term): 2 * value for term, value in zip(terms, coefficients)}
+    fitted = {":".join(PAPER_TASKS[i] for i in term): 2 * value for term, value in zip(terms, coefficients)}
     assert table["mean"].to_dict() == pytest.approx({name: fitted[name] for name in table.index})
-    assert list(table.index) == [*TASKS, *(":".join(pair) for pair in combinations(TASKS, 2))]
+    assert list(table.index) == [*PAPER_TASKS, *(":".join(pair) for pair in combinations(PAPER_TASKS, 2))]
 
 
 def test_they_are_the_effects_of_sixteen_cells_with_a_term_for_any_task_at_all(table4):
@@ -82,10 +82,10 @@ def test_they_are_the_effects_of_sixteen_cells_with_a_term_for_any_task_at_all(t
     codes = list(product((1, -1), repeat=4))
     terms = [term for size in range(3) for term in combinations(range(4), size)]
     design = [[np.prod([code[i] for i in term]) for term in terms] + [float(1 in code)] for code in codes]
-    response = [table4[name_of([task for task, on in zip(TASKS, code) if on == 1])] for code in codes]
+    response = [table4[name_of([task for task, on in zip(PAPER_TASKS, code) if on == 1])] for code in codes]
     coefficients, *_ = np.linalg.lstsq(np.array(design), response)
     assert table["mean"].tolist() == pytest.approx(list(2 * coefficients[1:11]))
-    interactions = table["mean"].drop(list(TASKS))
+    interactions = table["mean"].drop(list(PAPER_TASKS))
     assert [interactions.min(), interactions.max()] == pytest.approx([-0.311, -0.006], abs=1e-3)
 
 
@@ -219,9 +219,9 @@ def test_leave_one_out_is_corrected_as_the_pairs_of_table_4():
 
 def over_single_tasks(accuracies: dict[str, float]) -> dict[str, float]:
     """By task, what it adds averaged over all orders of adding, where nothing is worth the mean of the single tasks."""
-    worth = accuracies | {"none": np.mean([accuracies[task] for task in TASKS])}
-    added = dict.fromkeys(TASKS, 0.0)
-    for order in permutations(TASKS):
+    worth = accuracies | {"none": np.mean([accuracies[task] for task in PAPER_TASKS])}
+    added = dict.fromkeys(PAPER_TASKS, 0.0)
+    for order in permutations(PAPER_TASKS):
         for position, task in enumerate(order):
             before, after = name_of(order[:position]), name_of(order[: position + 1])
             added[task] += (worth[after] - worth[before]) / 24
