@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -96,9 +97,11 @@ def test_ours_is_the_papers_where_the_papers_numbers_are_the_runs(paper, study):
     assert len(pairs) == {"table2": 3, "table3": 4, "table4": 5}[study]
     for row in rows:
         for ours, theirs in pairs:
-            assert row[ours] == row[theirs]  # bold and underline included
+            # Bold and underline included; the published number may have a footnote on where it comes from.
+            assert row[ours] == re.sub("<sup>.</sup>", "", row[theirs])
     verdicts = cells_of((paper / "out" / f"{study}-published.md").read_text())[1:]
-    assert {row[-1] for row in verdicts} == {"one seed: reproduced"}
+    undecided = "one seed: +0.00, undecided"
+    assert {row[-1] for row in verdicts} <= {undecided, f"not comparable ({undecided})"}
 
 
 def test_the_report_compiles(paper):
