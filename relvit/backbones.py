@@ -9,8 +9,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from relvit.messages import unknown
-from relvit.specs import BACKBONES, SwinSpec, T2TSpec
+from relvit.specs import SwinSpec, T2TSpec, TimmSpec, backbone_spec
 from relvit.t2t import T2TViT
 
 
@@ -22,10 +21,14 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """What every backbone has: `dim` (D), `grid` (rows, columns of its patch tokens), forward to `Features`."""
+    """What every backbone has: `dim` (D), `grid` (rows, columns of its patch tokens), forward to `Features`.
+
+    pooled_dim: channels of the pooled embedding where these are not D.
+    """
 
     dim: int
     grid: tuple[int, int]
+    pooled_dim: int | None = None
 
     def forward(self, images: Tensor) -> Features:
         """images: float [B, 3, H, W], normalised."""
@@ -124,13 +127,15 @@ class T2T(Backbone):
 
 
 def build_backbone(name: str, image_size: int, *, position_embedding: bool = True, drop_path: float = 0.0) -> Backbone:
-    """The backbone of that name for square images. Raises ValueError for an unknown name.
+    """The backbone of that name for square images. Raises ValueError as `relvit.specs.backbone_spec`.
 
     A Swin Transformer has no position embedding to leave out: its positions are biases inside attention.
     """
-    if name not in BACKBONES:
-        raise ValueError(unknown("backbone", name, BACKBONES))
-    spec = BACKBONES[name]
+    spec = backbone_spec(name, image_size)
+    if isinstance(spec, TimmSpec):
+        from relvit.timm_models import TimmBackbone
+
+        return TimmBackbone(name, image_size=image_size, position_embedding=position_embedding, drop_path=drop_path)
     if isinstance(spec, SwinSpec):
         return Swin(spec, image_size=image_size, drop_path=drop_path)
     if isinstance(spec, T2TSpec):

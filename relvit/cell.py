@@ -17,7 +17,16 @@ from functools import cached_property
 from typing import Any
 
 from relvit.messages import unknown
-from relvit.specs import BACKBONES, SwinSpec, T2TSpec, ViTSpec  # noqa: F401  (part of this module for its users)
+from relvit.specs import (  # noqa: F401  (part of this module for its users)
+    BACKBONES,
+    TIMM,
+    Spec,
+    SwinSpec,
+    T2TSpec,
+    TimmSpec,
+    ViTSpec,
+    backbone_spec,
+)
 from relvit.tasks import DRLOC, PAPER_TASKS, TASKS, Task
 from relvit.vocabulary import LAST_PHASE
 
@@ -135,7 +144,7 @@ class Cell:
     @property
     def patch_size(self) -> int:
         """Pixels a side of a patch."""
-        return BACKBONES[self.backbone].patch_size
+        return backbone_spec(self.backbone, self.image_size).patch_size
 
     @cached_property
     def _schedule_segments(self) -> list[tuple[int, "Cell"]]:
@@ -210,7 +219,8 @@ class Cell:
         fields = {name: value for name, value in self.as_dict().items() if LATER_FIELDS.get(name) != value}
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-        return f"{self.dataset}-{self.backbone}-{self.protocol}-{self.tasks}-s{self.seed}-{digest}"
+        backbone = self.backbone.replace("/", ".")  # the id is the name of a folder
+        return f"{self.dataset}-{backbone}-{self.protocol}-{self.tasks}-s{self.seed}-{digest}"
 
 
 FIELDS: dict[str, type] = {field.name: field.type for field in dataclasses.fields(Cell)}
@@ -372,7 +382,6 @@ def type_errors(fields: Mapping[str, Any]) -> list[str]:
 def _name_errors(fields: Mapping[str, Any]) -> list[str]:
     errors = []
     vocabulary = {
-        "backbone": BACKBONES,
         "protocol": PROTOCOLS,
         "pair_head": (*HEADS, NONE),
         "precision": PRECISIONS,
@@ -382,6 +391,11 @@ def _name_errors(fields: Mapping[str, Any]) -> list[str]:
     for field, valid in vocabulary.items():
         if fields[field] not in valid:
             errors.append(unknown(field, fields[field], valid))
+    try:
+        if fields["image_size"] >= 1:
+            backbone_spec(fields["backbone"], fields["image_size"])
+    except ValueError as error:
+        errors.append(str(error))
     if fields["protocol"] == "supervised":
         errors.append("supervised training is tasks='none' with protocol 'joint' (one phase) or 'pretrain_finetune'")
     for field in ("dataset", "pretrain_dataset"):
@@ -436,7 +450,7 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
     if fields["crop_padding"] and fields["crop_min_area"] < 1:
         errors.append("crop_padding and crop_min_area are two ways to crop: set crop_padding=0 or crop_min_area=1")
 
-    spec = BACKBONES.get(fields["backbone"])
+    spec = _spec(fields)
     if spec and fields["image_size"] >= 1:
         side, rest = divmod(fields["image_size"], spec.patch_size)
         if rest:
@@ -470,8 +484,21 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
     return errors
 
 
-def neutral_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that cannot act in a cell, with the value that they must hold there."""
+def _spec(fields: Mapping[str, Any], ask_timm: bool = True) -> Spec | None:
+    """The backbone's sizes, or None where its name or the images' size is wrong, which `validate` says."""
+    if not ask_timm and str(fields["backbone"]).startswith(TIMM):
+        return None
+    try:
+        return backbone_spec(fields["backbone"], fields["image_size"])
+    except (ValueError, AttributeError):
+        return None
+
+
+def neutral_fields(fields: Mapping[str, Any], ask_timm: bool = True) -> dict[str, Any]:
+    """The fields that cannot act in a cell, with the value that they must hold there.
+
+    ask_timm: whether a model of timm is asked what acts in it, for which torch is imported; False for readers of cells.
+    """
     try:
         tasks = parse_tasks(fields["tasks"])
     except (ValueError, AttributeError):  # unknown tasks, or no text at all: `validate` says which
@@ -504,9 +531,12 @@ def neutral_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             "selection": "last",
             "schedule": NONE,
         }
-    if isinstance(BACKBONES.get(fields["backbone"]), SwinSpec):
-        # Its positions are biases inside attention; there is no embedding to leave out.
+    spec = _spec(fields, ask_timm)
+    if isinstance(spec, SwinSpec) or (isinstance(spec, TimmSpec) and not spec.has_position_embedding):
+        # A Swin Transformer's positions, for one, are biases inside attention; there is no embedding to leave out.
         neutral["pretrain_position_embedding"] = False
+    if isinstance(spec, TimmSpec) and not spec.has_drop_path:
+        neutral["drop_path"] = 0.0
     if not {**fields, **neutral}["jitter_probability"]:
         neutral["jitter_strength"] = 0.0
     return {**_acting_schedule(fields), **neutral}

@@ -36,7 +36,8 @@ class RelViT(nn.Module):
         patches = backbone.grid[0] * backbone.grid[1]
         heads = {task: task_head(TASKS[task], backbone.dim, patches, pair_head) for task in tasks}
         self.heads = nn.ModuleDict(heads)
-        self.classifier = nn.Linear(backbone.dim, classes) if classes else None
+        embedded = backbone.dim if probe else backbone.pooled_dim or backbone.dim
+        self.classifier = nn.Linear(embedded, classes) if classes else None
 
     def train(self, mode: bool = True) -> "RelViT":
         """As torch's; a frozen backbone stays in evaluation mode."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from relvit.messages import unknown
+
 
 @dataclass(frozen=True)
 class ViTSpec:
@@ -52,6 +54,33 @@ class T2TSpec:
         return 32
 
 
+TIMM = "timm/"  # what the name of a backbone that timm brings begins with
+
+
+@dataclass(frozen=True)
+class TimmSpec:
+    """A model of timm at one image size, as `relvit.timm_models` found it.
+
+    dim: channels of its tokens; pooled_dim: of what its classifier reads; prefix_tokens: tokens before those of the
+    grid; parameters: without a classifier; has_position_embedding: one that can be left out; has_drop_path: whether a
+    rate of drop path changes it.
+    """
+
+    name: str
+    dim: int
+    pooled_dim: int
+    patch_size: int
+    image_size: int
+    prefix_tokens: int
+    layout: str
+    parameters: int
+    has_position_embedding: bool
+    has_drop_path: bool
+    title: str
+
+
+Spec = ViTSpec | SwinSpec | T2TSpec | TimmSpec
+
 BACKBONES: dict[str, ViTSpec | SwinSpec | T2TSpec] = {
     # Table 1.
     "vit_s4": ViTSpec(dim=384, depth=12, heads=6, patch_size=4, image_size=32, title="ViT-S/4"),
@@ -66,3 +95,17 @@ BACKBONES: dict[str, ViTSpec | SwinSpec | T2TSpec] = {
     "swin_xs8": SwinSpec(dim=32, depths=(2, 2), heads=(2, 4), window=4, title="Swin-XS"),
     "t2t_xs": T2TSpec(dim=96, depth=4, heads=3, token_dim=32, image_size=64, title="T2T-ViT-XS"),
 }
+
+
+def backbone_spec(name: str, image_size: int) -> Spec:
+    """The sizes of a backbone; those of `timm/NAME` at this image size, for which torch and timm are imported.
+
+    Raises ValueError for an unknown name, and for a model of timm that does not fit.
+    """
+    if name.startswith(TIMM):
+        from relvit.timm_models import timm_spec
+
+        return timm_spec(name, image_size)
+    if name not in BACKBONES:
+        raise ValueError(f"{unknown('backbone', name, BACKBONES)}; or timm/NAME, a model of timm")
+    return BACKBONES[name]

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import BACKBONES, FIELDS, NONE, Cell, canonical_tasks, make_cell, parse_value, unknown
+from relvit.cell import BACKBONES, FIELDS, NONE, TIMM, Cell, canonical_tasks, make_cell, parse_value, unknown
 from relvit.data import (
     DataError,
     DatasetNotDownloaded,
@@ -176,8 +176,8 @@ def _replace(specs: list[tuple[Spec, str]], request: Request, problems: list[str
                 f"--{option} replaces the one {option} of a study, but {request.study} has {', '.join(names)}; "
                 f"pick among them with --only {option}=NAME"
             )
-    if request.backbone and request.backbone not in BACKBONES:
-        problems.append(unknown("backbone", request.backbone, BACKBONES))
+    if request.backbone and not request.backbone.startswith(TIMM) and request.backbone not in BACKBONES:
+        problems.append(f"{unknown('backbone', request.backbone, BACKBONES)}; or timm/NAME, a model of timm")
         return specs[:1]  # enough to find what else is wrong
     return specs
 

@@ -1,0 +1,162 @@
+"""Any model of timm as a backbone, by the name `timm/NAME`. The model itself is asked whether it fits.
+
+It fits if, at the asked image size, its `forward_features` gives a square grid of at least 2 x 2 tokens, as a sequence
+[B, prefix + h * w, D] or as a map [B, D, h, w] or [B, h, w, D], and its `forward_head` one embedding of each image.
+Weights are always fresh: everything here is trained from scratch.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from relvit.backbones import Backbone, Features
+from relvit.messages import unknown
+from relvit.specs import TIMM, TimmSpec
+
+_SEQUENCE, _CHANNELS_FIRST, _CHANNELS_LAST = "sequence", "channels first", "channels last"
+
+
+class TimmBackbone(Backbone):
+    """A model of timm. The tasks read its last grid, classification reads what the model's own classifier would read.
+
+    Without position_embedding a learned embedding named `pos_embed` is left out: it is no parameter and adds nothing.
+    Raises ValueError with the reason for a model that does not fit.
+    """
+
+    def __init__(self, name: str, *, image_size: int, position_embedding: bool = True, drop_path: float = 0.0):
+        super().__init__()
+        self.spec = timm_spec(name, image_size)
+        self.dim, self.pooled_dim = self.spec.dim, self.spec.pooled_dim
+        self.grid = (image_size // self.spec.patch_size, image_size // self.spec.patch_size)
+        self.model = _create(_own_name(name), image_size, drop_path, position_embedding)
+
+    def forward(self, images: Tensor) -> Features:
+        """images: float [B, 3, H, W], normalised."""
+        output = self.model.forward_features(images)
+        if self.spec.layout == _CHANNELS_FIRST:
+            tokens = output.flatten(2).transpose(1, 2)
+        elif self.spec.layout == _CHANNELS_LAST:
+            tokens = output.flatten(1, 2)
+        else:
+            tokens = output[:, self.spec.prefix_tokens :]
+        return Features(tokens=tokens, pooled=self.model.forward_head(output, pre_logits=True))
+
+
+@cache
+def timm_spec(name: str, image_size: int) -> TimmSpec:
+    """What `timm/NAME` is at this image size; takes no memory for weights. Raises ValueError where it does not fit."""
+    own = _own_name(name)
+    try:
+        # Its own random state: what is asked of a model must not change what is drawn for one.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = _create(own, image_size, 0.0, True).eval()
+            with torch.no_grad():
+                images = torch.empty(2, 3, image_size, image_size)
+                output = model.forward_features(images)
+                pooled = model.forward_head(output, pre_logits=True)
+    except Exception as error:  # whatever a model raises is why it does not take images of this size
+        raise ValueError(f"{name} does not take images of {image_size} pixels: {_first_line(error)}") from error
+    if not isinstance(output, Tensor) or not isinstance(pooled, Tensor) or pooled.dim() != 2:
+        raise ValueError(f"{name} gives no single grid of tokens with one embedding of each image")
+    layout, dim, sides, prefix = _read_shape(name, model, tuple(output.shape))
+    if sides[0] != sides[1] or sides[0] < 2:
+        raise ValueError(
+            f"{name} gives {sides[0]} x {sides[1]} tokens for images of {image_size} pixels; the tasks need a "
+            "square grid of at least 2 x 2: give a larger --image-size"
+        )
+    reduction = _reduction(model) or image_size // sides[0]
+    if reduction * sides[0] != image_size:
+        near = max(2, round(image_size / reduction)) * reduction
+        raise ValueError(
+            f"{name} has a token for each {reduction} pixels, and {sides[0]} of them a side do not cover images of "
+            f"{image_size} pixels: try --image-size {near}"
+        )
+    return TimmSpec(
+        name=name,
+        dim=dim,
+        pooled_dim=pooled.shape[1],
+        patch_size=image_size // sides[0],
+        image_size=image_size,
+        prefix_tokens=prefix,
+        layout=layout,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        has_position_embedding=isinstance(getattr(model, "pos_embed", None), nn.Parameter),
+        has_drop_path=_takes_drop_path(own, image_size),
+        title=own,
+    )
+
+
+def _own_name(name: str) -> str:
+    """timm's name. Raises ValueError with the nearest one where timm has no such model."""
+    own = name.removeprefix(TIMM)
+    if not timm.is_model(own):
+        raise ValueError(_unknown(own))
+    return own
+
+
+def _unknown(own: str) -> str:
+    sentence = unknown("timm model", own, timm.list_models())
+    hint = sentence.rpartition("; did you mean ")
+    return f"timm {timm.__version__} has no model {own!r}" + (f"; did you mean {hint[2]}" if hint[1] else "")
+
+
+def _create(own: str, image_size: int, drop_path: float, position_embedding: bool) -> nn.Module:
+    """A fresh model without a classifier. What a model does not know is left out: `timm_spec` says what acts."""
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    tries = [{"img_size": image_size}, {}]
+    if not position_embedding:
+        tries.insert(0, {"img_size": image_size, "pos_embed": "none"})
+    for number, more in enumerate(tries):
+        try:
+            model = timm.create_model(own, **options, **more)
+            break
+        except TypeError:
+            if number == len(tries) - 1:
+                raise
+    if not position_embedding and isinstance(getattr(model, "pos_embed", None), nn.Parameter):
+        shape = model.pos_embed.shape
+        del model.pos_embed
+        model.register_buffer("pos_embed", torch.zeros(shape), persistent=False)
+    return model
+
+
+def _takes_drop_path(own: str, image_size: int) -> bool:
+    """Whether a rate of drop path changes the model."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = _create(own, image_size, 0.5, True)
+    except TypeError:
+        return False
+    return any(isinstance(module, DropPath) and module.drop_prob > 0 for module in model.modules())
+
+
+def _read_shape(name: str, model: nn.Module, shape: tuple[int, ...]) -> tuple[str, int, tuple[int, int], int]:
+    """Layout, D, (h, w) and the number of tokens before the grid's, from the shape of the model's features."""
+    features = model.num_features
+    if len(shape) == 4 and shape[1] == features:
+        return _CHANNELS_FIRST, features, (shape[2], shape[3]), 0
+    if len(shape) == 4 and shape[3] == features:
+        return _CHANNELS_LAST, features, (shape[1], shape[2]), 0
+    if len(shape) == 3:
+        prefix = getattr(model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None))
+        side = math.isqrt(shape[1] - prefix)
+        if side * side == shape[1] - prefix:
+            return _SEQUENCE, shape[2], (side, side), prefix
+    raise ValueError(f"{name} gives features of shape {list(shape)}, which hold no square grid of tokens")
+
+
+def _reduction(model: nn.Module) -> int | None:
+    """Pixels a side of a token of the last grid, where the model says so."""
+    stages = getattr(model, "feature_info", None)
+    return int(stages[-1]["reduction"]) if isinstance(stages, list) and stages and "reduction" in stages[-1] else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
