@@ -1,6 +1,7 @@
 """Backbones by timm's name: which fit, what they are, and that they train like our own."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,10 +47,7 @@ def digits64(tmp_path_factory):
 
 
 def planned(**options) -> list[Cell]:
-    return plan_cells(Request(study="table4", recipe="demo", data_root=data_root, **options))
-
-
-data_root = data.Path("data")
+    return plan_cells(Request(study="table4", recipe="demo", data_root=Path("data"), **options))
 
 
 @pytest.mark.parametrize(

@@ -137,12 +137,16 @@ def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:
 
 
 def _idle(spec: Spec, wanted: dict[str, Any], cell: Cell, study: str) -> list[str]:
-    """Fields that a study gives a cell in which they do not act."""
+    """Fields that a study gives a cell in which they do not act; an embedding that a stand-in for the study's backbone
+    does not have is no fault of the study."""
+    excepted = {"tasks", "image_size"}
+    if cell.backbone != spec["backbone"]:
+        excepted.add("pretrain_position_embedding")
     return [
         f"{study}: {name}={spec[name]!r} has no effect with tasks={cell.tasks!r}, protocol={cell.protocol!r}: leave it "
         "out"
         for name in spec
-        if name not in ("tasks", "image_size") and getattr(cell, name) != wanted[name]
+        if name not in excepted and getattr(cell, name) != wanted[name]
     ]
 
 
@@ -177,7 +181,7 @@ def _replace(specs: list[tuple[Spec, str]], request: Request, problems: list[str
                 f"pick among them with --only {option}=NAME"
             )
     if request.backbone and not request.backbone.startswith(TIMM) and request.backbone not in BACKBONES:
-        problems.append(f"{unknown('backbone', request.backbone, BACKBONES)}; or timm/NAME, a model of timm")
+        problems.append(f"{unknown('backbone', request.backbone, BACKBONES)}, or timm/NAME for a model of timm")
         return specs[:1]  # enough to find what else is wrong
     return specs
 
