@@ -77,7 +77,7 @@ def is_engines(run: Mapping[str, Any]) -> bool:
 def acting_fields(run: Mapping[str, Any]) -> dict[str, Any]:
     """The known fields of a run's cell that act in it, without its seed."""
     known = {name: None if pd.isna(run.get(name)) else run[name] for name in FIELDS}
-    idle = {"seed", *neutral_fields(known)}
+    idle = {"seed", *neutral_fields(known, ask_timm=False)}
     return {name: value for name, value in known.items() if name not in idle and value is not None}
 
 

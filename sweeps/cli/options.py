@@ -102,7 +102,11 @@ def add_cell_options(group: Any, recipe: str, default: str) -> None:
         f"one data set of a study (default: {default})",
     )  # fmt: skip
     add_data_root(group)
-    group.add_argument("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)} (default: {default})")
+    group.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help=f"{', '.join(BACKBONES)}, or timm/NAME for a model of timm (default: {default})",
+    )
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the data set's)")
     group.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from relvit.cell import Cell
+from relvit.cell import Cell, TimmSpec, backbone_spec
 from relvit.data import DataError
 from sweeps.account.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
 from sweeps.account.failures import CRASH
@@ -60,6 +60,12 @@ def _print_states(console: Console, statuses: Mapping[Cell, Status], busy: set[s
         }[status.state]
         say(console, f"{cell.cell_id:<{width}}  {state}")
     say(console, summary(statuses.values()))
+    for name, size in dict.fromkeys((cell.backbone, cell.image_size) for cell in statuses):
+        spec = backbone_spec(name, size)
+        if isinstance(spec, TimmSpec):
+            side = size // spec.patch_size
+            tokens = f"{side} x {side} tokens of {spec.dim} channels at {size} pixels"
+            say(console, f"{name}: {spec.parameters:,} parameters without heads, {tokens}")
 
 
 def _print_cost(

@@ -41,11 +41,12 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
 from relvit.cell import (
-    BACKBONES,
     FIELDS,
     HEADS,
     Cell,
+    Spec,
     ViTSpec,
+    backbone_spec,
     make_cell,
     neutral_fields,
     parse_tasks,
@@ -101,7 +102,7 @@ def default_space(base: Mapping[str, Any]) -> dict[str, Domain]:
         "pair_head": tune.choice(list(HEADS)),
         **{task.weight_field: tune.loguniform(*task.weight_range) for task in TASKS.values()},
         "permute_patches": tune.choice([False, True]),
-        "patch_crop": tune.choice(_patch_crops(BACKBONES[base["backbone"]].patch_size, base["patch_crop"])),
+        "patch_crop": tune.choice(_patch_crops(_spec(base).patch_size, base["patch_crop"])),
         "jitter_probability": tune.choice([0.0, 0.4, 0.8]),
         "jitter_strength": tune.quniform(0.1, 0.8, 0.1),
         "greyscale_probability": tune.quniform(0.0, 0.4, 0.1),
@@ -127,8 +128,12 @@ def _patch_crops(patch_size: int, base: float) -> list[float]:
     return sorted({base, 1.0, *(count / patch_size for count in pixels[::step] if count != kept)})
 
 
+def _spec(base: Mapping[str, Any]) -> Spec:
+    return backbone_spec(base["backbone"], base["image_size"])
+
+
 def _mega_sides(base: Mapping[str, Any]) -> list[int]:
-    spec = BACKBONES[base["backbone"]]
+    spec = _spec(base)
     if not isinstance(spec, ViTSpec):
         return []
     return list(range(2, min(base["image_size"] // spec.patch_size, 5)))
