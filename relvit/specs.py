@@ -107,5 +107,5 @@ def backbone_spec(name: str, image_size: int) -> Spec:
 
         return timm_spec(name, image_size)
     if name not in BACKBONES:
-        raise ValueError(f"{unknown('backbone', name, BACKBONES)}, or timm/NAME for a model of timm")
+        raise ValueError(unknown("backbone", name, (*BACKBONES, f"{TIMM}NAME")))
     return BACKBONES[name]

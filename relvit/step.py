@@ -82,7 +82,7 @@ class Step:
 
         Returns means over the batch: "loss", each part of it by its name, and "gradient_norm" before clipping.
         """
-        drawn = self.augment.draw(*images.shape[:3], draws, aspects)
+        drawn = self.augment.draw(images.shape[0], images.shape[1], images.shape[2], draws, aspects)
         if self.compiled and not self._proven:
             self._prove(images, labels, drawn)
         # Shapes are compiled one by one: the short batch at the end of an epoch is not worth it.
@@ -116,7 +116,7 @@ class Step:
     ) -> dict[str, Tensor]:
         """Means over a batch of each loss, "NAME_loss", and of each metric by its name, with `plain` in place of the
         augmentation. The model must be in evaluation mode and gradients off."""
-        drawn = plain.draw(*images.shape[:3], draws, aspects)
+        drawn = plain.draw(images.shape[0], images.shape[1], images.shape[2], draws, aspects)
         images = plain.apply_draws(images, drawn)
         if self.compiled and self._proven and len(images) == self._full:
             try:

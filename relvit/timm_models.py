@@ -105,12 +105,12 @@ def _unknown(own: str) -> str:
     return f"timm {timm.__version__} has no model {own!r}" + (f"; did you mean {hint[2]}" if hint[1] else "")
 
 
-def _create(own: str, image_size: int, drop_path: float, position_embedding: bool) -> nn.Module:
+def _create(own: str, image_size: int, drop_path: float, position_embedding: bool) -> Any:
     """A fresh model without a classifier. What a model does not know is left out: `timm_spec` says what acts."""
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     if drop_path:
         options["drop_path_rate"] = drop_path
-    tries = [{"img_size": image_size}, {}]
+    tries: list[dict[str, Any]] = [{"img_size": image_size}, {}]
     if not position_embedding:
         tries.insert(0, {"img_size": image_size, "pos_embed": "none"})
     for number, more in enumerate(tries):
@@ -120,10 +120,10 @@ def _create(own: str, image_size: int, drop_path: float, position_embedding: boo
         except TypeError:
             if number == len(tries) - 1:
                 raise
-    if not position_embedding and isinstance(getattr(model, "pos_embed", None), nn.Parameter):
-        shape = model.pos_embed.shape
+    embedding = getattr(model, "pos_embed", None)
+    if not position_embedding and isinstance(embedding, nn.Parameter):
         del model.pos_embed
-        model.register_buffer("pos_embed", torch.zeros(shape), persistent=False)
+        model.register_buffer("pos_embed", torch.zeros(embedding.shape), persistent=False)
     return model
 
 
@@ -137,7 +137,7 @@ def _takes_drop_path(own: str, image_size: int) -> bool:
     return any(isinstance(module, DropPath) and module.drop_prob > 0 for module in model.modules())
 
 
-def _read_shape(name: str, model: nn.Module, shape: tuple[int, ...]) -> tuple[str, int, tuple[int, int], int]:
+def _read_shape(name: str, model: Any, shape: tuple[int, ...]) -> tuple[str, int, tuple[int, int], int]:
     """Layout, D, (h, w) and the number of tokens before the grid's, from the shape of the model's features."""
     features = model.num_features
     if len(shape) == 4 and shape[1] == features:

@@ -187,7 +187,7 @@ def test_an_unknown_backbone_names_the_valid_ones_and_the_nearest():
         build_backbone("vit_small4", 32)
     assert str(caught.value) == (
         "unknown backbone 'vit_small4': "
-        "one of vit_s4, vit_s8, vit_s32, swin_t, t2t_vit_14, vit_xs4, vit_xs8, swin_xs8, t2t_xs; "
+        "one of vit_s4, vit_s8, vit_s32, swin_t, t2t_vit_14, vit_xs4, vit_xs8, swin_xs8, t2t_xs, timm/NAME; "
         "did you mean 'vit_s4'?"
     )
 

@@ -261,7 +261,7 @@ def test_unknown_and_repeated_tasks_are_refused():
         (
             "backbone",
             "vit_s5",
-            f"unknown backbone 'vit_s5': one of {BACKBONE_NAMES};",
+            f"unknown backbone 'vit_s5': one of {BACKBONE_NAMES}, timm/NAME;",
         ),
         (
             "protocol",
@@ -326,7 +326,7 @@ def test_everything_that_is_wrong_stands_in_one_message():
     with pytest.raises(ValueError) as caught:
         Cell(**BASE | {"backbone": "vit_s", "epochs": 0, "learning_rate": -1.0, "tasks": "sprl"})
     assert str(caught.value).split("; ") == [
-        f"unknown backbone 'vit_s': one of {BACKBONE_NAMES}",
+        f"unknown backbone 'vit_s': one of {BACKBONE_NAMES}, timm/NAME",
         "did you mean 'vit_s8'?",
         "unknown task 'sprl': one of sprel, dist, ang, abspos, drloc, none",
         "did you mean 'sprel'?",

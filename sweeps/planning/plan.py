@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from relvit.cell import BACKBONES, FIELDS, NONE, TIMM, Cell, canonical_tasks, make_cell, parse_value, unknown
 from relvit.data import (
     DataError,
@@ -181,7 +183,7 @@ def _replace(specs: list[tuple[Spec, str]], request: Request, problems: list[str
                 f"pick among them with --only {option}=NAME"
             )
     if request.backbone and not request.backbone.startswith(TIMM) and request.backbone not in BACKBONES:
-        problems.append(f"{unknown('backbone', request.backbone, BACKBONES)}, or timm/NAME for a model of timm")
+        problems.append(unknown("backbone", request.backbone, (*BACKBONES, f"{TIMM}NAME")))
         return specs[:1]  # enough to find what else is wrong
     return specs
 
@@ -301,7 +303,9 @@ def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int, bool]]:
 def other_images(statuses: Mapping[Cell, Status], data_root: Path) -> list[str]:
     """What is to be said of finished cells whose data sets have other images now, as far as they are decoded."""
     now = {
-        cell: fingerprint_of(cached_fingerprint(name, data_root, *how) for name, *how in datasets_of([cell]))
+        cell: fingerprint_of(
+            cached_fingerprint(name, data_root, size, whole) for name, size, whole in datasets_of([cell])
+        )
         for cell, status in statuses.items()
         if status.state == FINISHED and status.data_fingerprint
     }
@@ -320,7 +324,7 @@ def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> l
     for name, size, whole in datasets_of(cells):
         try:
             dataset = prepare(name, data_root, size, download, whole)
-            if whole and dataset.image_size == size and (dataset.train.aspects == 1).all():
+            if whole and dataset.image_size == size and np.all(dataset.train.aspects == 1):
                 problems.append(
                     f"crop_from='original' changes nothing: the images of {name} are {size} x {size} pixels"
                 )
