@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.paper.numbers import published
+from analysis.paper.published import published
 from analysis.stats import effects
 from analysis.stats.blocks import of_many
 from analysis.stats.seeds import ABOVE, ALPHA, BELOW, directions, equivalent, judge_equality
