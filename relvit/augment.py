@@ -82,6 +82,7 @@ class Augmentation(nn.Module):
         jitter_probability: float = 0.0,
         jitter_strength: float = 0.0,
         greyscale_probability: float = 0.0,
+        augment_normalised: bool = False,
         permute_patches: bool = False,
         mega_grid: int = 0,
         output_size: int = 0,
@@ -91,6 +92,7 @@ class Augmentation(nn.Module):
         self.flip_probability, self.greyscale_probability = flip_probability, greyscale_probability
         self.jitter_probability, self.jitter_strength = jitter_probability, jitter_strength
         self.permute_patches, self.mega_grid, self.output_size = permute_patches, mega_grid, output_size
+        self.augment_normalised = augment_normalised
         self.patch_crop_size = patch_crop_size(patch_size, patch_crop)  # of all pixels where there is no crop
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("places", _PLACES)):
             self.register_buffer(name, constant, persistent=False)
@@ -155,15 +157,22 @@ class Augmentation(nn.Module):
         patches = split_patches(images, self.patch_size)
         if draws.patch_crop is not None:
             patches = crop_patches(patches, *draws.patch_crop, self.patch_crop_size)
+        if self.augment_normalised:
+            patches = self._normalised(patches)
         if draws.jitter is not None:
-            patches = jitter_patches(patches, draws.jitter, self.places)
+            jitter = jitter_normalised if self.augment_normalised else jitter_patches
+            patches = jitter(patches, draws.jitter, self.places)
         if draws.grey is not None:
             patches = torch.where(draws.grey, luma(patches), patches)
-        patches = self._normalise(patches.movedim(0, -1)).movedim(-1, 0)
+        if not self.augment_normalised:
+            patches = self._normalised(patches)
         batch, height, width, _ = images.shape
         if draws.permutation is not None:
             patches = permute_patches(patches, draws.permutation)
         return join_patches(patches, batch, (height // self.patch_size, width // self.patch_size))
+
+    def _normalised(self, patches: Tensor) -> Tensor:
+        return self._normalise(patches.movedim(0, -1)).movedim(-1, 0)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
@@ -383,10 +392,11 @@ def draw_jitter(count: int, probability: float, strength: float, generator: Gene
     return Jitter(*torch.where(applied, factors, 1.0), hue=torch.where(applied, hue, 0.0), order=order)
 
 
-def jitter_patches(patches: Tensor, jitter: Jitter, places: Tensor = _PLACES) -> Tensor:
+def jitter_patches(patches: Tensor, jitter: Jitter, places: Tensor = _PLACES, beyond: bool = False) -> Tensor:
     """torchvision's ColorJitter with the given parameters, each patch with its own, in its own order.
 
-    places: the table of the 24 orders, on the patches' device.
+    places: the table of the 24 orders, on the patches' device; beyond: whether pixels may lie outside [0, 1], where
+    each operation clamps what it changes.
 
     Brightness, contrast and saturation are all a blend with a reference (black, the mean grey, the own grey), so
     that one pass serves patches that are at different operations. Hue is costly and its place varies, so each patch
@@ -395,12 +405,27 @@ def jitter_patches(patches: Tensor, jitter: Jitter, places: Tensor = _PLACES) ->
     places = places[jitter.order].T
     blend_places, hue_place = places[:3], places[3]
     factors = torch.stack([jitter.brightness, jitter.contrast, jitter.saturation])
+
+    def blend(patches: Tensor, active: Tensor) -> Tensor:
+        blended = _blend(patches, factors, active)
+        return torch.where(active.any(0), blended, patches) if beyond else blended
+
     for place in range(3):
-        patches = _blend(patches, factors, (blend_places == place) & (place < hue_place))
-    patches = shift_hue(patches, jitter.hue)
+        patches = blend(patches, (blend_places == place) & (place < hue_place))
+    shifted = shift_hue(patches, jitter.hue)
+    if beyond:  # torchvision's hue clamps all but the largest channel
+        shifted = torch.where(shifted >= patches.amax(0) - 1e-5, shifted, shifted.clamp(0, 1))
+    patches = shifted
     for place in range(1, 4):
-        patches = _blend(patches, factors, (blend_places == place) & (place > hue_place))
+        patches = blend(patches, (blend_places == place) & (place > hue_place))
     return patches
+
+
+def jitter_normalised(patches: Tensor, jitter: Jitter, places: Tensor = _PLACES) -> Tensor:
+    """ColorJitter of normalised pixels, as in the published code: torchvision clamps those of each jittered patch to
+    [0, 1]; patches that are left alone keep theirs."""
+    changes = (jitter.brightness != 1) | (jitter.contrast != 1) | (jitter.saturation != 1) | (jitter.hue != 0)
+    return torch.where(changes, jitter_patches(patches, jitter, places, beyond=True), patches)
 
 
 def _blend(patches: Tensor, factors: Tensor, active: Tensor) -> Tensor:

@@ -126,6 +126,23 @@ class T2T(Backbone):
         return Features(tokens=self.pool(plane).flatten(2).transpose(1, 2), pooled=sequence[:, 0])
 
 
+def start_as_published(backbone: Backbone, classifier: nn.Module | None) -> None:
+    """Give a fresh backbone and classifier the initial values of the code published with the paper, where timm's or
+    torch's differ: a class token of std 0.02 in ViT (timm: 1e-6), a LayerNorm epsilon of 1e-5 in T2T-ViT's blocks, and
+    in Swin and T2T-ViT a classifier of std 0.02 without bias.
+    """
+    if isinstance(backbone, ViT):
+        nn.init.trunc_normal_(backbone.vit.cls_token, std=0.02)
+        return
+    if isinstance(classifier, nn.Linear):
+        nn.init.trunc_normal_(classifier.weight, std=0.02)
+        nn.init.zeros_(classifier.bias)
+    if isinstance(backbone, T2T):
+        for module in backbone.t2t.blocks.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-5
+
+
 def build_backbone(name: str, image_size: int, *, position_embedding: bool = True, drop_path: float = 0.0) -> Backbone:
     """The backbone of that name for square images. Raises ValueError as `relvit.specs.backbone_spec`.
 

@@ -45,6 +45,13 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 CROP_SOURCES = ("resized", "original")
 # Which weights of the last phase are tested: those of the best validation accuracy, or the last ones.
 SELECTIONS = ("best_val", "last")
+# half_cosine: from the end of the warm-up to 0. quarter_cosine: of the published code, counted from the first step.
+DECAYS = ("half_cosine", "quarter_cosine")
+# timm: as timm starts backbones. published: as the published code does (`relvit.backbones.start_as_published`).
+INITIALISATIONS = ("timm", "published")
+# How a linear classifier on frozen features is fitted. sgd: on the patches' mean, trained as in fine-tuning. logistic:
+# logistic regression run to convergence, on the pooled embedding and on the patches' mean.
+PROBES = ("sgd", "logistic")
 _OF_PATCHES = ("permute_patches", "patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability")
 # What a schedule may change from one epoch to the next: neither the weights' shapes nor the steps an epoch.
 SCHEDULABLE = [
@@ -88,6 +95,11 @@ class Cell:
     # Changes within the phase that classifies: "8:learning_rate=0.0004,weight_decay=0.1;16:..." sets these fields once
     # 8 of its epochs are done. Fields are SCHEDULABLE ones in their order there; "none": they hold throughout.
     schedule: str = NONE
+    decay: str = "half_cosine"  # of the learning rate after the warm-up, in each phase
+    initialisation: str = "timm"
+    val_share: float = 0.1  # of train, held out for val where the data set has no val split; 0: none is
+    keep_classifier: bool = False  # fine-tune a supervised pre-training's classifier, not a fresh one
+    probe: str = "sgd"
 
     # Augmentation of whole images, in every phase.
     crop_padding: int  # black border around the image before a random crop of its own size; 0: no crop
@@ -108,6 +120,7 @@ class Cell:
     jitter_probability: float  # of colour jitter on each patch; 0: none
     jitter_strength: float  # of brightness, contrast and saturation; hue gets a quarter of it
     greyscale_probability: float  # of each patch
+    augment_normalised: bool = False  # jitter and grey after normalisation, jittered patches clamped to [0, 1]
     mega_grid: int  # pre-train on this many random cells a side, each resized to one patch; 0: on the image's patches
 
     def __post_init__(self):
@@ -191,15 +204,7 @@ class Cell:
 
     @cached_property
     def _pretraining(self) -> "Cell":
-        return dataclasses.replace(
-            self,
-            protocol="pretrain",
-            dataset=self.pretrain_dataset,
-            epochs=0,
-            learning_rate=0.0,
-            selection="last",
-            schedule=NONE,
-        )
+        return make_cell(**{**self.as_dict(), "protocol": "pretrain"})
 
     @property
     def total_epochs(self) -> int:
@@ -387,6 +392,9 @@ def _name_errors(fields: Mapping[str, Any]) -> list[str]:
         "precision": PRECISIONS,
         "selection": SELECTIONS,
         "crop_from": CROP_SOURCES,
+        "decay": DECAYS,
+        "initialisation": INITIALISATIONS,
+        "probe": PROBES,
     }
     for field, valid in vocabulary.items():
         if fields[field] not in valid:
@@ -423,7 +431,9 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
     two_phases = fields["protocol"] in ("pretrain_finetune", "pretrain_probe")
     first = two_phases or fields["protocol"] == "pretrain"
     last = two_phases or fields["protocol"] == "joint"
-    positive = [*(["pretrain_epochs", "pretrain_learning_rate"] * first), *(["epochs", "learning_rate"] * last)]
+    stepwise = last and fields["probe"] != "logistic"  # whether the last phase takes the optimiser's steps
+    positive = [*(["pretrain_epochs", "pretrain_learning_rate"] * first), *(["epochs"] * last)]
+    positive += ["learning_rate"] * stepwise
     for field in ("batch_size", "image_size"):
         require(fields[field] >= 1, field, "at least 1")
     for field in positive:
@@ -438,10 +448,13 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
         require(0 <= fields[field] <= 1, field, "between 0 and 1")
     for field in ("crop_min_area", "patch_crop"):
         require(0 < fields[field] <= 1, field, "above 0 and at most 1")
-    require(0 <= fields["drop_path"] < 1, "drop_path", "at least 0 and below 1")
+    for field in ("drop_path", "val_share"):
+        require(0 <= fields[field] < 1, field, "at least 0 and below 1")
+    if last and not fields["val_share"] and fields["selection"] == "best_val":
+        errors.append("selection='best_val' needs validation images: with val_share=0 it must be 'last'")
     require(fields["jitter_strength"] <= 1, "jitter_strength", "at most 1")
 
-    phases = [fields["pretrain_epochs"]] * first + [fields["epochs"]] * last
+    phases = [fields["pretrain_epochs"]] * first + [fields["epochs"]] * stepwise
     if phases and min(phases) > 0:
         shortest = f"below the {min(phases)} epochs of the shortest phase"
         require(fields["warmup_epochs"] < min(phases), "warmup_epochs", shortest)
@@ -513,6 +526,12 @@ def neutral_fields(fields: Mapping[str, Any], ask_timm: bool = True) -> dict[str
             "greyscale_probability": 0.0,
             "mega_grid": 0,
         }
+    if tasks or fields["protocol"] != "pretrain_finetune" or fields["pretrain_dataset"] != fields["dataset"]:
+        neutral["keep_classifier"] = False
+    if fields["protocol"] != "pretrain_probe":
+        neutral["probe"] = "sgd"
+    elif fields.get("probe") == "logistic":  # run to convergence at once, and all there is to select
+        neutral |= {"epochs": 1, "learning_rate": 0.0, "selection": "last", "schedule": NONE}
     if not any(TASKS[task].has_pair_head for task in tasks):
         neutral["pair_head"] = NONE
     if fields["protocol"] == "joint":
@@ -537,8 +556,14 @@ def neutral_fields(fields: Mapping[str, Any], ask_timm: bool = True) -> dict[str
         neutral["pretrain_position_embedding"] = False
     if isinstance(spec, TimmSpec) and not spec.has_drop_path:
         neutral["drop_path"] = 0.0
+    # Swin starts otherwise in its classifier alone, and logistic regression does not start anywhere.
+    classifies = not tasks or not (fields["protocol"] == "pretrain" or neutral.get("epochs") == 1)
+    if isinstance(spec, TimmSpec) or (isinstance(spec, SwinSpec) and not classifies):
+        neutral["initialisation"] = "timm"
     if not {**fields, **neutral}["jitter_probability"]:
         neutral["jitter_strength"] = 0.0
+        if not {**fields, **neutral}["greyscale_probability"]:
+            neutral["augment_normalised"] = False
     return {**_acting_schedule(fields), **neutral}
 
 

@@ -86,25 +86,29 @@ class Dataset:
     test: Split
     fingerprint: str = ""
 
-    def train_val(self, seed: int, train_images: int = 0) -> tuple[Split, Split]:
+    def train_val(self, seed: int, train_images: int = 0, val_share: float = VAL_SHARE) -> tuple[Split, Split]:
         """The training and validation split of one seed.
 
-        Where the data set has no val split, a tenth of each class is held out from train, but not the only image of a
-        class. train_images > 0 keeps that many of what is left, an equal share of each class. Raises DataError if there
-        are fewer, or if all training images are one colour.
+        Where the data set has no val split, a share of each class is held out from train, but not the only image of a
+        class; with val_share=0 val has no image. train_images > 0 keeps that many of what is left, an equal share of
+        each class. Raises DataError if there are fewer, if all training images are one colour, and for another share
+        where the data set has a val split.
         """
         if self.std == CONSTANT:
             raise DataError(
                 f"all training images of {self.name} are one and the same colour: there is nothing to learn"
             )
+        if self.val is not None and val_share != VAL_SHARE:
+            raise DataError(f"val_share={val_share} has no effect: {self.name} has its own val split; leave it out")
         rng = np.random.default_rng(seed)
         order = interleaved_classes(self.train.labels, rng)
-        held_out = round(len(order) * VAL_SHARE) if self.val is None else 0
+        held_out = round(len(order) * val_share) if self.val is None else 0
         only = np.bincount(self.train.labels)[self.train.labels[order[:held_out]]] == 1
         order[:held_out] = np.concatenate([order[:held_out][~only], order[:held_out][only]])
         held_out -= int(only.sum())
-        if self.val is None and not 0 < held_out < len(order):
-            raise DataError(f"{len(order)} training images of {self.name} are too few to hold out a tenth for val")
+        if self.val is None and val_share and not 0 < held_out < len(order):
+            share = "a tenth" if val_share == VAL_SHARE else f"val_share={val_share}"
+            raise DataError(f"{len(order)} training images of {self.name} are too few to hold out {share} for val")
         fit = order[held_out:]
         if train_images > len(fit):
             raise DataError(

@@ -5,18 +5,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relvit.backbones import Backbone
+from relvit.backbones import Backbone, Features
 from relvit.heads import task_head
 from relvit.tasks import TASKS
 
 CLASSIFICATION = "classification"
 
 
+class LogisticProbe(nn.Module):
+    """Two linear classifiers, of the pooled embedding and of the mean of the patch tokens, of which one is chosen."""
+
+    reads_patches: Tensor
+
+    def __init__(self, pooled: int, patches: int, classes: int):
+        super().__init__()
+        self.pooled, self.patches = nn.Linear(pooled, classes), nn.Linear(patches, classes)
+        self.register_buffer("reads_patches", torch.tensor(False))
+
+    def forward(self, features: Features) -> Tensor:
+        """The chosen classifier's logits, [B, K]."""
+        return torch.where(self.reads_patches, self.patches(features.tokens.mean(1)), self.pooled(features.pooled))
+
+
 class RelViT(nn.Module):
     """Section 2.2. Holds only what is trained: no classifier where `classes` is 0, no head for a task left out.
 
     With probe=True the backbone is frozen, in evaluation mode, and a linear classifier reads the mean of its patch
-    tokens: pre-training on tasks optimises those, and leaves the class token without a loss of its own.
+    tokens: pre-training on tasks optimises those, and leaves the class token without a loss of its own. With
+    logistic=True as well it is a `LogisticProbe`, for `relvit.features.fit_logistic` to fit.
     """
 
     def __init__(
@@ -27,6 +43,7 @@ class RelViT(nn.Module):
         classes: int = 0,
         pair_head: str = "bilinear",
         probe: bool = False,
+        logistic: bool = False,
     ):
         super().__init__()
         if not tasks and not classes:
@@ -36,8 +53,12 @@ class RelViT(nn.Module):
         patches = backbone.grid[0] * backbone.grid[1]
         heads = {task: task_head(TASKS[task], backbone.dim, patches, pair_head) for task in tasks}
         self.heads = nn.ModuleDict(heads)
-        embedded = backbone.dim if probe else backbone.pooled_dim or backbone.dim
-        self.classifier = nn.Linear(embedded, classes) if classes else None
+        embedded = backbone.pooled_dim or backbone.dim
+        self.classifier: nn.Linear | LogisticProbe | None = None
+        if classes and logistic:
+            self.classifier = LogisticProbe(embedded, backbone.dim, classes)
+        elif classes:
+            self.classifier = nn.Linear(backbone.dim if probe else embedded, classes)
 
     def train(self, mode: bool = True) -> "RelViT":
         """As torch's; a frozen backbone stays in evaluation mode."""
@@ -52,9 +73,14 @@ class RelViT(nn.Module):
             features = self.backbone(images)
         predictions = {task: head(features.tokens) for task, head in self.heads.items()}
         if self.classifier is not None:
-            embedding = features.tokens.mean(1) if self.probe else features.pooled
-            predictions[CLASSIFICATION] = self.classifier(embedding)
+            predictions[CLASSIFICATION] = self._classify(features)
         return predictions
+
+    def _classify(self, features: Features) -> Tensor:
+        if isinstance(self.classifier, LogisticProbe):
+            return self.classifier(features)
+        assert self.classifier is not None
+        return self.classifier(features.tokens.mean(1) if self.probe else features.pooled)
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Start the backbone from a pre-trained one's state.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relvit import checkpoint
-from relvit.backbones import T2T, Backbone, Swin, ViT, build_backbone
+from relvit.backbones import T2T, Backbone, Swin, ViT, build_backbone, start_as_published
 from relvit.cell import Cell
 from relvit.files import Location
 from relvit.train import phases
@@ -51,6 +51,8 @@ def _backbone(state: dict[str, Any], device: str) -> tuple[Cell, Backbone]:
         last.mega_grid * cell.patch_size or cell.image_size,
         position_embedding=last.position_embedding,
     )
+    if cell.initialisation == "published":
+        start_as_published(backbone, None)  # for the epsilon that T2T-ViT has then
     prefix = "backbone."
     weights = {name.removeprefix(prefix): value for name, value in state["model"].items() if name.startswith(prefix)}
     backbone.load_state_dict(weights)

@@ -19,18 +19,21 @@ from torch import Tensor
 
 from relvit import checkpoint
 from relvit.augment import Augmentation
-from relvit.backbones import build_backbone
+from relvit.backbones import build_backbone, start_as_published
 from relvit.batches import Batches
 from relvit.cell import NONE, Cell
 from relvit.data import Dataset, Split
+from relvit.features import STRENGTHS, Linear, fit_logistic, knn_accuracy
 from relvit.files import Location, remove_leftovers
-from relvit.model import RelViT
-from relvit.step import Step
+from relvit.metrics import accuracy
+from relvit.model import LogisticProbe, RelViT
+from relvit.step import Step, autocast
 from relvit.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float | int | str]
+LAST_RATE = 1.25e-6  # lr_end of the published code's DecayLR
 
 
 class NotFiniteError(ArithmeticError):
@@ -41,7 +44,8 @@ class Phase(NamedTuple):
     """One stretch of training with one objective. Metric names start with its name.
 
     position_embedding: whether the backbone has one; frozen: only a linear classifier is trained; mega_grid: cells a
-    side that stand in for the image's patches, or 0.
+    side that stand in for the image's patches, or 0; logistic: the classifier is fitted at once, by logistic
+    regression.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Phase(NamedTuple):
     position_embedding: bool = True
     frozen: bool = False
     mega_grid: int = 0
+    logistic: bool = False
 
 
 def phases(cell: Cell) -> list[Phase]:
@@ -73,16 +78,23 @@ def phases(cell: Cell) -> list[Phase]:
     if cell.protocol == "pretrain_probe":
         # The features are probed as they were learned: with the position embedding that pre-training had.
         kept = first.position_embedding
-        return [first, Phase("probe", (), True, cell.epochs, cell.learning_rate, position_embedding=kept, frozen=True)]
+        probe = Phase("probe", (), True, cell.epochs, cell.learning_rate, position_embedding=kept, frozen=True)
+        return [first, probe._replace(logistic=cell.probe == "logistic")]
     return [first, Phase("finetune", (), True, cell.epochs, cell.learning_rate)]
 
 
-def learning_rates(maximum: float | np.ndarray, warmup_steps: int, steps: int) -> np.ndarray:
+def learning_rates(
+    maximum: float | np.ndarray, warmup_steps: int, steps: int, decay: str = "half_cosine"
+) -> np.ndarray:
     """The learning rate of each step, float64 [steps]: linear warm-up to the maximum, then cosine to zero.
 
-    maximum: one, or that of each step.
+    maximum: one, or that of each step. decay: one of `relvit.cell.DECAYS`; "quarter_cosine" is the published code's, a
+    quarter of a cosine that is counted from the first step, to LAST_RATE after the last.
     """
     step = np.arange(steps)
+    if decay == "quarter_cosine":
+        falling = LAST_RATE + (maximum - LAST_RATE) * np.cos(np.pi / 2 * step / max(1, steps))
+        return np.where(step < warmup_steps, maximum * step / max(1, warmup_steps), falling)
     warmup = (step + 1) / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return maximum * np.where(step < warmup_steps, warmup, 0.5 * (1 + np.cos(np.pi * progress)))
@@ -293,7 +305,7 @@ class _Run:
     def _start_phase(self, index: int, pretrained: dict[str, Tensor] | None) -> None:
         cell, phase, dataset = self.cell, self.phases[index], self.datasets[index]
         self.phase_index, self.phase, self.phase_epoch, self.dataset = index, phase, 0, dataset
-        self.train_split, self.val_split = dataset.train_val(cell.seed, cell.train_images)
+        self.train_split, self.val_split = dataset.train_val(cell.seed, cell.train_images, cell.val_share)
         self.steps_per_epoch = math.ceil(len(self.train_split) / cell.batch_size)
         # Each phase draws its fresh weights, its order and its augmentation from the seed alone, whatever happened
         # before it, so that a pre-training that was taken over leads to the same bits as one trained here.
@@ -308,12 +320,21 @@ class _Run:
             drop_path=cell.drop_path,
         )
         classes = len(dataset.classes) if phase.classify else 0
-        self.model = RelViT(backbone, phase.tasks, classes=classes, pair_head=cell.pair_head, probe=phase.frozen)
+        self.model = RelViT(
+            backbone,
+            phase.tasks,
+            classes=classes,
+            pair_head=cell.pair_head,
+            probe=phase.frozen,
+            logistic=phase.logistic,
+        )
+        if cell.initialisation == "published":
+            start_as_published(backbone, self.model.classifier)
         if pretrained is not None:
-            self.model.load_backbone(pretrained)
+            self._load_pretrained(pretrained)
         rates = phase.learning_rate if phase.name == "pretrain" else self._scheduled_rates(phase.epochs)
         self.schedule = learning_rates(
-            rates, cell.warmup_epochs * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
+            rates, cell.warmup_epochs * self.steps_per_epoch, phase.epochs * self.steps_per_epoch, cell.decay
         )
         self.current = cell.after(0)
         self.step = Step(
@@ -333,6 +354,19 @@ class _Run:
         plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
         self.plain = plain.to(self.device)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
+        self.known: tuple[dict[str, Tensor], Tensor] | None = None  # the training images' features
+
+    def _load_pretrained(self, state: dict[str, Tensor]) -> None:
+        """Start from the first phase's model: from its backbone, and from its classifier where the cell keeps it."""
+        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "classifier": {}}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = value
+        self.model.load_backbone(parts["backbone"])
+        if self.cell.keep_classifier:
+            assert self.model.classifier is not None
+            self.model.classifier.load_state_dict(parts["classifier"])
 
     def _scheduled_rates(self, epochs: int) -> np.ndarray:
         """The maximum that holds at each step of the last phase."""
@@ -364,13 +398,15 @@ class _Run:
     def train_epoch(self) -> Row:
         """One epoch of training and its validation; moves to the next phase first where the last one has ended."""
         if self.at_end_of_phase:
-            self._start_phase(self.phase_index + 1, self.model.backbone.state_dict())
+            self._start_phase(self.phase_index + 1, self.model.state_dict())
         self._follow_schedule()
         started = time.perf_counter()
-        losses = self._train_steps()
+        losses = self._fit_probe() if self.phase.logistic else self._train_steps()
         trained = time.perf_counter()
         self.phase_epoch += 1
-        evaluated = self._evaluate(self.val_split, "val")
+        evaluated = self._evaluate(self.val_split, "val") if len(self.val_split) else {}
+        if self.at_end_of_phase and evaluated:
+            evaluated |= self._evaluate_features(self.val_split)
         last_phase = self.phase_index == len(self.phases) - 1
         if last_phase and self.cell.selection == "best_val" and evaluated["accuracy"] > self.best["accuracy"]:
             model = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -446,10 +482,74 @@ class _Run:
                 )
         return means
 
+    @torch.no_grad()
+    def _features(self, split: Split) -> tuple[dict[str, Tensor], Tensor]:
+        """The pooled embedding and the mean of the patch tokens, [n, D] each, of a split without augmentation."""
+        self.model.eval()
+        draws = torch.Generator(self.device).manual_seed(self.cell.seed)
+        parts: dict[str, list[Tensor]] = {"pooled": [], "patches": []}
+        labels = []
+        for images, classes, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
+            plain = self.plain.apply_draws(images, self.plain.draw(*images.shape[:3], draws, aspects))
+            with autocast(torch.device(self.device).type, self.cell.precision):
+                features = self.model.backbone(plain)
+            parts["pooled"].append(features.pooled.float())
+            parts["patches"].append(features.tokens.float().mean(1))
+            labels.append(classes)
+        return {name: torch.cat(values) for name, values in parts.items()}, torch.cat(labels)
+
+    def _evaluate_features(self, split: Split) -> dict[str, float]:
+        """At the end of a phase: after a pre-training the accuracy of k-NN among the training images, and of a logistic
+        probe those of both its classifiers. "knn_accuracy" and "patches_accuracy" are of the mean of the patch tokens,
+        "knn_pooled_accuracy" and "pooled_accuracy" of the pooled embedding."""
+        if self.phase.name == "pretrain":
+            if self.known is None:
+                self.known = self._features(self.train_split)
+            (known, known_labels), (asked, labels) = self.known, self._features(split)
+            suffixes = {"patches": "knn_accuracy", "pooled": "knn_pooled_accuracy"}
+            return {
+                suffixes[name]: knn_accuracy(known[name], known_labels, asked[name], labels, len(self.dataset.classes))
+                for name in suffixes
+            }
+        probe = self.model.classifier
+        if not isinstance(probe, LogisticProbe):
+            return {}
+        features, labels = self._features(split)
+        with torch.no_grad():
+            return {
+                "pooled_accuracy": float(accuracy(probe.pooled(features["pooled"]), labels)),
+                "patches_accuracy": float(accuracy(probe.patches(features["patches"]), labels)),
+            }
+
+    def _fit_probe(self) -> dict[str, float]:
+        """Logistic regression on the pooled embedding and on the patches' mean, each with the strength and of both the
+        one that are best on validation images, or, without those, that have the smaller loss. Returns its loss."""
+        probe, classes = self.model.classifier, len(self.dataset.classes)
+        assert isinstance(probe, LogisticProbe)
+        known, known_labels = self._features(self.train_split)
+        asked, labels = self._features(self.val_split) if len(self.val_split) else ({}, known_labels)
+        best: dict[str, tuple[float, Linear]] = {}
+        for name, values in known.items():
+            for strength in STRENGTHS if asked else (1.0,):
+                fitted = fit_logistic(values, known_labels, classes, strength)
+                reached = float(accuracy(fitted(asked[name]), labels)) if asked else -fitted.loss
+                if name not in best or reached > best[name][0]:
+                    best[name] = (reached, fitted)
+        with torch.no_grad():
+            for name, (_, fitted) in best.items():
+                linear = getattr(probe, name)
+                linear.weight.copy_(fitted.weight)
+                linear.bias.copy_(fitted.bias)
+            probe.reads_patches.fill_(best["patches"][0] > best["pooled"][0])
+        loss = best["patches" if probe.reads_patches else "pooled"][1].loss
+        return {"loss": loss, "classification_loss": loss}
+
     def _measure_first_phase(self) -> None:
-        """At the end of a first phase on tasks, their metrics on the test split, unless they are there already."""
-        if self.test and self.phase.name == "pretrain" and self.phase.tasks and not self.results:
-            self._keep_results(self._evaluate(self.dataset.test, "test"))
+        """At the end of a pre-training, its metrics on the test split, unless they are there already."""
+        if self.test and self.phase.name == "pretrain" and not self.results:
+            if self.phase.tasks:
+                self._keep_results(self._evaluate(self.dataset.test, "test"))
+            self._keep_results(self._evaluate_features(self.dataset.test))
 
     def lacks_first_results(self, state: dict[str, Any]) -> bool:
         """Whether `state` is past a first phase on tasks that was not measured on the test split, and should be."""
@@ -468,6 +568,7 @@ class _Run:
             selected_epoch = self.best["epoch"]
         if self.phase.name != "pretrain":
             self._keep_results(self._evaluate(self.dataset.test, "test", selected_epoch))
+            self._keep_results(self._evaluate_features(self.dataset.test))
         row = self._result_row(selected_epoch)
         self.history.append(row)
         return row
@@ -574,6 +675,7 @@ def phase_augmentation(
     names = ["crop_padding", "crop_min_area", "flip_probability"]
     if phase.tasks:
         names += ["patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability", "permute_patches"]
+        names += ["augment_normalised"]
     fields = {name: getattr(cell, name) for name in names} if training else {}
     if cell.crops_whole_images:
         fields["output_size"] = cell.image_size

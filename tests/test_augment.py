@@ -21,6 +21,7 @@ from relvit.augment import (
     draw_jitter,
     draw_mega_bounds,
     draw_offsets,
+    jitter_normalised,
     jitter_patches,
     join_patches,
     luma,
@@ -123,6 +124,44 @@ def test_jitter_patches_equals_torchvisions_sequence_of_operations_in_all_24_ord
         for operation in ORDERS[jitter.order[m]]:
             expected = operations[operation](expected, jitter[operation][m].item())
         assert_close(result[..., m], expected)
+
+
+def test_jitter_of_normalised_pixels_clamps_as_torchvision_does_in_all_24_orders():
+    torch.manual_seed(0)
+    patches = 2 * torch.randn(3, 4, 4, len(ORDERS) * 8)  # most pixels lie outside [0, 1]
+    count = patches.shape[-1]
+    jitter = Jitter(
+        brightness=0.6 + 0.8 * torch.rand(count),
+        contrast=0.6 + 0.8 * torch.rand(count),
+        saturation=0.6 + 0.8 * torch.rand(count),
+        hue=0.2 * torch.rand(count) - 0.1,
+        order=torch.arange(len(ORDERS)).repeat_interleave(8),
+    )
+    result = jitter_normalised(patches, jitter)
+    operations = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for m in range(count):
+        expected = patches[..., m]
+        for operation in ORDERS[int(jitter.order[m])]:
+            expected = operations[operation](expected, float(jitter[operation][m]))
+        torch.testing.assert_close(result[..., m], expected, atol=1e-4, rtol=0)
+
+
+def test_normalised_pixels_of_patches_that_are_left_alone_are_not_clamped():
+    patches = 2 * torch.randn(3, 4, 4, 24, generator=generator())
+    ones = torch.ones(24)
+    assert jitter_normalised(patches, Jitter(ones, ones, ones, 0 * ones, torch.arange(24))).equal(patches)
+
+
+def test_published_inputs_are_darker_and_flatter_than_normalised_ones():
+    # Uniform pixels, normalised, with the published transforms: a jittered patch ends in [0, 1].
+    fields = {"patch_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3} | PUBLISHED | {"jitter_probability": 1.0}
+    images = random_images(8, 8, 8)
+    published, _ = Augmentation(**fields, augment_normalised=True)(images, generator())
+    ours, _ = Augmentation(**fields)(images, generator())
+    assert published.min() >= 0
+    assert published.max() <= 1
+    assert (published == 0).float().mean() > 0.1
+    assert ours.min() < -1
 
 
 def test_jitter_with_factors_1_and_hue_0_changes_nothing():

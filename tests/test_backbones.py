@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from relvit.backbones import Backbone, build_backbone
+from relvit.backbones import Backbone, build_backbone, start_as_published
 from relvit.cell import BACKBONES, make_cell, parse_tasks, task_combinations
 from relvit.losses import classification_loss, total_loss
 from relvit.model import RelViT
@@ -453,3 +453,40 @@ def test_t2t_adds_the_sinusoid_to_class_token_and_tokens_and_without_it_adds_not
     added = entering[0] - entering[1]
     torch.testing.assert_close(added, sinusoid(17, 96), atol=1e-5, rtol=0)
     torch.testing.assert_close(entering[1][:, 0], with_it.t2t.cls_token[:, 0])
+
+
+# Initial values as in the published code
+
+
+def test_a_vit_started_as_published_has_a_class_token_of_std_0_02_and_timms_rest():
+    torch.manual_seed(0)
+    backbone, classifier = build_backbone("vit_s4", 32), torch.nn.Linear(384, 10)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    bias = classifier.bias.clone()
+    assert before["vit.cls_token"].std() < 1e-5
+    start_as_published(backbone, classifier)
+    assert backbone.vit.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    changed = {name for name, value in backbone.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"vit.cls_token"}
+    assert classifier.bias.equal(bias)
+
+
+@pytest.mark.parametrize(("name", "size", "epsilon"), [("swin_xs8", 32, 1e-5), ("t2t_xs", 64, 1e-5)])
+def test_variants_started_as_published_have_a_classifier_without_bias(name, size, epsilon):
+    backbone = build_backbone(name, size)
+    classifier = torch.nn.Linear(backbone.dim, 10)
+    start_as_published(backbone, classifier)
+    assert classifier.bias.eq(0).all()
+    assert classifier.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert {module.eps for module in backbone.modules() if isinstance(module, torch.nn.LayerNorm)} == {epsilon}
+
+
+def test_a_logistic_probe_reads_the_embedding_that_was_chosen():
+    torch.manual_seed(0)
+    model = RelViT(build_backbone("vit_xs4", 16), classes=10, probe=True, logistic=True).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        features = model.backbone(images)
+        assert model(images)["classification"].equal(model.classifier.pooled(features.pooled))
+        model.classifier.reads_patches.fill_(True)
+        assert model(images)["classification"].equal(model.classifier.patches(features.tokens.mean(1)))

@@ -47,6 +47,11 @@ BASE = {
     "selection": "best_val",
     "schedule": "none",
     "crop_from": "resized",
+    "decay": "half_cosine",
+    "initialisation": "timm",
+    "val_share": 0.1,
+    "keep_classifier": False,
+    "probe": "sgd",
     "crop_padding": 0,
     "crop_min_area": 1.0,
     "flip_probability": 0.0,
@@ -62,8 +67,23 @@ BASE = {
     "jitter_probability": 0.8,
     "jitter_strength": 0.4,
     "greyscale_probability": 0.2,
+    "augment_normalised": False,
     "mega_grid": 0,
 }
+# A supervised cell in two phases.
+SUPERVISED = {
+    "tasks": "none",
+    "pair_head": "none",
+    "sprel_weight": 0.0,
+    "dist_weight": 0.0,
+    "ang_weight": 0.0,
+    "abspos_weight": 0.0,
+    "patch_crop": 1.0,
+    "jitter_probability": 0.0,
+    "jitter_strength": 0.0,
+    "greyscale_probability": 0.0,
+}
+LOGISTIC = {"protocol": "pretrain_probe", "epochs": 1, "learning_rate": 0.0, "selection": "last", "probe": "logistic"}
 
 # What makes of it the rival of Table 3.
 DRLOC = {
@@ -107,6 +127,11 @@ OTHER = {
     "precision": {"precision": "bf16"},
     "selection": {"selection": "last"},
     "schedule": {"schedule": "5:learning_rate=0.002"},
+    "decay": {"decay": "quarter_cosine"},
+    "initialisation": {"initialisation": "published"},
+    "val_share": {"val_share": 0.2},
+    "keep_classifier": SUPERVISED | {"keep_classifier": True},
+    "probe": LOGISTIC,
     "crop_padding": {"crop_padding": 1},
     "crop_min_area": {"crop_min_area": 0.5},
     "flip_probability": {"flip_probability": 0.5},
@@ -123,6 +148,7 @@ OTHER = {
     "jitter_probability": {"jitter_probability": 0.5},
     "jitter_strength": {"jitter_strength": 0.5},
     "greyscale_probability": {"greyscale_probability": 0.0},
+    "augment_normalised": {"augment_normalised": True},
     "mega_grid": {"mega_grid": 2},
 }
 
@@ -135,13 +161,25 @@ def test_the_cell_id_changes_with_every_field():
     digests = {Cell(**BASE).cell_id.rsplit("-", 1)[1]}
     digests |= {Cell(**BASE | change).cell_id.rsplit("-", 1)[1] for change in OTHER.values()}
     assert len(digests) == len(FIELDS) + 1
-    # drloc_weight cannot change alone in the cell above.
-    assert Cell(**BASE | DRLOC).cell_id != Cell(**BASE | DRLOC | {"drloc_weight": 2.0}).cell_id
+    # These cannot change alone in the cell above.
+    for others, change in ((DRLOC, {"drloc_weight": 2.0}), (SUPERVISED, {"keep_classifier": True})):
+        assert Cell(**BASE | others).cell_id != Cell(**BASE | others | change).cell_id
+    probe = BASE | {"protocol": "pretrain_probe"} | {name: LOGISTIC[name] for name in ("epochs", "selection")}
+    assert Cell(**probe | {"warmup_epochs": 0}).cell_id != Cell(**BASE | LOGISTIC | {"warmup_epochs": 0}).cell_id
 
 
 def test_a_cell_of_before_a_field_came_is_the_cell_that_holds_its_default():
     before = {name: value for name, value in BASE.items() if name not in LATER_FIELDS}
-    assert LATER_FIELDS == {"schedule": "none", "crop_from": "resized"}
+    assert LATER_FIELDS == {
+        "schedule": "none",
+        "decay": "half_cosine",
+        "initialisation": "timm",
+        "val_share": 0.1,
+        "keep_classifier": False,
+        "probe": "sgd",
+        "augment_normalised": False,
+        "crop_from": "resized",
+    }
     assert Cell(**before) == Cell(**BASE)
 
 
@@ -418,6 +456,22 @@ OF_PRETRAINING = {
         ),
         ({"protocol": "pretrain_probe"}, {"drloc_weight": 0.0}),
         ({"jitter_probability": 0.0}, {"jitter_strength": 0.0, "drloc_weight": 0.0}),
+        (
+            {"jitter_probability": 0.0, "greyscale_probability": 0.0, "augment_normalised": True},
+            {"jitter_strength": 0.0, "augment_normalised": False, "drloc_weight": 0.0},
+        ),
+        # Only a classifier of the same classes can be kept, and only a supervised first phase has one.
+        ({"keep_classifier": True}, {"keep_classifier": False, "drloc_weight": 0.0}),
+        (
+            SUPERVISED | {"keep_classifier": True, "pretrain_dataset": "cifar10"},
+            {"keep_classifier": False, "permute_patches": False, "drloc_weight": 0.0},
+        ),
+        ({"probe": "logistic"}, {"probe": "sgd", "drloc_weight": 0.0}),
+        # Logistic regression has no epochs, no rate, and nothing to select.
+        (
+            {"protocol": "pretrain_probe", "probe": "logistic"},
+            {"epochs": 1, "learning_rate": 0.0, "selection": "last", "drloc_weight": 0.0},
+        ),
         ({"backbone": "swin_xs8"}, {"pretrain_position_embedding": False, "drloc_weight": 0.0}),
         # Mega-patches go without position embeddings.
         (
@@ -542,9 +596,9 @@ def test_a_mega_grid_goes_without_position_embeddings():
 # The first phase, which cells may share
 
 # What only the phase that classifies depends on.
-OF_FINE_TUNING = {"dataset", "epochs", "learning_rate", "selection", "schedule"}
-# drloc_weight acts in no pre-training.
-OF_THE_FIRST_PHASE = sorted(set(FIELDS) - OF_FINE_TUNING - {"protocol", "drloc_weight"})
+OF_FINE_TUNING = {"dataset", "epochs", "learning_rate", "selection", "schedule", "probe"}
+# drloc_weight acts in no pre-training, and keep_classifier after a supervised one alone.
+OF_THE_FIRST_PHASE = sorted(set(FIELDS) - OF_FINE_TUNING - {"protocol", "drloc_weight", "keep_classifier"})
 
 
 @pytest.mark.parametrize("field", [*sorted(OF_FINE_TUNING), "protocol"])
@@ -558,6 +612,26 @@ def test_cells_that_differ_in_their_second_phase_alone_have_one_pretraining(fiel
 @pytest.mark.parametrize("field", OF_THE_FIRST_PHASE)
 def test_cells_that_differ_in_their_first_phase_have_two_pretrainings(field):
     assert Cell(**BASE | OTHER[field]).pretraining() != Cell(**BASE).pretraining()
+
+
+def test_a_pretraining_is_shared_whether_or_not_its_classifier_is_kept():
+    fresh, kept = (Cell(**BASE | SUPERVISED | {"keep_classifier": kept}) for kept in (False, True))
+    assert fresh.pretraining() == kept.pretraining()
+
+
+def test_a_swin_pretraining_on_tasks_has_nothing_that_starts_as_published():
+    cells = [Cell(**BASE | {"backbone": "swin_xs8", "initialisation": each}) for each in ("timm", "published")]
+    assert cells[0] != cells[1]
+    assert cells[0].pretraining() == cells[1].pretraining()
+    probe = {"backbone": "swin_xs8", "initialisation": "published", "protocol": "pretrain_probe", "probe": "logistic"}
+    assert make_cell(**BASE | probe).initialisation == "timm"
+    assert make_cell(**BASE | SUPERVISED | probe).initialisation == "published"
+
+
+def test_without_validation_images_the_last_epoch_is_tested():
+    assert Cell(**BASE | {"val_share": 0.0, "selection": "last"}).val_share == 0
+    with pytest.raises(ValueError, match="selection='best_val' needs validation images: with val_share=0 it must be"):
+        Cell(**BASE | {"val_share": 0.0})
 
 
 def test_a_pretraining_is_a_cell_of_its_own():

@@ -322,10 +322,16 @@ def test_reference_differs_from_the_paper_in_these_values_alone():
     for ours, theirs in zip(plan("table4", "reference"), plan("table4", "paper"), strict=True):
         changed = {name for name in FIELDS if getattr(ours, name) != getattr(theirs, name)}
         pairs = {"pair_head"} if set(ours.task_list) & {"sprel", "dist", "ang"} else set()
-        assert changed == {"weight_decay", "drop_path"} | pairs
+        own = {"augment_normalised"} if ours.task_list else {"keep_classifier"}
+        assert changed == {"weight_decay", "drop_path", "decay", "initialisation"} | pairs | own
         assert (ours.weight_decay, ours.drop_path) == (0.1, 0.1)
         assert (theirs.weight_decay, theirs.drop_path) == (0.0, 0.0)
         assert ours.pair_head == ("low_rank" if pairs else "none")
+
+
+def test_reference_never_augments_patches_where_classes_are_learned():
+    names = ("patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability", "augment_normalised")
+    assert fields_of(plan("table3", "reference"), *names) == {(1.0, 0.0, 0.0, 0.0, False)}
 
 
 def test_reference_drops_paths_of_vit_and_swin_as_the_published_code_does_and_none_of_t2t():

@@ -16,12 +16,16 @@ import pytest
 import torch
 from helpers.tiny import SPEEDS, TINY, newest, silent, take, unreadable, without_speeds
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from relvit import checkpoint, data
 from relvit.backbones import build_backbone
 from relvit.cell import make_cell
 from relvit.data import Dataset, Split
 from relvit.model import RelViT
+from relvit.pictures import trained_backbone
 from relvit.targets import spatial_relations
 from relvit.train import NotFiniteError, Phase, learning_rates, phases, train
 
@@ -85,6 +89,12 @@ def test_the_phases_of_each_protocol():
 
 OF_AN_EPOCH = {"epoch", "phase", "learning_rate", "images_per_second", "epoch_seconds"}
 OF_THE_END = {"epoch", "phase", "selected_epoch", "training_seconds"}
+KNN = {"test_knn_accuracy", "test_knn_pooled_accuracy"}
+
+
+def knn_of(row):
+    """The names of k-NN accuracies in a row: where a pre-training ends, after 2 epochs, and nowhere else."""
+    return {"pretrain_val_knn_accuracy", "pretrain_val_knn_pooled_accuracy"} if row["epoch"] == 2 else set()
 
 
 def test_tasks_then_classification_report_these_names(small, tmp_path):
@@ -97,7 +107,7 @@ def test_tasks_then_classification_report_these_names(small, tmp_path):
         (4, "test"),
     ]
     for row in rows[:2]:
-        assert set(row) == OF_AN_EPOCH | {
+        assert set(row) - knn_of(row) == OF_AN_EPOCH | {
             "pretrain_train_loss",
             "pretrain_train_sprel_loss",
             "pretrain_train_abspos_loss",
@@ -115,7 +125,8 @@ def test_tasks_then_classification_report_these_names(small, tmp_path):
             "finetune_val_classification_loss",
             "finetune_val_accuracy",
         }
-    assert set(rows[4]) == OF_THE_END | {"test_sprel_accuracy", "test_abspos_accuracy", "test_accuracy"}
+    assert set(rows[4]) == OF_THE_END | KNN | {"test_sprel_accuracy", "test_abspos_accuracy", "test_accuracy"}
+    assert knn_of(rows[1]) <= set(rows[1])
     assert all(math.isfinite(value) for row in rows for name, value in row.items() if name != "phase")
 
 
@@ -124,14 +135,14 @@ def test_classification_in_both_phases_reports_these_names(small, tmp_path):
     assert [row["phase"] for row in rows] == ["pretrain", "pretrain", "finetune", "finetune", "test"]
     for row in rows[:4]:
         prefix = row["phase"]
-        assert set(row) == OF_AN_EPOCH | {
+        assert set(row) - knn_of(row) == OF_AN_EPOCH | {
             f"{prefix}_train_loss",
             f"{prefix}_train_classification_loss",
             f"{prefix}_train_gradient_norm",
             f"{prefix}_val_classification_loss",
             f"{prefix}_val_accuracy",
         }
-    assert set(rows[4]) == OF_THE_END | {"test_accuracy"}
+    assert set(rows[4]) == OF_THE_END | KNN | {"test_accuracy"}
     assert rows[4]["selected_epoch"] in (3, 4)  # only the last phase is selected from
 
 
@@ -493,7 +504,7 @@ def test_a_probe_reports_these_names(small, tmp_path):
             "probe_val_classification_loss",
             "probe_val_accuracy",
         }
-    assert set(rows[4]) == OF_THE_END | {"test_sprel_accuracy", "test_abspos_accuracy", "test_accuracy"}
+    assert set(rows[4]) == OF_THE_END | KNN | {"test_sprel_accuracy", "test_abspos_accuracy", "test_accuracy"}
 
 
 @pytest.mark.parametrize("embedding", [False, True])
@@ -555,7 +566,7 @@ def test_mega_patches_are_pre_trained_on_and_the_image_s_own_patches_fine_tuned_
     rest = list(rows)
     assert newest(tmp_path)["model"]["backbone.vit.pos_embed"].shape == (1, 1 + 4**2, 96)
     assert [row["phase"] for row in first + rest] == ["pretrain", "pretrain", "finetune", "finetune", "test"]
-    assert set(rest[-1]) == OF_THE_END | {"test_sprel_accuracy", "test_abspos_accuracy", "test_accuracy"}
+    assert set(rest[-1]) == OF_THE_END | KNN | {"test_sprel_accuracy", "test_abspos_accuracy", "test_accuracy"}
     assert all(math.isfinite(value) for row in first + rest for name, value in row.items() if name != "phase")
 
 
@@ -1038,3 +1049,92 @@ def test_unless_told_otherwise_checkpoints_cost_at_most_2_percent(
             time.sleep(0.01)
     rows.close()
     assert epochs_kept(tmp_path) == [f"{epoch:06d}" for epoch in written]
+
+
+# Features, protocols
+
+
+def features_of(cell, folder, split):
+    """The tested backbone's pooled embedding and mean of patch tokens, [n, D], and the labels, of a split in order."""
+    _, backbone = trained_backbone(folder)
+    pixels, labels = split.read(np.arange(len(split)))
+    images = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - cell["mean"]) / cell["std"]
+    with torch.no_grad():
+        features = backbone(images)
+    return features.pooled, features.tokens.mean(1), labels
+
+
+def normalisation(dataset):
+    return {name: torch.tensor(getattr(dataset, name))[:, None, None] for name in ("mean", "std")}
+
+
+def test_knn_looks_among_the_training_images_of_a_pretraining_alone(small, tmp_path):
+    rows = list(train(make_cell(**TINY | {"protocol": "pretrain"}), small, tmp_path))
+    train_split, val_split = small.train_val(0)
+    known, asked = (features_of(normalisation(small), tmp_path, split) for split in (train_split, small.test))
+    neighbours = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    for name, place in (("knn_pooled_accuracy", 0), ("knn_accuracy", 1)):
+        fitted = neighbours.fit(known[place], known[2])
+        assert rows[-1][f"test_{name}"] == pytest.approx(100 * fitted.score(asked[place], asked[2]))
+        val = features_of(normalisation(small), tmp_path, val_split)
+        assert rows[-2][f"pretrain_val_{name}"] == pytest.approx(100 * fitted.score(val[place], val[2]))
+
+
+PROBED = {"protocol": "pretrain_probe", "probe": "logistic"}
+
+
+@pytest.mark.parametrize("tasks", ["sprel+abspos", "none"])
+def test_a_logistic_probe_is_within_2_points_of_scikit_learns_on_the_same_features(digits, tmp_path, tasks):
+    # 600 of the digits, a pre-training of two epochs: features that are neither useless nor perfect.
+    small = dataclasses.replace(digits, train=digits.train.part(np.arange(600)))
+    rows = list(train(make_cell(**TINY | PROBED | {"tasks": tasks}), small, tmp_path))
+    assert [row["phase"] for row in rows] == ["pretrain", "pretrain", "probe", "test"]
+    known = features_of(normalisation(small), tmp_path, small.train_val(0)[0])
+    asked = features_of(normalisation(small), tmp_path, small.test)
+    for place, name in enumerate(("pooled_accuracy", "patches_accuracy")):
+        scaler = StandardScaler().fit(known[place])
+        scores = []
+        for strength in (0.01, 0.1, 1.0, 10.0):
+            theirs = LogisticRegression(C=strength, max_iter=5000).fit(scaler.transform(known[place]), known[2])
+            scores.append(100 * theirs.score(scaler.transform(asked[place]), asked[2]))
+        assert min(scores) - 2 <= rows[-1][f"test_{name}"] <= max(scores) + 2
+    better = max("pooled", "patches", key=lambda name: rows[-2][f"probe_val_{name}_accuracy"])
+    assert rows[-1]["test_accuracy"] == pytest.approx(rows[-1][f"test_{better}_accuracy"], abs=1e-4)
+
+
+def test_a_logistic_probe_that_was_interrupted_ends_with_the_same_numbers(small, tmp_path):
+    cell = make_cell(**TINY | PROBED)
+    whole = list(train(cell, small, tmp_path / "whole"))
+    take(3, train(cell, small, tmp_path / "parts"))
+    assert without_speeds(train(cell, small, tmp_path / "parts")) == without_speeds(whole)
+
+
+def test_without_validation_images_all_training_images_train_and_nothing_is_validated(small, tmp_path):
+    cell = make_cell(**TINY | {"val_share": 0.0, "selection": "last"})
+    assert [len(split) for split in small.train_val(0, 0, 0.0)] == [80, 0]
+    rows = list(train(cell, small, tmp_path))
+    assert not [name for row in rows for name in row if "_val_" in name]
+    assert rows[-1]["test_accuracy"] >= 0
+    assert rows[-1]["selected_epoch"] == 4
+
+
+def test_fine_tuning_starts_from_the_supervised_classifier_where_the_cell_keeps_it(small, tmp_path):
+    fields = TINY | {"tasks": "none", "learning_rate": 1e-9, "pretrain_epochs": 2, "warmup_epochs": 0}
+    fields |= {"pretrain_position_embedding": True}
+    kept, fresh = (
+        list(train(make_cell(**fields | {"keep_classifier": each}), small, tmp_path / str(each)))
+        for each in (True, False)
+    )
+    # With next to no learning rate the first epoch of fine-tuning validates what pre-training left.
+    name = "val_classification_loss"
+    assert kept[2][f"finetune_{name}"] == pytest.approx(kept[1][f"pretrain_{name}"], rel=1e-4)
+    assert fresh[2][f"finetune_{name}"] != pytest.approx(kept[1][f"pretrain_{name}"], rel=1e-2)
+
+
+def test_the_published_learning_rates_by_hand():
+    rates = learning_rates(5e-4, 100, 1000, "quarter_cosine")
+    assert rates[[0, 50, 99]] == pytest.approx([0.0, 2.5e-4, 4.95e-4])
+    assert rates[100] == pytest.approx(0.988 * 5e-4, rel=1e-3)  # 98.8 % of the maximum right after the warm-up
+    assert rates[500] == pytest.approx(1.25e-6 + (5e-4 - 1.25e-6) / math.sqrt(2))
+    assert rates[999] == pytest.approx(2.03e-6, rel=1e-2)
+    assert rates.sum() / learning_rates(5e-4, 100, 1000).sum() == pytest.approx(1.17, abs=0.01)

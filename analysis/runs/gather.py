@@ -37,7 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from analysis.runs.stores import POINTS, GatherError, Run, Store, open_store
 from relvit import vocabulary
-from relvit.cell import FIELDS, parse_value
+from relvit.cell import FIELDS, LATER_FIELDS, parse_value
 from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY
 
 __all__ = ["Gathered", "GatherError", "gather"]
@@ -182,9 +182,13 @@ def _runs_frame(runs: list[Run], notes: list[str]) -> pd.DataFrame:
         "start_time": pa.array([run.start_time for run in runs], moment),
         "end_time": pa.array([run.end_time for run in runs], moment),
     }
+    # A run from before a field came has what held then. One that a crash left without some parameter, or of an older
+    # project, still has a row; the field is null.
+    before = [LATER_FIELDS if FIELDS.keys() - LATER_FIELDS.keys() <= run.params.keys() else {} for run in runs]
     for name, kind in FIELDS.items():
-        # A run that a crash left without some parameter, or of an older project, still has a row; the field is null.
-        values = [parsed(name, run.params[name]) if name in run.params else None for run in runs]
+        values = [
+            parsed(name, run.params[name]) if name in run.params else held.get(name) for run, held in zip(runs, before)
+        ]
         columns[name] = pa.array(values, {**types, bool: pa.bool_(), str: text}[kind])
     for name in results:
         columns[name] = pa.array([run.latest[name].value if name in run.latest else None for run in runs], pa.float64())

@@ -205,7 +205,7 @@ def _make(base: Recipe, spec: Spec, image_size: int, settings: dict[str, Any], s
         tasks = spec["tasks"]  # Cell says what is wrong with it, and with the rest
     fields = {
         "pretrain_dataset": spec["dataset"],
-        **base.for_backbone(spec["backbone"], image_size),
+        **base.for_backbone(spec["backbone"], image_size, spec["protocol"]),
         **spec,
         **settings,
         "tasks": tasks,
@@ -329,13 +329,13 @@ def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> l
                     f"crop_from='original' changes nothing: the images of {name} are {size} x {size} pixels"
                 )
             splits = {
-                (cell.seed, cell.train_images)
+                (cell.seed, cell.train_images, cell.val_share)
                 for cell in cells
                 if (cell.image_size, cell.crops_whole_images) == (size, whole)
                 and name in (cell.dataset, cell.pretrain_dataset)
             }
-            for seed, count in splits:
-                dataset.train_val(seed, count)
+            for split in splits:
+                dataset.train_val(*split)
         except DatasetNotDownloaded as error:
             problems += [str(error)] if download else []
         except DataError as error:

@@ -24,22 +24,25 @@ class Recipe:
     """fields: of every cell. stand_ins: by field, what takes the place of a data set or backbone of the paper.
 
     image_sizes: by data set, the side of its images where that is not the data set's own. variants: what differs with
-    Swin and T2T-ViT; tuned: what a search found, which goes before all of these.
+    Swin and T2T-ViT; joint: what differs with protocol "joint"; tuned: what a search found, which goes before all of
+    these.
     """
 
     fields: Mapping[str, Any]
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     image_sizes: Mapping[str, int] = field(default_factory=dict)
     variants: Mapping[str, Any] = field(default_factory=lambda: paper.VARIANT)
+    joint: Mapping[str, Any] = field(default_factory=dict)
     tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def stand_in(self, name: str, value: str) -> str:
         """The data set or backbone that this recipe uses for that of the paper."""
         return self.stand_ins.get(name, {}).get(value, value)
 
-    def for_backbone(self, backbone: str, image_size: int) -> dict[str, Any]:
-        """The fields of a cell with this backbone and these images."""
-        return {**section_3_1(backbone, image_size, self.fields, self.variants), **self.tuned}
+    def for_backbone(self, backbone: str, image_size: int, protocol: str = "") -> dict[str, Any]:
+        """The fields of a cell with this backbone, these images and this protocol."""
+        joint = self.joint if protocol == "joint" else {}
+        return {**section_3_1(backbone, image_size, self.fields, self.variants), **joint, **self.tuned}
 
 
 _CPU_SIZES = {"flowers102": 64}  # [ours] 8 x 8 patches of vit_xs8
@@ -54,14 +57,23 @@ _CPU_BACKBONES = {
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(paper.VIT),
     # What the scripts published with the paper do where they differ from its section 3.1, as far as fields of a cell
-    # can say it; the rest (schedule, checkpoint of the pre-training, patches in joint training): docs/reproduction.md.
+    # can say it; the rest (the split that selects, the checkpoint of the pre-training): docs/reproduction.md.
     "reference": Recipe(
         paper.VIT
         | {
             "weight_decay": 0.1,  # [code] README's commands: --weight_decay 0.1
             "drop_path": 0.1,  # [code] README's commands: --drop_path_rate 0.1; for T2T-ViT see paper.T2T
             "pair_head": "low_rank",  # [code] MultiHeadAttentionScores: queries and keys of D // K channels
-        }
+            "decay": "quarter_cosine",  # [code] cos_anneal_warmup
+            "augment_normalised": True,  # [code] patch transforms come after the loader's normalisation
+            "keep_classifier": True,  # [code] load_from_checkpoint(strict=False) loads it
+            "initialisation": "published",  # [code] trunc_normal_ of the class token, _init_weights
+        },
+        joint={  # [code] --patch_trans is not used where classes are learned
+            "patch_crop": 1.0,
+            "jitter_probability": 0.0,
+            "greyscale_probability": 0.0,
+        },
     ),
     # All 16 cells of Table 4 on the embedded digits in minutes on two cores. Not the paper's numbers: its experiment.
     "demo": Recipe(

@@ -106,6 +106,8 @@ def base_cells(request: SearchRequest) -> list[Cell]:
     except PlanError as error:
         raise PlanError([*error.problems, *problems]) from error
     problems += [f"--protocol {cell.protocol} has no phase that classifies" for cell in cells if not cell.epochs]
+    if not all(cell.val_share for cell in cells):
+        problems.append("val_share=0 leaves no validation images, by which a search decides: it must be above 0")
     if problems:
         raise PlanError(problems)
     return cells
