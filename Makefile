@@ -74,6 +74,7 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/gather.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/many_cells.py
+	$(BIN)/python benchmarks/error_rates.py
 	$(BIN)/python benchmarks/hpo_search.py share
 
 # The environment only; results, data and mlflow.db are yours to remove.
