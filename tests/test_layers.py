@@ -49,29 +49,44 @@ def test_entries_run_from_any_folder_without_an_installation(entry, tmp_path):
     assert result.stdout.startswith("usage:")
 
 
-# The rooms of analysis, the lowest first; those of one line do not know each other.
-ANALYSIS = (("runs", "stats"), ("output",), ("paper",), ("report",), ("make_tables",))
+# The rooms, the lowest first; those of one line do not know each other. The last line holds the entries.
+ROOMS = {
+    "analysis": (("runs", "stats"), ("output",), ("paper",), ("report",), ("make_tables",)),
+    "sweeps": (
+        ("account",),
+        ("cluster", "tracking"),
+        ("planning",),
+        ("cli",),
+        ("driver",),
+        ("search",),
+        ("ablation", "hpo", "pictures", "reconcile", "serve_mlflow", "submit"),
+    ),
+}
 
 
-def imported_by(module: str) -> set[str]:
-    """The modules of analysis that a module of it imports, anywhere in its text: "paper.numbers"."""
+def imported_by(module: str, package: str = "analysis") -> set[str]:
+    """The modules of the package that a module of it imports, anywhere in its text: "paper.numbers"."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / "analysis" / f"{module.replace('.', '/')}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("analysis"):
+    for node in ast.walk(ast.parse((ROOT / package / f"{module.replace('.', '/')}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package):
             for name in node.names:
                 whole = f"{node.module}.{name.name}"
                 is_module = (ROOT / f"{whole.replace('.', '/')}.py").exists()
-                found.add((whole if is_module else node.module).removeprefix("analysis."))
+                found.add((whole if is_module else node.module).removeprefix(f"{package}."))
     return found
 
 
-def test_no_room_of_analysis_imports_one_above_it_and_no_modules_import_each_other():
-    level = {room: number for number, rooms in enumerate(ANALYSIS) for room in rooms}
-    files = [path.relative_to(ROOT / "analysis") for path in (ROOT / "analysis").rglob("*.py")]
+@pytest.mark.parametrize(
+    ("package", "known"),
+    [("analysis", ("paper.table4", "paper.numbers")), ("sweeps", ("hpo", "search.session"))],
+)
+def test_no_room_imports_one_above_it_and_no_modules_import_each_other(package, known):
+    level = {room: number for number, rooms in enumerate(ROOMS[package]) for room in rooms}
+    files = [path.relative_to(ROOT / package) for path in (ROOT / package).rglob("*.py")]
     modules = [".".join(path.with_suffix("").parts) for path in files if path.name != "__init__.py"]
     assert {module.partition(".")[0] for module in modules} == set(level)
-    graph = {module: imported_by(module) for module in modules}
-    assert "paper.numbers" in graph["paper.table4"]
+    graph = {module: imported_by(module, package) for module in modules}
+    assert known[1] in graph[known[0]]
     for module, others in graph.items():
         room = module.partition(".")[0]
         above = [other for other in others if level[other.partition(".")[0]] >= level[room]]
