@@ -132,6 +132,7 @@ def start_as_published(backbone: Backbone, classifier: nn.Module | None) -> None
     in Swin and T2T-ViT a classifier of std 0.02 without bias.
     """
     if isinstance(backbone, ViT):
+        assert backbone.vit.cls_token is not None
         nn.init.trunc_normal_(backbone.vit.cls_token, std=0.02)
         return
     if isinstance(classifier, nn.Linear):

@@ -35,16 +35,31 @@ def test_runs_of_one_sweep_do_not_differ(rows):
         ({"train_images": 500}, "train_images 500 instead of 0"),
         ({"precision": "bf16"}, "precision bf16 instead of fp32"),
         ({"selection": "last"}, "selection last instead of best_val"),
-        ({"git_commit": "fedcba9876543210"}, "code of commit fedcba9876 instead of 0123456789"),
-        ({"git_dirty": "true"}, "code of commit 0123456789+changes instead of 0123456789"),
+        # Two uncommitted edits of one commit, and a job whose commit nobody knows.
+        ({"source_digest": "bbbb"}, "code with sources bbbb (commit 0123456789) instead of aaaa"),
+        ({"source_digest": "bbbb", "git_commit": "unknown"}, "code with sources bbbb instead of aaaa"),
+        ({"source_digest": None, "git_commit": "fedcba9876543210"}, "code of commit fedcba9876 instead of 0123456789"),
         ({"deviation": "micro_batches=4"}, "micro_batches=4"),
         ({"data_fingerprint": "b"}, "other images under the data set's name"),
     ],
 )
 def test_each_difference_is_a_reason(rows, change, reason):
-    rows = [{**each, "data_fingerprint": "a"} for each in rows]
+    rows = [{**each, "data_fingerprint": "a", "source_digest": "aaaa"} for each in rows]
     rows[2] |= change
     assert reasons(rows) == {"dist": (reason,)}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"git_commit": "fedcba9876543210"}, "code of commit fedcba9876 instead of 0123456789"),
+        ({"git_dirty": "true"}, "code of commit 0123456789+changes instead of 0123456789"),
+    ],
+)
+def test_a_commit_is_a_difference_where_the_sources_are_not_known_to_be_the_same(rows, change, reason):
+    rows[2] |= change
+    assert reasons(rows) == {"dist": (reason,)}
+    assert reasons([{**each, "source_digest": "aaaa"} for each in rows]) == {}
 
 
 def test_what_most_runs_have_is_right_and_of_two_the_newer(rows):

@@ -84,7 +84,10 @@ def test_what_a_sweep_makes_is_its_owners_alone_unless_its_folder_was_made_for_a
     alone.mkdir(mode=0o755)
     group.mkdir()
     group.chmod(0o2775)
-    assert made_with_the_umask_of(tmp_path, [alone, tmp_path / "not there"]) == 0o600
+    everyone = tmp_path / "everyone"
+    everyone.mkdir()
+    everyone.chmod(0o1777)
+    assert made_with_the_umask_of(tmp_path, [alone, everyone, tmp_path / "not there"]) == 0o600
     (tmp_path / "made").unlink()
     assert made_with_the_umask_of(tmp_path, [alone, group]) == 0o664
 

@@ -23,11 +23,21 @@ import pandas as pd
 from analysis.output.typeset import Table, label
 from analysis.runs.comparability import conform
 from relvit.cell import FIELDS, unknown
-from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, DEVICE, GIT_COMMIT, GIT_DIRTY, HOST, VERSIONS
+from relvit.vocabulary import (
+    CELL_ID,
+    DATA_FINGERPRINT,
+    DEVIATION,
+    DEVICE,
+    GIT_COMMIT,
+    GIT_DIRTY,
+    HOST,
+    SOURCE_DIGEST,
+    VERSIONS,
+)
 
 _ENDING = ".provenance.json"
 _TAGS = (
-    *(CELL_ID, "status", GIT_COMMIT, GIT_DIRTY, DATA_FINGERPRINT, DEVIATION),
+    *(CELL_ID, "status", GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, DATA_FINGERPRINT, DEVIATION),
     *(HOST, DEVICE, *VERSIONS),  # on the page
 )
 _VERSION = "2"  # of what a sidecar holds and of how its digests are made

@@ -1,8 +1,9 @@
 """Whether the runs of one table may be compared: in what each differs from the runs that it stands beside.
 
-Compared are the fields of the cell that act in it (epochs, recipe, data, precision, selection rule), the code's commit,
-the images (tag data_fingerprint), and what the engine had to do differently (tag deviation, for instance
-micro_batches=4). What an older store does not know of a run is not held against it.
+Compared are the fields of the cell that act in it (epochs, recipe, data, precision, selection rule), the code (tag
+source_digest, where that is not known the commit), the images (tag data_fingerprint), and what the engine had to do
+differently (tag deviation, for instance micro_batches=4). What an older store does not know of a run is not held
+against it.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from relvit.cell import FIELDS, NONE, Cell, neutral_fields
-from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, GIT_COMMIT, GIT_DIRTY, STUDY
+from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, STUDY
 
 # Columns beside the fields of a cell on which tables, footnotes and provenance rest.
-_TEXTS = ("run_id", CELL_ID, "status", STUDY, GIT_COMMIT, GIT_DIRTY, DATA_FINGERPRINT, DEVIATION)
+_TEXTS = ("run_id", CELL_ID, "status", STUDY, GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, DATA_FINGERPRINT, DEVIATION)
 
 # A recipe sets these by the data set's images and the backbone (section 3.1: another batch size for the variants), so
 # where a table has several of those, only runs of the same must agree.
@@ -112,8 +113,17 @@ def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, t
         for run, usual in _unusual(values, groups):
             found[run].append(f"{name} {shown(values[run])} instead of {shown(usual)}")
     indexed = finished.set_index("run_id")
-    for run, usual in _unusual(_code(indexed), pd.Series("", index=place.index)):
-        found[run].append(f"code of commit {_code(indexed)[run]} instead of {usual}")
+    everywhere = pd.Series("", index=place.index)
+    sources, codes = indexed[SOURCE_DIGEST].dropna().astype(object), _code(indexed)
+    other_sources = dict(_unusual(sources, everywhere))
+    for run, usual in other_sources.items():
+        commit = f" (commit {codes[run]})" if run in codes.index else ""
+        found[run].append(f"code with sources {sources[run]}{commit} instead of {usual}")
+    for run, usual in _unusual(codes, everywhere):
+        # Of two commits with the same sources neither is another code, and of one commit with two see above.
+        same = run in sources.index and sources[run] in set(sources.reindex(codes.index[codes == usual]))
+        if run not in other_sources and not same:
+            found[run].append(f"code of commit {codes[run]} instead of {usual}")
     images = indexed["data_fingerprint"].dropna()
     for run, _ in _unusual(images, place):
         found[run].append("other images under the data set's name")

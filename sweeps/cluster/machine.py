@@ -44,7 +44,8 @@ def private_folder() -> Path:
 def keep_private(shared: Iterable[Path]) -> None:
     """Let this process and its children make files for their owner alone, unless one of the folders `shared` was made
     for a group to write in."""
-    if not any(path.is_dir() and path.stat().st_mode & stat.S_IWGRP for path in shared):
+    modes = [path.stat().st_mode for path in shared if path.is_dir()]
+    if not any(mode & stat.S_IWGRP and not mode & stat.S_IWOTH for mode in modes):  # open to all is not a group's
         os.umask(0o077)
 
 
