@@ -131,6 +131,7 @@ class Campaign:
         self._driver: subprocess.Popen | None = None
         self._beside: list[subprocess.Popen] = []  # drivers that were suspended, or started beside the first
         self.problems: list[str] = []
+        self._damaged: list[Path] = []
         self.faults: Counter[str] = Counter()
         self.starts = 0
         self.seconds = 0.0
@@ -160,6 +161,8 @@ class Campaign:
             for driver in self._beside:
                 if driver.wait(600) not in BESIDE:
                     self.problems.append(f"a driver beside another ended with {driver.returncode}")
+            told = (self._folder / "driver.log").read_text()
+            self.problems += [f"a damaged {path} was not named" for path in self._damaged if str(path) not in told]
             # The last driver may have ended while MLflow was away: one more start enters what is missing.
             self._start()
             if self._driver.wait() != 0:
@@ -205,13 +208,14 @@ class Campaign:
 
     def _strike(self) -> bool:
         """Draw a fault. Whether there was something that it could strike; only then it counts."""
+        alone = all(driver.poll() is not None for driver in self._beside)
         kinds = {
             "trial killed": 12,
             "trial suspended": 2,
             "driver killed": 3,
             "driver stopped by Ray": 1,
-            "driver suspended and woken": 1 if not self._beside else 0,
-            "second driver": 1 if not self._beside else 0,
+            "driver suspended and woken": 1 if alone else 0,
+            "second driver": 1 if alone else 0,
             "state damaged": 1,
             "node taken away": 2,
             "newest checkpoint cut short": 4,
@@ -283,8 +287,7 @@ class Campaign:
         return True
 
     def _damage_a_state(self) -> bool:
-        """A cell's state is cut short, and the driver dies. It must say which file and leave the rest alone; then the
-        file is removed, as it says."""
+        """A cell's state is cut short, and the driver dies. The next must name the file and go on without it."""
         paths = sorted(self.storage.glob("cells/*/state.json"))
         if not paths:
             return False
@@ -292,11 +295,7 @@ class Campaign:
         self._kill_the_driver()
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        self._start()
-        if self._driver.wait() == 2:
-            if path.parent.name not in (self._folder / "driver.log").read_text():
-                self.problems.append(f"a damaged {path.name} was not named")
-            path.write_bytes(whole)
+        self._damaged.append(path)
         return True
 
     def _take_a_node(self) -> bool:
