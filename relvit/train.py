@@ -545,10 +545,9 @@ class _Run:
         return {"loss": loss, "classification_loss": loss}
 
     def _measure_first_phase(self) -> None:
-        """At the end of a pre-training, its metrics on the test split, unless they are there already."""
-        if self.test and self.phase.name == "pretrain" and not self.results:
-            if self.phase.tasks:
-                self._keep_results(self._evaluate(self.dataset.test, "test"))
+        """At the end of a pre-training on tasks, its metrics on the test split, unless they are there already."""
+        if self.test and self.phase.name == "pretrain" and self.phase.tasks and not self.results:
+            self._keep_results(self._evaluate(self.dataset.test, "test"))
             self._keep_results(self._evaluate_features(self.dataset.test))
 
     def lacks_first_results(self, state: dict[str, Any]) -> bool:

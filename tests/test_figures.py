@@ -261,7 +261,12 @@ def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
 
 
 def test_sixteen_combinations_in_another_protocol_are_drawn_as_table_4s(tmp_path):
-    runs, metrics = conformed_runs(planned(tmp_path, "probe", seeds=(0,)), "probe")
+    runs, metrics = conformed_runs(
+        planned(
+            tmp_path, "probe", seeds=(0,), settings=("pretrain_epochs=3", "epochs=4", "warmup_epochs=1", "probe=sgd")
+        ),
+        "probe",
+    )
     figure, caption, _ = curves(runs, metrics)
     assert len([axes for axes in figure.axes if axes.get_visible()]) == 15
     assert figure.get_supxlabel() == "Linear probing epoch"

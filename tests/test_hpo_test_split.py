@@ -60,7 +60,9 @@ def test_a_pre_training_that_a_search_left_becomes_a_finished_cell_of_its_own(sm
     for _ in range(2):  # the second time it is only read
         rows = list(train(cell.pretraining(), small, tmp_path / "shared", note=silent))
         assert without_speeds(rows) == without_speeds(alone)
-        assert newest(tmp_path / "shared")["results"].keys() == {"test_sprel_accuracy", "test_abspos_accuracy"}
+        assert newest(tmp_path / "shared")["results"].keys() == {
+            *("test_sprel_accuracy", "test_abspos_accuracy", "test_knn_accuracy", "test_knn_pooled_accuracy")
+        }
 
 
 def test_without_the_pre_training_what_a_search_began_cannot_be_tested_and_says_so(small, untestable, tmp_path):

@@ -15,6 +15,8 @@ from analysis.make_tables import make, parse_arguments
 from analysis.output import provenance
 from analysis.paper import registry
 
+# A probe with a curve to draw.
+STEPWISE = ("pretrain_epochs=3", "epochs=4", "warmup_epochs=1", "probe=sgd")
 ROOT = Path(analysis.paper.__file__).parents[1]
 MODULE = '''"""Accuracy of linear probes after each combination of tasks, which the paper does not have."""
 
@@ -27,13 +29,13 @@ from analysis.paper.rules import all_above, fixed
 
 
 def layout(entries: Entries, name: str) -> Table:
-    numbers = measured(entries.labelled, "label", "test_accuracy", baseline="none")
+    numbers = measured(entries.labelled, "label", "test_accuracy")
     rows = [
         Row(label, (Entry(combination_name(label)), number_entry(row, len(entries.seeds), interval=True)))
         for label, row in zip(numbers.index, numbers.to_dict("records"))
     ]
     columns = (Column("tasks", "Tasks", align="l"), Column("accuracy", "Linear probe", "(Acc)"))
-    told = how_to_read(entries.runs, "below it the", {"all": [row.entries[-1] for row in rows]})
+    told = how_to_read("below it the", {"all": [row.entries[-1] for row in rows]})
     caption = f"Accuracy in % of linear probes. {recipe_sentence(entries.runs)} {told}"
     return entries.footnoted(Table(name, "Linear probes", columns, tuple(rows), caption))
 
@@ -57,7 +59,7 @@ def outputs(tmp_path, monkeypatch):
     monkeypatch.setattr(analysis.paper, "__path__", [*analysis.paper.__path__, str(tmp_path)])
     table = import_module("analysis.paper.probes").TABLE
     monkeypatch.setitem(registry.TABLES, table.name, table)  # the line in the registry
-    runs, metrics = made_runs(planned(tmp_path / "data", "probe", (0, 1)), "probe")
+    runs, metrics = made_runs(planned(tmp_path / "data", "probe", (0, 1), settings=STEPWISE), "probe")
     out = tmp_path / "out"
     out.mkdir()
     shown = io.StringIO()
