@@ -16,7 +16,7 @@ def test_a_sweep_survives_every_kind_of_fault(tmp_path):
         [
             *(sys.executable, str(ROOT / "benchmarks/chaos.py"), "--each", "--faults", "11", "--interval", "2"),
             *("--outage", "5", "--tasks", "none,sprel", "--report", str(tmp_path / "report.md")),
-            *("--set", "train_images=300", "--set", "pretrain_epochs=8", "--set", "epochs=8"),
+            *("--set", "train_images=300", "--set", "pretrain_epochs=40", "--set", "epochs=40"),
         ],
         capture_output=True,
         text=True,
