@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import torch
 from PIL import Image
 
 from analysis import make_tables
@@ -47,13 +48,7 @@ from sweeps.account.account import RUNNING, Account
 from sweeps.planning.plan import PlanError, Request, plan, prepare_data
 
 PATIENCE = 60  # seconds that a command may take
-STATUSES = {
-    0,
-    1,
-    2,
-    3,
-    4,
-}  # of docs/cluster.md and make_tables.py; what Python makes of a traceback is looked for apart
+STATUSES = {0, 1, 2, 3, 4}  # of docs/cluster.md and make_tables.py; a traceback is looked for apart
 SMALL = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1", "train_images=60")
 ARGUMENTS = ["--seeds", "0", *(part for each in SMALL for part in ("--set", each))]
 
@@ -595,6 +590,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--only", type=int, metavar="N", help="this case alone, with all that it says")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # the cases run in forks, in which OpenMP's other threads are missing
     cases = range(options.cases) if options.only is None else range(options.only, options.only + 1)
     ran, failed = campaign(cases, options.seed, show=options.only is not None)
     wrong = Counter(line.split(" ", 1)[1].partition(":")[0] for line in failed)

@@ -331,8 +331,10 @@ def test_a_port_that_is_taken_is_told_before_a_password_is_named(no_credentials,
 
 def test_the_servers_folder_is_shut_and_what_stays_open_is_said(tmp_path):
     folder, credentials_file = tmp_path / "mlflow", tmp_path / "credentials"
-    folder.mkdir(mode=0o755)
-    credentials_file.touch(mode=0o644)
+    folder.mkdir()
+    credentials_file.touch()
+    folder.chmod(0o755)
+    credentials_file.chmod(0o644)
     said = serve_mlflow._shut(folder, credentials_file)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert said == f"note: open to others on this machine: {credentials_file}: chmod -R go-rwx {credentials_file}"

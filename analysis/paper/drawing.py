@@ -233,10 +233,11 @@ def source_sentence(runs: pd.DataFrame) -> str:
         return [str(value) for value in sorted(runs[name].dropna().unique())]
 
     # A joint cell has no first phase: its 0 epochs of it are not a choice.
-    epochs = sorted({" + ".join(str(n) for n in row if n) for row in runs[["pretrain_epochs", "epochs"]].to_numpy()})
+    phases = runs[["pretrain_epochs", "epochs"]].fillna(0).to_numpy()
+    epochs = sorted({" + ".join(str(n) for n in row if n) for row in phases} - {""})
     seeds = values("seed")
     return (
-        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs)} epochs; "
+        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs) or 'unknown'} epochs; "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
     )
 
