@@ -237,8 +237,8 @@ def source_sentence(runs: pd.DataFrame) -> str:
     epochs = sorted({" + ".join(str(n) for n in row if n) for row in phases} - {""})
     seeds = values("seed")
     return (
-        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs) or 'unknown'} epochs; "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
+        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs) or 'unknown'} epochs"
+        f"; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
     )
 
 

@@ -242,7 +242,7 @@ def test_all_that_is_wrong_is_said_at_once_before_anything_starts(tmp_path):
     result = ablation(
         tmp_path,
         *("--study", "tabel4", "--recipe", "papper", "--tasks", "sprel+dits,none", "--backbone", "vit_s5"),
-        *("--dataset", "digit", "--set", "epocs=3", "--storage", "/proc/nowhere", "--cpus", "4096"),
+        *("--dataset", "digit", "--set", "epocs=3", "--storage", "/proc/nowhere", "--gpus", "1", "--cpus", "4096"),
     )
     assert result.returncode == 2
     for sentence in (
@@ -253,7 +253,7 @@ def test_all_that_is_wrong_is_said_at_once_before_anything_starts(tmp_path):
         "unknown data set 'digit': one of digits, cifar10, cifar100, svhn, flowers102, tiny_imagenet; did you mean",
         "unknown field 'epocs'",
         "the storage path /proc/nowhere cannot be written",
-        " GPUs and 4096 CPUs, but no node of the cluster has both",
+        "a trial asks for 1 GPUs and 4096 CPUs, but no node of the cluster has both",
     ):
         assert sentence in result.stderr
     assert result.stderr.startswith("nothing was started:")
