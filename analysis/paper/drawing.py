@@ -234,11 +234,11 @@ def source_sentence(runs: pd.DataFrame) -> str:
 
     # A joint cell has no first phase: its 0 epochs of it are not a choice.
     phases = runs[["pretrain_epochs", "epochs"]].fillna(0).to_numpy()
-    epochs = sorted({" + ".join(str(n) for n in row if n) for row in phases} - {""})
+    epochs = sorted({" + ".join(str(n) for n in row if n) or "unknown" for row in phases})
     seeds = values("seed")
     return (
-        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs) or 'unknown'} epochs"
-        f"; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
+        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs)} epochs; "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
     )
 
 
