@@ -20,12 +20,19 @@ FINAL = "final"
 _DIGITS = 16
 
 
-def save(state: dict[str, Any], folder: Location, epoch: int | None, keep: int) -> Location:
+Permit = Callable[[], object]  # asked before a checkpoint is published; raises where it must not be
+
+
+def _anybody() -> None:
+    """Whoever trains alone may write."""
+
+
+def save(state: dict[str, Any], folder: Location, epoch: int | None, keep: int, permit: Permit = _anybody) -> Location:
     """Write the state after `epoch`, or with epoch None the final one, then drop all but the newest `keep`.
 
-    A final checkpoint replaces every other.
+    A final checkpoint replaces every other. Raises what `permit` raises, and then nothing has changed.
     """
-    return _publish(_bytes_of(state), folder, epoch, keep)
+    return _publish(_bytes_of(state), folder, epoch, keep, permit)
 
 
 class Writer:
@@ -37,8 +44,8 @@ class Writer:
     took: seconds that taking and writing the last whole one took; None before the first.
     """
 
-    def __init__(self, folder: Location, keep: int):
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Location, keep: int, permit: Permit = _anybody):
+        self._folder, self._keep, self._permit = folder, keep, permit
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
         self.took: float | None = None
@@ -53,7 +60,7 @@ class Writer:
 
     def _write(self, payload: memoryview, epoch: int, taken: float) -> None:
         started = time.perf_counter()
-        _publish(payload, self._folder, epoch, self._keep)
+        _publish(payload, self._folder, epoch, self._keep, self._permit)
         self.took = taken + time.perf_counter() - started
 
     def wait(self) -> None:
@@ -77,10 +84,10 @@ def _bytes_of(state: dict[str, Any]) -> memoryview:
     return buffer.getbuffer()
 
 
-def _publish(payload: memoryview, folder: Location, epoch: int | None, keep: int) -> Location:
+def _publish(payload: memoryview, folder: Location, epoch: int | None, keep: int, permit: Permit) -> Location:
     name = FINAL if epoch is None else f"{epoch:06d}"
     path = folder / f"{name}-{_checksum(payload)}.pt"
-    write_atomic(path, payload)
+    write_atomic(path, payload, permit)
     # Another state of the same name is older, whatever its checksum sorts as.
     others = [other for other in _newest_first(folder) if other.name != path.name]
     older = [other for other in others if other.name.split("-")[0] != name]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -190,9 +190,13 @@ def location(text: str) -> Location:
     return RemotePath(f"{scheme}://{place.rstrip('/')}", options)
 
 
-def write_atomic(path: Location, payload: bytes | memoryview) -> None:
-    """Write a file so that a reader, or a machine that lost power, sees the whole of it or nothing."""
+def write_atomic(path: Location, payload: bytes | memoryview, permit: Callable[[], object] = lambda: None) -> None:
+    """Write a file so that a reader, or a machine that lost power, sees the whole of it or nothing.
+
+    permit: called at the last moment before the file can be seen; what it raises keeps it from that.
+    """
     if isinstance(path, RemotePath):
+        permit()
         path.write_bytes(payload)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,6 +206,7 @@ def write_atomic(path: Location, payload: bytes | memoryview) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        permit()
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

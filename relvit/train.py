@@ -117,6 +117,7 @@ def train(
     test: bool = True,
     stop_after: int | None = None,
     forked: Location | None = None,
+    permit: Callable[[], object] = lambda: None,
     note: Callable[[str], None] = logger.warning,
 ) -> Iterator[Row]:
     """Train a cell in `folder`, continuing from the newest whole checkpoint there.
@@ -141,6 +142,7 @@ def train(
     a later one, or with None, goes on from there.
     forked: the folder of a cell of which this one is a fork (`Cell.changed_after`). Its newest checkpoint is continued
     instead of training the same epochs again, rows included, if the two cells are one up to there.
+    permit: called before each checkpoint is published. What it raises ends the run, which then has written nothing.
 
     Yields one row per epoch with "epoch" (1-based, over all phases), "phase" and the epoch's metrics, all floats:
     losses, accuracies in percent, squared errors times 100, learning_rate, images_per_second, epoch_seconds. The
@@ -175,7 +177,7 @@ def train(
     elif (state := _state_to_fork(cell, forked, device, note)) is not None:
         run.require_same_images(state, forked)
         run.restore(state)
-        checkpoint.save(run.state(), folder, run.epoch, keep)
+        checkpoint.save(run.state(), folder, run.epoch, keep, permit)
         yield from run.history
     elif pretrained is not None:
         shared = checkpoint.load_newest(pretrained, device, note)
@@ -184,13 +186,13 @@ def train(
             yield from run.history
     due = _Due(checkpoint_every, checkpoint_minutes)
     last = cell.total_epochs if stop_after is None else stop_after
-    with checkpoint.Writer(folder, keep) as writer:
+    with checkpoint.Writer(folder, keep, permit) as writer:
         while run.epoch < last:
             row = run.train_epoch()
             ends = run.at_end_of_phase or run.epoch == last
             # The pre-training first: a run that dies between the two trains one epoch again and still leaves it.
             if run.at_end_of_phase and not run.done and pretrained is not None:
-                checkpoint.save(run.pretraining_state(), pretrained, None, keep)
+                checkpoint.save(run.pretraining_state(), pretrained, None, keep, permit)
             if due.after_epoch(writer.took) or ends:
                 writer.save(run.state(), run.epoch)
                 due.written()
@@ -201,7 +203,7 @@ def train(
     if not test or not run.done:
         return
     result = run.result()
-    checkpoint.save(run.final_state(), folder, None, keep)
+    checkpoint.save(run.final_state(), folder, None, keep, permit)
     remove_leftovers(folder)
     yield result
 

@@ -36,7 +36,7 @@ class Cells:
             self.publish(account, cell(0, name).pretraining())
         self.account = account
         source = PlanSource(list(self.items.values()), account)
-        self.queue = TrialQueue(source, account, Options(Setting(1, 0), folder), is_closed)
+        self.queue = TrialQueue(source, account, Options(Setting(1, 0), folder), "lease", is_closed)
         self.asked = 0
 
     def publish(self, account, shared) -> None:
@@ -208,7 +208,7 @@ def test_a_cell_that_was_begun_in_micro_batches_goes_on_in_them(tmp_path, asked_
     account = Account(tmp_path)
     account.mark(cell(0, "x"), "running", micro_batches=begun_in)
     item = WorkItem(cell(0, "x"), account.status(cell(0, "x")))
-    queue = TrialQueue(PlanSource([item], account), account, Options(Setting(1, 0, asked_for), tmp_path))
+    queue = TrialQueue(PlanSource([item], account), account, Options(Setting(1, 0, asked_for), tmp_path), "lease")
     config = queue.suggest("trial")[TRIAL]
     assert config["micro_batches"] == expected
     assert (config["pretrained"] is None) == (expected > 1)  # a deviation is neither shared nor taken over

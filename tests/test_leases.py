@@ -1,15 +1,24 @@
 """Which driver holds which cells: one each, the living before the late, and the dead are replaced."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
+from relvit import checkpoint
 from sweeps.account import leases
-from sweeps.account.leases import Lease, apparently_held, hold, read
+from sweeps.account.leases import Lease, LeaseLostError, apparently_held, hold, read, require
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +194,43 @@ def test_while_the_storage_is_away_nobody_is_called_dead_and_writes_wait(tmp_pat
             with pytest.raises(OSError, match="no heartbeat of this driver for 60 s"):
                 mine.may_not_write()
         assert eventually(lambda: not mine.may_not_write())  # the next heartbeat
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from sweeps.account import leases
+leases.HEARTBEAT_INTERVAL, leases.LEASE_TIMEOUT = 0.05, 0.5
+with leases.hold(Path(sys.argv[1]), ["a"], lambda: print("lost", flush=True)) as mine:
+    print(mine.name, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_trial_of_a_suspended_driver_writes_until_another_has_its_cell_and_then_no_more(tmp_path):
+    command = [sys.executable, "-c", DRIVER, tmp_path / "drivers"]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        permit = partial(require, tmp_path / "drivers", driver.stdout.readline().strip())
+
+        def written(epoch):
+            with suppress(LeaseLostError):
+                checkpoint.save({"weights": torch.ones(3)}, tmp_path / "cell", epoch, keep=9, permit=permit)
+            return {int(path.name[:6]) for path in (tmp_path / "cell").glob("*.pt")}
+
+        assert written(1) == {1}
+        driver.send_signal(signal.SIGSTOP)
+        assert written(2) == {1, 2}
+        with hold(tmp_path / "drivers", ["a"], nothing) as mine:
+            assert mine.held == {"a"}
+            assert written(3) == {1, 2}
+        assert written(4) == {1, 2}  # nor when the other has finished and nothing of it is to be seen
+        assert not list((tmp_path / "cell").glob(".*"))
+        driver.send_signal(signal.SIGCONT)
+        assert driver.stdout.readline() == "lost\n"
+    finally:
+        driver.kill()
+        driver.communicate()
 
 
 def test_many_drivers_that_start_together_share_the_cells_without_a_quarrel(tmp_path):

@@ -24,7 +24,7 @@ from sweeps.cluster.nodes import (
     verify_node,
     versions,
 )
-from sweeps.driver.options import Options
+from sweeps.driver.options import Checkpoints, Options
 from sweeps.driver.trainable import CellTrainable, trial_config
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking import reachable
@@ -226,7 +226,7 @@ def test_what_mends_itself_soon_is_waited_for(tmp_path, late, monkeypatch):
 def test_a_trial_examines_its_node_before_it_trains(tmp_path, late):
     (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",)))
     options = Options(Setting(1, 0), tmp_path / "no data")
-    config = trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options)
+    config = trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options, "lease")
     trial = CellTrainable.__new__(CellTrainable)
     trial._begin(config)
     with pytest.raises(NodeError, match=f"under the storage path {tmp_path}/results"):
@@ -239,12 +239,30 @@ def test_a_trial_says_on_which_images_it_trains(tmp_path, monkeypatch):
     (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",), settings=settings))
     options = Options(Setting(1, 0), tmp_path)
     trial = CellTrainable.__new__(CellTrainable)
-    trial._begin(trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options))
+    trial._begin(trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options, "lease"))
     report = trial.step()
     trial.cleanup()
     fingerprint = cached_fingerprint("digits", tmp_path, 16)
     assert len(fingerprint) == 16
     assert report["worker"]["data_fingerprint"] == fingerprint
+
+
+def test_a_trial_writes_its_checkpoints_while_its_driver_holds_the_cell_and_no_longer(tmp_path):
+    settings = ("pretrain_epochs=2", "epochs=2", "warmup_epochs=1", "train_images=40")
+    (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",), settings=settings))
+    account, options = Account(tmp_path / "results"), Options(Setting(1, 0), tmp_path, Checkpoints(every=1))
+    trial = CellTrainable.__new__(CellTrainable)
+    with account.hold([cell], lost=lambda: None) as hold:
+        trial._begin(trial_config(WorkItem(cell), account, options.setting, options, hold.name))
+        rows = [trial.step()["row"], trial.step()["row"]]  # the second ends a phase, so that its checkpoint is whole
+    before = sorted(account.folder(cell).iterdir())
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert len(before) == 2
+    with pytest.raises(leases.LeaseLostError):
+        for _ in range(3):
+            trial.step()
+    assert sorted(account.folder(cell).iterdir()) == before
+    trial.cleanup()
 
 
 # The tracking server

@@ -9,7 +9,8 @@ Two drivers that start together agree by Lamport's bakery: each writes what it w
 that has decided wins, else the one with the smaller ticket.
 
 A driver that was suspended finds out when it wakes: by its own clock its last heartbeat is older than the timeout, so
-it looks whether its file is still there and still its own before it lets anything be written.
+it looks whether its file is still there and still its own before it lets anything be written. Its trials, which other
+machines may run, ask the same of the file before each checkpoint: see `require`.
 """
 
 import json
@@ -30,6 +31,10 @@ HEARTBEAT_INTERVAL = 5.0  # seconds
 LEASE_TIMEOUT = 30.0  # seconds without a heartbeat after which a driver counts as dead
 
 _CHOOSING, _HOLDING = "choosing", "holding"
+
+
+class LeaseLostError(RuntimeError):
+    """Another driver has taken over what a trial works on."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class Hold:
         self._told = threading.Condition()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True, name="lease")
+
+    @property
+    def name(self) -> str:
+        """Of the lease, as `require` takes it."""
+        return self._lease.name
 
     @property
     def is_lost(self) -> bool:
@@ -135,13 +145,8 @@ class Hold:
         return not lost
 
     def _is_replaced(self) -> bool:
-        if self._confirmed is None:  # nobody has seen it yet
-            return False
-        try:
-            _path(self._folder, self._lease).read_bytes()
-        except FileNotFoundError:
-            return True
-        return any(self._lease.name in other.replaced for other in read(self._folder))
+        # Before the first heartbeat nobody has seen it.
+        return self._confirmed is not None and _is_replaced(self._folder, self._lease.name)
 
     def _is_stale(self) -> bool:
         return self._confirmed is not None and _now() - self._confirmed > LEASE_TIMEOUT
@@ -172,6 +177,21 @@ def hold(folder: Location, cells: Iterable[str], lost: Callable[[], None]) -> It
         yield holding
     finally:
         holding.release()
+
+
+def require(folder: Location, name: str) -> None:
+    """Raise LeaseLostError if the driver with the lease `name` was replaced, or has let go. One that is suspended may
+    not know. Raises OSError while the storage does not tell."""
+    if _is_replaced(folder, name):
+        raise LeaseLostError("another driver has taken over, because this trial's gave no heartbeat")
+
+
+def _is_replaced(folder: Location, name: str) -> bool:
+    try:
+        (folder / f"{name}.json").read_bytes()
+    except FileNotFoundError:
+        return True
+    return any(name in other.replaced for other in read(folder))
 
 
 def read(folder: Location) -> list[Lease]:
@@ -224,7 +244,7 @@ def _decide(folder: Location, mine: Lease) -> tuple[dict[str, str], list[Lease]]
             goes_first = lease.stage == _HOLDING or (lease.ticket, lease.name) < (mine.ticket, mine.name)
             if _is_over(lease) or sign.silent_for >= LEASE_TIMEOUT:
                 dead.append(lease)
-            elif goes_first and (sign.alive or _runs_here(lease)):
+            elif goes_first and (sign.alive or _is_awake(lease)):
                 others |= {cell: lease.who for cell in lease.cells if cell in wanted}
             else:
                 undecided = True  # it may be dead, or has to decide first what it leaves to this driver
@@ -256,8 +276,12 @@ def this_process() -> str:
 def _process_of(pid: int) -> str:
     """Raises OSError where there is none."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{pid}/{started}"
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{pid}/{_stat(pid)[19]}"
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on. Raises OSError where there is none."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _same_machine(lease: Lease) -> bool:
@@ -268,7 +292,19 @@ def _runs_here(lease: Lease) -> bool:
     if not _same_machine(lease):
         return False
     try:
-        return _process_of(int(lease.process.split("/")[-2])) == lease.process
+        return _process_of(_pid(lease)) == lease.process
+    except OSError:
+        return False
+
+
+def _pid(lease: Lease) -> int:
+    return int(lease.process.split("/")[-2])
+
+
+def _is_awake(lease: Lease) -> bool:
+    """A driver of this machine that runs need not be seen to give heartbeats, unless it is suspended."""
+    try:
+        return _runs_here(lease) and _stat(_pid(lease))[0] not in "Tt"
     except OSError:
         return False
 

@@ -33,14 +33,20 @@ class TrialQueue(Searcher):
     one calls `release` when it is published or has failed; after a failure the next in line trains it itself. An item
     is put in again with `again`, and then goes before all that were never begun. While the storage is away nothing is
     handed out, and nothing is lost. `is_closed` is asked before each trial: while it answers True, for instance because
-    the budget is spent, no more are handed out.
+    the budget is spent, no more are handed out. lease: the name of the driver's.
     """
 
     def __init__(
-        self, source: Source, account: Account, options: Options, is_closed: Callable[[], bool] = lambda: False
+        self,
+        source: Source,
+        account: Account,
+        options: Options,
+        lease: str,
+        is_closed: Callable[[], bool] = lambda: False,
     ):
         super().__init__()
-        self._source, self._account, self._options, self._is_closed = source, account, options, is_closed
+        self._source, self._account, self._options = source, account, options
+        self._lease, self._is_closed = lease, is_closed
         self._assigned: dict[str, Assignment] = {}
         self._live: dict[str, str] = {}  # by trial, its cell
         self._busy: dict[str, str] = {}  # by pre-training, the cell whose trial trains it
@@ -76,7 +82,7 @@ class TrialQueue(Searcher):
         setting = self.attempts(item).setting
         self._live[trial_id] = item.cell.cell_id
         self._assigned[trial_id] = Assignment(item, setting)
-        return {TRIAL: trial_config(item, self._account, setting, self._options)}
+        return {TRIAL: trial_config(item, self._account, setting, self._options, self._lease)}
 
     def assignment(self, trial_id: str) -> Assignment:
         """What this trial trains."""

@@ -82,7 +82,7 @@ class Reporter(Callback):
         self._peak: dict[str, int] = {}
         self._images: dict[str, str] = {}
         self._begun: dict[str, WorkItem] = {}  # by cell, what has a run that is RUNNING
-        self.queue = TrialQueue(source, account, options, lambda: self.is_out_of_budget() or hold.is_lost)
+        self.queue = TrialQueue(source, account, options, hold.name, lambda: self.is_out_of_budget() or hold.is_lost)
         self.stopper = _Stopper(self)
 
     def __getstate__(self) -> dict[str, Any]:

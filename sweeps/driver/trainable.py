@@ -8,6 +8,7 @@ the storage path belongs to the cell, whoever trains it.
 import gc
 import platform
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.util import get_node_ip_address
 from relvit.cell import Cell
 from relvit.files import location
 from relvit.vocabulary import COMPILE, DATA_FINGERPRINT, DEVICE, HOST
+from sweeps.account import leases
 from sweeps.account.account import Account
 from sweeps.account.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
 from sweeps.account.work import WorkItem
@@ -32,8 +34,9 @@ _AS_GIVEN = ("checkpoint_every", "checkpoint_minutes", "keep", "micro_batches", 
 TRIAL = "trial"  # the only entry of a trial's configuration: what `trial_config` makes
 
 
-def trial_config(item: WorkItem, account: Account, setting: Setting, options: Options) -> dict[str, Any]:
-    """The configuration of one trial: the item as plain values, and where and with what to train it."""
+def trial_config(item: WorkItem, account: Account, setting: Setting, options: Options, lease: str) -> dict[str, Any]:
+    """The configuration of one trial: the item as plain values, and where and with what to train it. lease: the name of
+    its driver's."""
     cell, checkpoints = item.cell, options.checkpoints
     # A deviation stays with the cell that has it: its pre-training is neither taken over nor left to others.
     shares = cell.has_pretraining and cell.protocol != "pretrain" and not setting.deviation
@@ -42,6 +45,7 @@ def trial_config(item: WorkItem, account: Account, setting: Setting, options: Op
         "folder": str(account.folder(cell)),
         "storage": str(account.storage),
         "driver": this_driver(),
+        "lease": lease,
         "pretrained": str(account.folder(cell.pretraining())) if shares else None,
         "data_root": str(options.data_root.absolute()),
         "cpus": setting.cpus,
@@ -117,6 +121,7 @@ class CellTrainable(tune.Trainable):
             test=config["test"],
             stop_after=config["stop_after"],
             forked=location(config["forked"]) if config["forked"] else None,
+            permit=partial(leases.require, location(config["storage"]) / "drivers", config["lease"]),
             note=self._notes.append,
             **{name: config[name] for name in _AS_GIVEN},
         )

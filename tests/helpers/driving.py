@@ -31,7 +31,7 @@ class Driving:
 
     def __init__(self, source, account: Account, gpus: float = 0, tags=None, **options):
         self.source, self.account, self.tracking, self.notes = source, account, Tracking(tags), []
-        self.hold = SimpleNamespace(is_lost=False, may_not_write=lambda: self.hold.is_lost)
+        self.hold = SimpleNamespace(name="this", is_lost=False, may_not_write=lambda: self.hold.is_lost)
         how = Options(Setting(1, gpus), account.storage / "data", **options)
         self.reporter = Reporter(source, account, self.tracking, how, self.notes.append, self.hold)
         self.trials = 0
