@@ -68,6 +68,12 @@ class RemotePath:
 
     is_dir = exists
 
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+        from pyarrow.fs import FileType
+
+        return self._store.get_file_info(self._key).type == FileType.File
+
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a store has no folders apart from the names of its files."""
 

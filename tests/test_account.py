@@ -265,7 +265,12 @@ def test_drivers_that_start_one_study_at_once_lose_nothing_of_what_either_planne
         (tmp_path / "results/studies/table4.json").unlink()
 
 
-@pytest.mark.parametrize("content", ["", '{"state": "fin', "[]", "null", '{"state": "elsewhere"}', "\x00" * 100])
+DAMAGED = ["", '{"state": "fin', "[]", "null", '{"state": "elsewhere"}', "\x00" * 100, '{"state": ["finished"]}']
+DAMAGED += ['{"state": "finished", "events": 7}', '{"state": "finished", "micro_batches": "many"}', '{"reason": ""}']
+DAMAGED += [r'{"state": "failed", "reason": "\ud800"}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_state_is_named_and_its_cell_is_taken_up_from_its_checkpoints(tmp_path, cells, caplog, content):
     account = Account(tmp_path)
     account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
@@ -278,16 +283,60 @@ def test_a_damaged_state_is_named_and_its_cell_is_taken_up_from_its_checkpoints(
     assert f"{state} is damaged" in caplog.text
     again.mark(cells[0], RUNNING)
     assert Account(tmp_path).status(cells[0]).state == RUNNING
-    if content != '{"state": "elsewhere"}':
-        assert state.with_name("state.json.damaged").read_text() == content  # nothing is thrown away
+    assert state.with_name("state.json.damaged").read_text() == content  # nothing is thrown away
 
 
-def test_a_damaged_history_is_named_and_is_no_history(tmp_path, cells, caplog):
+ROW = '{"epoch": 1, "phase": "test", %s}'
+NO_ROWS = [
+    '[{"epoch"',
+    "[7]",
+    '[{"phase": "test"}]',
+    '[{"epoch": 1, "phase": "lunch"}]',
+    '[{"epoch": "1", "phase": "test"}]',
+]
+
+
+@pytest.mark.parametrize(
+    "content", [*NO_ROWS, *(f"[{ROW % pair}]" for pair in (r'"\ud800": 1', '"a": "b"', '"a": []'))]
+)
+def test_a_damaged_history_is_named_and_is_no_history(tmp_path, cells, caplog, content):
     account = Account(tmp_path)
     account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
-    (account.folder(cells[0]) / "history.json").write_text('[{"epoch"')
+    (account.folder(cells[0]) / "history.json").write_text(content)
     assert Account(tmp_path).history(cells[0]) == []
     assert "history.json is damaged" in caplog.text
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_set_aside_when_the_file_is_written(tmp_path, cells, caplog):
+    account = Account(tmp_path)
+    account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
+    for name in ("state.json", "history.json"):
+        (account.folder(cells[0]) / name).unlink()
+        (account.folder(cells[0]) / name / "within").mkdir(parents=True)
+    again = Account(tmp_path)
+    assert (again.status(cells[0]).state, again.history(cells[0])) == (PLANNED, [])
+    assert "state.json is damaged" in caplog.text and "history.json is damaged" in caplog.text
+    again.finish(cells[0], [{"epoch": 2, "phase": "test"}])
+    assert Account(tmp_path).history(cells[0]) == [{"epoch": 2, "phase": "test"}]
+    assert len(list(account.folder(cells[0]).glob("*.damaged/within"))) == 2
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": 7}', '{"a": {"tasks": "none"}}', "TASKS"])
+def test_a_study_that_holds_no_cells_is_named_with_what_to_do(tmp_path, cells, content):
+    account = Account(tmp_path)
+    account.plan(dict.fromkeys(cells, ("table4",)))
+    path = tmp_path / "studies/table4.json"
+    path.write_text(path.read_text().replace('"sprel"', '"lunch"') if content == "TASKS" else content)
+    (problem,) = Account(tmp_path).look()
+    assert "table4.json" in problem and "another place: --storage" in problem
+
+
+@pytest.mark.parametrize("content", ['{"form": 99}', '{"form": true}', '{"form": [1]}', "[]", "folder"])
+def test_an_account_that_is_none_of_this_version_is_named(tmp_path, content):
+    marker = tmp_path / "account.json"
+    marker.mkdir() if content == "folder" else marker.write_text(content)
+    (problem,) = Account(tmp_path).look()
+    assert problem.startswith(str(marker))
 
 
 def test_a_folder_that_another_user_made_for_himself_is_told_before_the_first_trial(tmp_path, cells, monkeypatch):

@@ -26,6 +26,7 @@ from typing import Any
 
 from relvit.cell import FIELDS, LATER_FIELDS, Cell
 from relvit.files import Location, remove_leftovers, write_atomic
+from relvit.vocabulary import LAST_PHASE, TEST
 from sweeps.account import leases
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,6 +41,42 @@ _EVENTS_KEPT = 100
 
 # What a folder may hold that is not yet an account: what the analysis, the plan or a benchmark left there first.
 _HARMLESS = {"analysis", "benchmarks", "calibration.json", "drivers", "studies"}
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can hold a lone surrogate, which nothing can write.
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# What state.json holds, by name.
+_ENTRY: dict[str, Callable[[Any], bool]] = {
+    "state": lambda value: isinstance(value, str) and value in STATES,
+    "reason": _is_text,
+    "failure": _is_text,
+    "changed": _is_number,
+    "micro_batches": lambda value: _is_count(value) and value > 0,
+    "peak_gpu_bytes": _is_count,
+    "data_fingerprint": _is_text,
+    "events": lambda value: isinstance(value, list) and all(isinstance(event, list) for event in value),
+}
+
+
+_PHASES = (*LAST_PHASE.values(), TEST)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it is a row of metrics, as `relvit.train.train` yields it."""
+    if not isinstance(row, dict) or not _is_count(row.get("epoch")) or row.get("phase") not in _PHASES:
+        return False
+    return all(name.isidentifier() and _is_number(value) for name, value in row.items() if name != "phase")
 
 
 @dataclass(frozen=True)
@@ -114,15 +151,15 @@ class Account:
         marker = self.storage / "account.json"
         if marker.exists():
             try:
-                form = int(json.loads(marker.read_text())["form"])
-            except (ValueError, KeyError, TypeError):
+                form = json.loads(marker.read_text())["form"]
+            except (ValueError, LookupError, TypeError, IsADirectoryError):
                 form = None
-            if not isinstance(form, int):
+            if type(form) is not int:
                 return [f"{marker} is not an account of cells; choose another place: --storage"]
             if form != FORMAT_VERSION:
                 age = "a newer" if form > FORMAT_VERSION else "an older"
                 return [
-                    f"{self.storage} holds the account of {age} version of this project (form {form}, this one writes "
+                    f"{marker} is the account of {age} version of this project (form {form}, this one writes "
                     f"{FORMAT_VERSION}); use that version, or another place: --storage"
                 ]
         elif self.storage.is_dir():
@@ -150,10 +187,12 @@ class Account:
                 content = json.loads(path.read_text())
                 cells = [content] if path == begun else list(content.values())
                 differing = set().union(*(_differing(set(cell)) for cell in cells))
-            except (ValueError, AttributeError, TypeError):
+                if not differing:
+                    [Cell(**cell) for cell in cells]
+            except (ValueError, AttributeError, TypeError, IsADirectoryError) as error:
                 return [
-                    f"{path} does not hold cells of this project: remove it if it was damaged (the same command enters "
-                    "again what was planned), or use another place: --storage"
+                    f"{path} does not hold cells of this project ({_first_line(error)}): remove it if it was damaged "
+                    "(the same command enters again what was planned), or use another place: --storage"
                 ]
             if differing:
                 return [
@@ -212,9 +251,6 @@ class Account:
         if not entry:
             return Status(PLANNED)
         known = {name: entry[name] for name in Status.__dataclass_fields__ if name in entry}
-        if known.get("state") not in STATES:
-            _warn_of(self.folder(cell) / "state.json", f"{known.get('state')!r} is no state of a cell")
-            return Status(PLANNED, self._checkpointed_epoch(cell))
         return Status(**{**known, "epoch": self._checkpointed_epoch(cell)})
 
     def statuses(self, cells: Iterable[Cell]) -> dict[Cell, Status]:
@@ -250,8 +286,13 @@ class Account:
         _write_json(self.folder(cell) / "history.json", history)
 
     def history(self, cell: Cell) -> list[dict[str, Any]]:
-        """The rows of a cell that has ended; none where it ended without."""
-        return read_json(self.folder(cell) / "history.json", [])
+        """The rows of a cell that has ended; none where it ended without, or they are damaged."""
+        path = self.folder(cell) / "history.json"
+        rows = read_json(path, [])
+        if not all(map(_is_row, rows)):
+            _warn_of(path, "not all of it are rows of metrics")
+            return []
+        return rows
 
     def events(self, cell: Cell) -> list[tuple[float, str, str, str]]:
         """What happened to the cell: Unix time, state, reason, the driver's host; oldest first."""
@@ -302,10 +343,17 @@ class Account:
         return all(status.state == FINISHED for status in rest.values())
 
     def _entry(self, cell: Cell) -> dict[str, Any]:
-        """The content of state.json; of a cell that this driver has entered, what it entered last."""
+        """The content of state.json, {} where it is damaged; of a cell that this driver has entered, what it entered
+        last."""
         if cell.cell_id in self._known:
             return self._known[cell.cell_id]
-        return read_json(self.folder(cell) / "state.json", {})
+        path = self.folder(cell) / "state.json"
+        entry = read_json(path, {})
+        wrong = [name for name, fits in _ENTRY.items() if name in entry and not fits(entry[name])]
+        if wrong or (entry and "state" not in entry):
+            _warn_of(path, f"{wrong[0]!r} cannot be {entry[wrong[0]]!r:.60}" if wrong else "it names no state")
+            return {}
+        return entry
 
     def _checkpointed_epoch(self, cell: Cell) -> int:
         stems = (path.stem.split("-")[0] for path in self.folder(cell).glob("*-*.pt"))
@@ -348,6 +396,10 @@ def _cause(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
 def read_json(path: Location, empty: Any) -> Any:
     """What the file holds; `empty` where it is not there, or is damaged, of which a warning tells."""
     try:
@@ -357,8 +409,8 @@ def read_json(path: Location, empty: Any) -> Any:
         why = f"it holds {type(value).__name__}, not {type(empty).__name__}"
     except FileNotFoundError:
         return empty
-    except ValueError as error:
-        why = str(error)
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        why = _first_line(error)
     _warn_of(path, why)
     return empty
 
@@ -370,9 +422,11 @@ def _warn_of(path: Location, why: str) -> None:
 
 def _keep_damaged(path: Location) -> None:
     """Before a file is written anew that could not be read: what is left of it stays, under another name."""
-    if path.exists():
+    if path.is_file():
         write_atomic(path.with_name(f"{path.name}.damaged"), path.read_bytes())
 
 
 def _write_json(path: Location, value: Any) -> None:
+    if isinstance(path, Path) and path.is_dir():  # which nothing of ours made, and no file can replace
+        path.rename(path.with_name(f"{path.name}.{time.time_ns()}.damaged"))
     write_atomic(path, json.dumps(value, indent=1).encode())
