@@ -1,1 +1,11 @@
 """From MLflow runs to Parquet, tables and figures. Loads neither torch nor ray."""
+
+import sys
+
+from relvit.host import ensure_home, spare_loopback
+
+spare_loopback()
+# Before matplotlib and MLflow are imported, which ask for a home.
+_note = ensure_home()
+if _note:
+    print(f"note: {_note}", file=sys.stderr)

@@ -37,6 +37,7 @@ from analysis.paper.drawing import metrics_read
 from analysis.paper.figures import draw
 from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
+from analysis.runs import stores
 from analysis.runs.comparability import NotComparable, commits, conform
 from analysis.runs.gather import Gathered, GatherError, gather
 from relvit.cell import parse_value, unknown
@@ -46,6 +47,17 @@ DIFFERENT, BAD_REQUEST = 1, 2
 REPORT = "report"  # the document, beside which a table of a study of that name has another one
 
 
+def tracking_uri(text: str) -> str:
+    """The type of --tracking-uri."""
+    if stores.holds_password(text):
+        raise argparse.ArgumentTypeError(
+            "the URI holds a password, which ps shows to everyone on this machine: leave it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a database of "
+            "one's own, what its client reads (PGPASSWORD or ~/.pgpass)"
+        )
+    return text
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make_tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -53,6 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tracking-uri",
         default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
+        type=tracking_uri,
         metavar="URI",
         help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
     )

@@ -46,9 +46,10 @@ def main() -> int:
         return refuse(problems)
     try:
         tracker = Tracker(options.tracking_uri, options.experiment, account.storage)
+        items = work_items(account, planned)
+        changes = reconcile(items, account, tracker, alive=account.apparently_held(), thorough=True)
     except TrackingError as error:
         return refuse([str(error)])
-    changes = reconcile(work_items(account, planned), account, tracker, alive=account.apparently_held(), thorough=True)
     for change in changes:
         print(change)
     print(f"{len(planned)} cells looked at, {len(changes)} changes")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
+from relvit.host import ensure_home
 from sweeps.cluster import jobs
 from sweeps.cluster.jobs import DEFAULT_ADDRESS, INTERRUPTED
-from sweeps.cluster.machine import ensure_home
 
 NOT_SUBMITTED = 2
 

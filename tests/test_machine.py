@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis import make_tables
+from relvit import host
 from sweeps.cluster import connection, machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,31 +39,31 @@ def test_a_batch_systems_share_counts_too(monkeypatch):
 
 
 def test_the_folder_for_sockets_is_this_users_alone_and_the_same_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(machine, "_LONGEST_FOLDER", 1000)
-    folder = machine.private_folder()
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(host, "_LONGEST_FOLDER", 1000)
+    folder = host.private_folder()
     assert folder == tmp_path / f"relvit-{os.getuid()}"
     assert mode(folder) == 0o700
     folder.chmod(0o755)
-    assert machine.private_folder() == folder
+    assert host.private_folder() == folder
     assert mode(folder) == 0o700
 
 
 def test_a_link_that_somebody_put_in_its_place_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(machine, "_LONGEST_FOLDER", 1000)
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(host, "_LONGEST_FOLDER", 1000)
     (tmp_path / "elsewhere").mkdir(mode=0o777)
     (tmp_path / f"relvit-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
-    folder = machine.private_folder()
+    folder = host.private_folder()
     assert folder.resolve() != (tmp_path / "elsewhere").resolve()
     assert mode(folder) == 0o700
 
 
 def test_rays_sockets_fit_below_a_long_temporary_folder(monkeypatch):
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/tmp/" + "x" * 90)
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: "/tmp/" + "x" * 90)
     session = "ray/session_2026-11-27_01-24-11_123456_1234567/sockets/plasma_store"
     with socket.socket(socket.AF_UNIX) as end:
-        path = machine.private_folder() / session
+        path = host.private_folder() / session
         path.parent.mkdir(parents=True, exist_ok=True)
         end.bind(str(path))  # raises where the path is too long
         path.unlink()
@@ -124,16 +126,16 @@ def test_a_user_without_a_home_gets_one_and_is_told(home, monkeypatch, tmp_path)
     def nobody(uid):
         raise KeyError(uid)
 
-    monkeypatch.setattr(machine.pwd, "getpwuid", nobody)
-    monkeypatch.setattr(machine, "private_folder", lambda: tmp_path)
+    monkeypatch.setattr(host.pwd, "getpwuid", nobody)
+    monkeypatch.setattr(host, "private_folder", lambda: tmp_path)
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.delenv("HOME", raising=False)
     if home:
         monkeypatch.setenv("HOME", home)
-    said = machine.ensure_home()
+    said = host.ensure_home()
     assert os.environ["HOME"] == str(tmp_path / "home")
     assert all(name in said for name in ("HOME", "XDG_CACHE_HOME", "RAY_AUTH_TOKEN_PATH", "MPLCONFIGDIR"))
-    assert machine.ensure_home() == ""  # now there is one
+    assert host.ensure_home() == ""  # now there is one
 
 
 def test_a_ray_that_cannot_start_is_one_sentence_with_the_variable_to_set(monkeypatch):
@@ -154,3 +156,36 @@ def test_auto_without_a_running_ray_is_told_so(monkeypatch):
     with pytest.raises(connection.ClusterError, match="^no Ray runs on this machine, .*ray start --head"):
         with connection.connected("auto"):
             pass
+
+
+def test_tables_are_made_by_a_user_who_has_no_home_and_no_name(tmp_path):
+    script = (
+        "import pwd, runpy, sys\n"
+        "def nobody(uid):\n    raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "sys.argv = ['analysis/make_tables.py', '--out', 'out']\n"
+        f"runpy.run_path({str(ROOT / 'analysis/make_tables.py')!r}, run_name='__main__')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    note, *said = result.stderr.splitlines()
+    assert note.startswith("note: the home / cannot be written, so ")
+    assert said == [
+        f"no tracking database at {tmp_path}/mlflow.db: run a sweep first, or name another with --tracking-uri"
+    ]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://me:hunter2@127.0.0.1:1", "postgresql://me:hunter2@host/runs", "postgresql://host/runs?password=hunter2"],
+)
+def test_a_password_given_to_make_tables_is_refused_and_not_repeated(uri, capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_tables.parse_arguments(["--tracking-uri", uri])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "holds a password" in said and "~/.pgpass" in said
+    assert "hunter2" not in said

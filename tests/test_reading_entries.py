@@ -1,6 +1,10 @@
 """What the entries that only read the account refuse before they ask MLflow for anything."""
 
+import sqlite3
+from contextlib import closing
+
 import pytest
+from mlflow import MlflowClient
 
 from sweeps import pictures, reconcile
 from sweeps.account.account import Account
@@ -50,6 +54,22 @@ def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(entry, stora
     assert said.startswith("nothing was ")
     assert "http://me:***@127.0.0.1:1 holds a password" in said
     assert "hunter2" not in said
+
+
+def test_a_database_that_is_locked_for_longer_than_mlflow_waits_is_a_sentence(storage, monkeypatch, capfd, tmp_path):
+    account = Account(tmp_path / "results")
+    (cell,) = account.planned()
+    account.finish(cell, [{"epoch": cell.total_epochs, "phase": "test", "test_accuracy": 50.0, "selected_epoch": 1}])
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    MlflowClient(uri).create_experiment("relvit")
+    monkeypatch.setattr("sys.argv", ["reconcile.py", "--storage", storage, "--tracking-uri", uri])
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("BEGIN IMMEDIATE")  # others can read
+        assert reconcile.main() == 2
+    said = capfd.readouterr().err
+    assert said.startswith("nothing was changed: MLflow takes no writes now (") and "database is locked" in said
+    assert len(said.splitlines()) == 1
+    assert reconcile.main() == 0
 
 
 @pytest.mark.parametrize("entry", [reconcile, pictures])

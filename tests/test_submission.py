@@ -373,8 +373,9 @@ def test_a_job_has_time_to_close_its_runs_when_it_is_stopped(tmp_path):
     assert int(cluster.job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
-def test_loopback_is_not_reached_through_a_proxy(tmp_path):
-    script = "import sweeps; from requests.utils import should_bypass_proxies as by; "
+@pytest.mark.parametrize("package", ["sweeps", "analysis"])
+def test_loopback_is_not_reached_through_a_proxy(package):
+    script = f"import {package}; from requests.utils import should_bypass_proxies as by; "
     script += (
         "print(by('http://127.0.0.1:5000/x', None), by('http://mlflow.example', None), by('http://host.corp', None))"
     )

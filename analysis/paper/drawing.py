@@ -144,6 +144,7 @@ def curve(metrics: pd.DataFrame, runs: pd.DataFrame, metric: str, first_step: in
 
 def result_curve(metrics: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """The validation accuracy of the phase that classifies, over its epochs."""
+    runs = runs[runs["pretrain_epochs"].notna()]  # else nobody knows where its phase begins
     if runs.empty:
         return curve(metrics, runs, "")
     first = runs.iloc[0]

@@ -74,7 +74,11 @@ class Gathered:
     def history(self, metrics: Collection[str] | None = None, run_ids: Collection[str] | None = None) -> pd.DataFrame:
         """The points of these metrics and runs, or of all: run_id, cell_id, metric (categories), step, value, time."""
         wanted = {"metric": metrics, "run_id": run_ids}
-        conditions = [ds.field(name).isin(list(values)) for name, values in wanted.items() if values is not None]
+        conditions = [
+            ds.field(name).isin(pa.array(sorted(values), pa.string()))  # whose type none of them would not tell
+            for name, values in wanted.items()
+            if values is not None
+        ]
         where = conditions[0] if conditions else None
         for condition in conditions[1:]:
             where &= condition

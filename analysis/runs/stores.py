@@ -4,7 +4,9 @@ A database is read around MLflow's client for two reasons. The client takes mill
 a database of an older schema, or none, with it would migrate or make it, which is not a reader's business.
 """
 
+import logging
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -31,6 +33,8 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.dbmodels import models
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
+
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised here as a sentence
 
 _PAGE = 1000
 _PATIENCE = 60  # seconds that a reader waits for a writer of the same SQLite file
@@ -98,6 +102,15 @@ def open_store(uri: str) -> Store:
         what = f"sqlite:///{uri}" if uri and Path(uri).is_file() else "sqlite:///PATH or http://HOST:PORT"
         raise GatherError(f"{uri!r} is not a tracking URI; a database or a server is named like {what}")
     return Client(uri)
+
+
+def holds_password(uri: str) -> bool:
+    """Whether a URI has a password in it, which every list of processes shows: http://user:password@host, or
+    postgresql://host/name?password=..."""
+    try:
+        return bool(urlsplit(uri).password) or bool(re.search(r"[?&;](pass(word|wd)?|pwd)=", uri, re.IGNORECASE))
+    except ValueError:
+        return "@" in uri
 
 
 def without_password(uri: str) -> str:

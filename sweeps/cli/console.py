@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
+from relvit.host import ensure_home
 from sweeps.account.code_version import code_line
 from sweeps.cli.options import Places
-from sweeps.cluster.machine import ensure_home, keep_private, open_to_others
+from sweeps.cluster.machine import keep_private, open_to_others
 from sweeps.planning.plan import PlanError
 
 if TYPE_CHECKING:

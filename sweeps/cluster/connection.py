@@ -28,7 +28,8 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
-from sweeps.cluster.machine import available_cpus, private_folder
+from relvit.host import private_folder
+from sweeps.cluster.machine import available_cpus
 
 _CONNECT_SECONDS = 5
 _TOKEN_REMEDY = (

@@ -1,15 +1,9 @@
-"""This machine: which of its CPUs are this process's, a private place for what nobody else should reach, and what of
-this user's is open to its other users."""
+"""This machine: which of its CPUs are this process's, and what of this user's is open to its other users."""
 
 import os
-import pwd
 import stat
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-
-_LONGEST_FOLDER = 21  # bytes: Ray's sockets lie 86 below, and a socket's path may have 107
-_CREDENTIALS = (".ray", ".mlflow", ".aws", ".pgpass")  # what a home that is read-only may still hold
 
 
 def available_cpus() -> int:
@@ -20,25 +14,6 @@ def available_cpus() -> int:
     counts = [int(get_num_cpus(override_docker_cpu_warning=True)), len(os.sched_getaffinity(0))]
     given = os.environ.get("SLURM_CPUS_ON_NODE", "")
     return max(1, min([*counts, int(given)] if given.isdigit() and int(given) else counts))
-
-
-def private_folder() -> Path:
-    """A folder that this user alone can enter, for sockets and scratch files: the same at every call where possible.
-
-    Raises OSError where none can be made.
-    """
-    base = Path(tempfile.gettempdir())
-    if len(os.fsencode(base)) > _LONGEST_FOLDER and os.access("/tmp", os.W_OK):
-        base = Path("/tmp")
-    folder = base / f"relvit-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # somebody was here first
-            return Path(tempfile.mkdtemp(prefix="relvit-", dir=base))
-        folder.chmod(0o700)
-    return folder
 
 
 def keep_private(shared: Iterable[Path]) -> None:
@@ -68,33 +43,3 @@ def open_to_others(files: Iterable[Path]) -> list[str]:
 
 def _may_enter(folder: Path) -> bool:
     return bool(folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH))
-
-
-def ensure_home() -> str:
-    """Have $HOME name a folder that can be written, which Ray, MLflow and matplotlib need. Returns what was done about
-    it, empty if nothing: a user of a container may have no entry in the password file, or a home that is read-only."""
-    try:
-        home = Path(os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        home = Path("/")
-    os.environ.setdefault("USER", _user())
-    if home != Path("/") and os.access(home, os.W_OK | os.X_OK):
-        os.environ.setdefault("HOME", str(home))
-        return ""
-    folder = private_folder() / "home"
-    folder.mkdir(exist_ok=True)
-    for name in _CREDENTIALS:
-        if os.access(home / name, os.R_OK) and not (folder / name).is_symlink():
-            (folder / name).symlink_to(home / name)
-    os.environ["HOME"] = str(folder)
-    return (
-        f"the home {home} cannot be written, so {folder} takes its place; to choose another, set HOME, or "
-        "RAY_AUTH_TOKEN_PATH for Ray's token and XDG_CACHE_HOME and MPLCONFIGDIR for caches"
-    )
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

@@ -144,7 +144,7 @@ def _sweep(
         tracker, problem = open_tracker(sweep.places)
         if problem:
             return refuse([problem])
-        _update_tracking(console, items, account, tracker)
+        update_tracking(console, items, account, tracker)
         if not sweep.keep_pretrainings:
             account.drop_unused_pretrainings({item.cell: item.status for item in items})
         if all(item.status.state == FINISHED for item in items):
@@ -184,7 +184,7 @@ def _train(
         raise PlanError(problems)
     if sweep.gpus == AUTO:
         say(console, f"{gpus:g} GPUs a trial, by the memory that such trials need")
-    _update_tracking(console, items, account, tracker, mine=to_train)
+    update_tracking(console, items, account, tracker, mine=to_train)
     setting = Setting(sweep.cpus, gpus, sweep.micro_batches)
     budget = {"hours": sweep.hours, "gpu_hours": sweep.gpu_hours}
     how = {"compile": sweep.compile, "keep_pretrainings": sweep.keep_pretrainings}
@@ -215,14 +215,19 @@ def train_items(
     return source, outcome
 
 
-def _update_tracking(
+def update_tracking(
     console: Console, items: list[WorkItem], account: Account, tracker: "Tracker", mine: Iterable[WorkItem] = ()
 ) -> None:
-    """Let MLflow say what the account says. mine: what this driver holds."""
+    """Let MLflow say what the account says, where it takes writes now. mine: what this driver holds."""
     from sweeps.tracking.reconciliation import reconcile
+    from sweeps.tracking.tracker import TrackingError
 
     held = account.apparently_held() - {item.cell.cell_id for item in mine}
-    for change in reconcile(items, account, tracker, alive=held):
+    try:
+        changes = reconcile(items, account, tracker, alive=held)
+    except TrackingError as error:
+        changes = [f"{error}; the next start enters it"]
+    for change in changes:
         say(console, f"note: {change}")
 
 

@@ -11,7 +11,7 @@ from sweeps.account.failures import Setting
 from sweeps.account.work import work_items
 from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, ray_and_mlflow, refuse, say, stop_for_another
 from sweeps.driver.options import Checkpoints, Options
-from sweeps.driver.session import Sweep, connected_problems, train_items
+from sweeps.driver.session import Sweep, connected_problems, train_items, update_tracking
 from sweeps.planning.plan import PlanError, prepare_data
 from sweeps.search.request import Prepared, SearchRequest, base_cells, describe, open_searches, prepare, standing
 from sweeps.search.results import finals, finals_study, report
@@ -81,7 +81,6 @@ def _search_and_test(
 ) -> int:
     """The same on the connected cluster. Raises PlanError where it is not fit for the searches."""
     from sweeps.cluster import connection as cluster
-    from sweeps.tracking.reconciliation import reconcile
 
     gpus = cluster.gpus_per_trial(request.gpus)
     sweep = Sweep(request.places, request.cpus, request.gpus, gpu_hours=request.gpu_hours)
@@ -89,8 +88,7 @@ def _search_and_test(
     if problems:
         return refuse(problems)
     searches = open_searches(prepared, gpus)
-    for change in reconcile([], account, tracker, alive=account.apparently_held()):
-        say(console, f"note: {change}")
+    update_tracking(console, [], account, tracker)
     checkpoints, setting = Checkpoints(request.checkpoint_every), Setting(request.cpus, gpus)
     options = Options(setting, request.places.data_root, checkpoints, request.compile)
     say(console, standing(searches))
@@ -110,7 +108,7 @@ def _search_and_test(
     if interrupted:
         say(console, f"interrupted with {interrupted} cells to go; run the same command")
         return INTERRUPTED
-    reconcile(work_items(account, studies), account, tracker, alive=account.apparently_held())
+    update_tracking(console, work_items(account, studies), account, tracker)
     for line in report(request.places, searches, winners, account, tracker):
         say(console, line)
     return SOME_FAILED if failed or without else 0

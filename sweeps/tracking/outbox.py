@@ -68,11 +68,11 @@ class Outbox:
                 call(*arguments)
             except Exception as error:
                 if not self._passing(error):
-                    self._note(f"{self._name} refused a write, which is left out: {_line(error)}")
+                    self._note(f"{self._name} refused a write, which is left out: {line_of(error)}")
                     return
                 if since is None:
                     since = time.monotonic()
-                    self._note(f"{self._name} does not take writes, which wait: {_line(error)}")
+                    self._note(f"{self._name} does not take writes, which wait: {line_of(error)}")
                 self._closing.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
@@ -81,5 +81,7 @@ class Outbox:
                 return
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def line_of(error: Exception) -> str:
+    """An error in a line. SQLAlchemy may begin with a hint at itself."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
+    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,8 @@ from relvit.vocabulary import DATA_FINGERPRINT
 from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.failures import Setting
 from sweeps.account.work import WorkItem
-from sweeps.tracking.tracker import Tracker
+from sweeps.tracking.outbox import line_of
+from sweeps.tracking.tracker import Tracker, TrackingError, is_passing
 
 
 def reconcile(
@@ -19,7 +20,21 @@ def reconcile(
     """Returns a sentence for each change. alive: ids of cells that a driver is at work on, which are left alone.
 
     thorough: ask MLflow for the steps of every finished run (a request a run) instead of its last one alone.
+    Raises TrackingError where MLflow goes away meanwhile, or its database is locked for longer than MLflow waits.
     """
+    try:
+        return _reconcile(items, account, tracker, alive, thorough)
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        raise TrackingError(
+            f"MLflow takes no writes now ({line_of(error)}), so it may lack what the account has"
+        ) from error
+
+
+def _reconcile(
+    items: Iterable[WorkItem], account: Account, tracker: Tracker, alive: Container[str], thorough: bool
+) -> list[str]:
     changes = [
         f"closed the run of {cell_id}, left RUNNING by a driver that died" for cell_id in tracker.close_orphans(alive)
     ]

@@ -50,9 +50,10 @@ from sweeps.account.code_version import code_tags
 from sweeps.account.secrets import redacted
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 
-# MLflow announces every table that it makes in a new database.
-for _name in ("mlflow.store.db.utils", "alembic.runtime.migration"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+# MLflow announces every table that it makes in a new database, and logs the traceback of each write to one that is
+# locked; the outbox says in a line what waits.
+logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 _LOGGER = logging.getLogger(__name__)
 
