@@ -135,9 +135,9 @@ def disk(monkeypatch):
     """Lets a write come to its end once it is set."""
     sync, ready = checkpoint.write_atomic, threading.Event()
 
-    def slow(path, payload):
+    def slow(path, payload, permit):
         assert ready.wait(60)
-        sync(path, payload)
+        sync(path, payload, permit)
 
     monkeypatch.setattr(checkpoint, "write_atomic", slow)
     return ready
@@ -175,7 +175,7 @@ def test_a_checkpoint_is_whole_before_the_next_one_is_begun(disk, tmp_path):
 
 @pytest.mark.parametrize("then", ["save", "wait", "end"])
 def test_a_write_that_failed_is_heard_of_at_the_next_one_at_the_latest(then, tmp_path, monkeypatch):
-    def disk_full(path, payload):
+    def disk_full(path, payload, permit):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_atomic", disk_full)
@@ -188,7 +188,7 @@ def test_a_write_that_failed_is_heard_of_at_the_next_one_at_the_latest(then, tmp
 
 
 def test_an_error_of_the_run_is_not_hidden_by_one_of_its_last_checkpoint(tmp_path, monkeypatch):
-    def disk_full(path, payload):
+    def disk_full(path, payload, permit):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_atomic", disk_full)

@@ -230,9 +230,9 @@ def test_training_learns(small, tmp_path):
 def test_a_row_after_which_a_search_decides_has_its_checkpoint_already(options, small, tmp_path, monkeypatch):
     write_atomic = checkpoint.write_atomic
 
-    def on_a_slow_disk(path, payload):
+    def on_a_slow_disk(path, payload, permit):
         time.sleep(0.5)
-        write_atomic(path, payload)
+        write_atomic(path, payload, permit)
 
     monkeypatch.setattr(checkpoint, "write_atomic", on_a_slow_disk)
     cell = make_cell(**TINY | {"protocol": "joint", "epochs": 3})
@@ -1031,8 +1031,8 @@ def test_unless_told_otherwise_checkpoints_cost_at_most_2_percent(
     trained, spent = [0.0], [0.0]
     publish = checkpoint.write_atomic
 
-    def slow(path, payload):
-        publish(path, payload)
+    def slow(path, payload, permit):
+        publish(path, payload, permit)
         spent[0] += writing_seconds
 
     monkeypatch.setattr(checkpoint, "write_atomic", slow)
