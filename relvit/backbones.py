@@ -3,8 +3,12 @@
 B batch, N patches, D channels.
 """
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -124,6 +128,35 @@ class T2T(Backbone):
         side = self.t2t.side
         plane = sequence[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         return Features(tokens=self.pool(plane).flatten(2).transpose(1, 2), pooled=sequence[:, 0])
+
+
+def fitted(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """A backbone's state for one of another image size: learned position embeddings interpolated to its grid, as timm
+    does (bicubic, antialiased). Raises ValueError naming whatever else has another shape.
+    """
+    own, result = backbone.state_dict(), dict(state)
+    rows, columns = backbone.grid
+    for name in sorted(own.keys() & state.keys()):
+        value, wanted = state[name], own[name].shape
+        if value.shape == wanted:
+            continue
+        prefix = wanted[1] - rows * columns if value.dim() == 3 else -1
+        before = value.shape[1] - prefix if value.dim() == 3 else 0
+        if not name.endswith("pos_embed") or prefix < 0 or math.isqrt(max(0, before)) ** 2 != before:
+            raise ValueError(f"{name} is {list(value.shape)} at one image size and {list(wanted)} at the other")
+        result[name] = resample_abs_pos_embed(value, [rows, columns], num_prefix_tokens=prefix)
+    return result
+
+
+def resize_problem(name: str, image_size: int, finetune_image_size: int) -> str:
+    """Why a backbone that was pre-trained at one image size cannot go on at another; "" where it can."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        before, after = (build_backbone(name, size) for size in (image_size, finetune_image_size))
+        try:
+            fitted(before.state_dict(), after)
+        except ValueError as error:
+            return f"finetune_image_size={finetune_image_size}: {name} cannot change its image size: {error}"
+    return ""
 
 
 def start_as_published(backbone: Backbone, classifier: nn.Module | None) -> None:

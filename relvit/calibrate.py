@@ -32,7 +32,7 @@ class Cost:
 
 def measure(cell: Cell, phase: Phase, *, pair_head: str, classes: int, device: str) -> Cost:
     """Train a fresh model of this phase for a few steps; nothing is kept. `phase` need not be one of the cell's own."""
-    size = cell.image_size
+    size = phase.image_size or cell.image_size
     backbone = build_backbone(
         cell.backbone,
         phase.mega_grid * cell.patch_size or size,

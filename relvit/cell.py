@@ -79,6 +79,11 @@ class Cell:
     # Images.
     image_size: int
     train_images: int  # how many training images are used, drawn by seed, the same share of each class; 0: all
+    # Where classes of `dataset` are learned, as many of these images of each class as have a label, drawn by seed.
+    # Pre-training on tasks needs none and uses all.
+    labels_per_class: int = 0  # 0: all
+    label_share: float = 1.0  # at least one of each class; 1: all
+    finetune_image_size: int = 0  # of fine-tuning, a position embedding being interpolated; 0: image_size
 
     # Optimisation.
     pretrain_epochs: int  # 0 where the protocol is joint
@@ -150,6 +155,11 @@ class Cell:
         return side, side
 
     @property
+    def last_image_size(self) -> int:
+        """Pixels a side in the phase after which the cell is tested."""
+        return self.finetune_image_size or self.image_size
+
+    @property
     def crops_whole_images(self) -> bool:
         """Whether its data sets are kept whole, as `relvit.data.prepare` takes it."""
         return self.crop_from == "original"
@@ -204,7 +214,10 @@ class Cell:
 
     @cached_property
     def _pretraining(self) -> "Cell":
-        return make_cell(**{**self.as_dict(), "protocol": "pretrain"})
+        # Labels are those of `dataset`; what is transferred from has all of its own.
+        labels = {"labels_per_class": 0, "label_share": 1.0}
+        transfer = labels if self.pretrain_dataset != self.dataset else {}
+        return make_cell(**{**self.as_dict(), "protocol": "pretrain", **transfer})
 
     @property
     def total_epochs(self) -> int:
@@ -400,8 +413,9 @@ def _name_errors(fields: Mapping[str, Any]) -> list[str]:
         if fields[field] not in valid:
             errors.append(unknown(field, fields[field], valid))
     try:
-        if fields["image_size"] >= 1:
-            backbone_spec(fields["backbone"], fields["image_size"])
+        for field in ("image_size", "finetune_image_size"):
+            if fields[field] >= 1:
+                backbone_spec(fields["backbone"], fields[field])
     except ValueError as error:
         errors.append(str(error))
     if fields["protocol"] == "supervised":
@@ -439,14 +453,15 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
     for field in positive:
         require(fields[field] > 0, field, f"above 0 with protocol {fields['protocol']!r}")
     weights = [task.weight_field for task in TASKS.values()]
-    for field in ("seed", "train_images", "warmup_epochs", "crop_padding", "mega_grid", "weight_decay", *weights):
+    counts = ("seed", "train_images", "labels_per_class", "finetune_image_size", "warmup_epochs", "crop_padding")
+    for field in (*counts, "mega_grid", "weight_decay", *weights):
         require(fields[field] >= 0, field, "at least 0")
     require(fields["seed"] < 2**32, "seed", "below 2**32")
     for field in ("gradient_clip", "jitter_strength"):
         require(fields[field] >= 0, field, "at least 0")
     for field in ("flip_probability", "jitter_probability", "greyscale_probability"):
         require(0 <= fields[field] <= 1, field, "between 0 and 1")
-    for field in ("crop_min_area", "patch_crop"):
+    for field in ("crop_min_area", "patch_crop", "label_share"):
         require(0 < fields[field] <= 1, field, "above 0 and at most 1")
     for field in ("drop_path", "val_share"):
         require(0 <= fields[field] < 1, field, "at least 0 and below 1")
@@ -462,21 +477,15 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
         errors.append("crop_from='original' crops whole images, which have no border: set crop_padding=0")
     if fields["crop_padding"] and fields["crop_min_area"] < 1:
         errors.append("crop_padding and crop_min_area are two ways to crop: set crop_padding=0 or crop_min_area=1")
+    if fields["labels_per_class"] and fields["label_share"] < 1:
+        errors.append("labels_per_class and label_share are two ways to say one thing: set 0 or 1 for one of them")
+    if fields["finetune_image_size"] and fields["finetune_image_size"] == fields["image_size"]:
+        errors.append("finetune_image_size is image_size anyway: leave it at 0")
 
     spec = _spec(fields)
-    if spec and fields["image_size"] >= 1:
-        side, rest = divmod(fields["image_size"], spec.patch_size)
-        if rest:
-            down, up = max(side, 2) * spec.patch_size, max(side + 1, 2) * spec.patch_size
-            errors.append(
-                f"patches of {spec.patch_size} pixels ({fields['backbone']}) do not divide an image_size of "
-                f"{fields['image_size']}: try {' or '.join(str(size) for size in sorted({down, up}))}"
-            )
-        elif side < 2:
-            errors.append(
-                f"image_size {fields['image_size']} is a single patch of {fields['backbone']}: "
-                f"at least {2 * spec.patch_size} is needed"
-            )
+    for field in ("image_size", "finetune_image_size"):
+        if spec and fields[field] >= 1:
+            errors += _grid_errors(fields["backbone"], field, fields[field])
     if spec and fields["mega_grid"]:
         side = fields["image_size"] // spec.patch_size
         if not isinstance(spec, ViTSpec):
@@ -495,6 +504,22 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
                 f"that is {'everything, so set it to 1' if crop else 'nothing'}"
             )
     return errors
+
+
+def _grid_errors(backbone: str, field: str, size: int) -> list[str]:
+    """Why images of `size` pixels a side are no grid of the backbone's patches, at least 2 x 2."""
+    try:
+        patch = backbone_spec(backbone, size).patch_size
+    except ValueError:  # said where names are checked
+        return []
+    side, rest = divmod(size, patch)
+    if rest:
+        near = " or ".join(map(str, sorted({max(side, 2) * patch, max(side + 1, 2) * patch})))
+        named = f"{'an' if field == 'image_size' else 'a'} {field} of {size}"
+        return [f"patches of {patch} pixels ({backbone}) do not divide {named}: try {near}"]
+    if side < 2:
+        return [f"{field} {size} is a single patch of {backbone}: at least {2 * patch} is needed"]
+    return []
 
 
 def _spec(fields: Mapping[str, Any], ask_timm: bool = True) -> Spec | None:
@@ -528,6 +553,10 @@ def neutral_fields(fields: Mapping[str, Any], ask_timm: bool = True) -> dict[str
         }
     if tasks or fields["protocol"] != "pretrain_finetune" or fields["pretrain_dataset"] != fields["dataset"]:
         neutral["keep_classifier"] = False
+    if fields["protocol"] != "pretrain_finetune":
+        neutral["finetune_image_size"] = 0
+    if fields["protocol"] == "pretrain" and tasks:
+        neutral |= {"labels_per_class": 0, "label_share": 1.0}
     if fields["protocol"] != "pretrain_probe":
         neutral["probe"] = "sgd"
     elif fields.get("probe") == "logistic":  # run to convergence at once, and all there is to select

@@ -119,6 +119,28 @@ class Dataset:
         val = self.val if self.val is not None else self.train.part(np.sort(order[:held_out]))
         return self.train.part(fit), val
 
+    def labelled(self, split: Split, seed: int, per_class: int = 0, share: float = 1.0) -> Split:
+        """Of each class as many images of a split as have a label: per_class of them, or this share, at least one; all
+        with 0 and 1. Drawn by seed; those of a smaller number are among those of a larger.
+
+        Raises DataError where a class has fewer than per_class.
+        """
+        if not per_class and share == 1:
+            return split
+        counts = np.bincount(split.labels, minlength=len(self.classes))
+        if counts.min() < per_class:
+            fewest = int(counts.argmin())
+            raise DataError(
+                f"labels_per_class={per_class}, but class {self.classes[fewest]!r} of {self.name} has "
+                f"{counts[fewest]} of the training images used"
+            )
+        rng = np.random.default_rng([seed, 1])  # another stream than that of the splits
+        kept = []
+        for label, count in enumerate(counts):
+            members = rng.permutation(np.flatnonzero(split.labels == label))
+            kept.append(members[: per_class or max(1, round(count * share))])
+        return split.part(np.sort(np.concatenate(kept)))
+
 
 def native_image_size(name: str, data_root: Path) -> int:
     """The side in pixels at which a data set is used unless told otherwise.
@@ -147,6 +169,15 @@ def split_sizes(name: str, data_root: Path, image_size: int) -> dict[str, int]:
     except DatasetNotDownloaded:
         return dict(DATASETS[name].counts)
     return {split: len(labels) for split, (_, labels) in source.splits.items()}
+
+
+def class_count(name: str, data_root: Path, image_size: int) -> int | None:
+    """How many classes a data set has, without decoding or downloading any; None where that is not known yet."""
+    meta = _meta(_cache_folder(name, data_root, image_size))
+    try:
+        return len(read_source(name, data_root, download=False).classes if meta is None else meta["classes"])
+    except DatasetNotDownloaded:
+        return None
 
 
 def load(name: str, data_root: Path, image_size: int, whole: bool = False) -> Dataset:

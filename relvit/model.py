@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relvit.backbones import Backbone, Features
+from relvit.backbones import Backbone, Features, fitted
 from relvit.heads import task_head
 from relvit.tasks import TASKS
 
@@ -86,9 +86,9 @@ class RelViT(nn.Module):
         """Start the backbone from a pre-trained one's state.
 
         A position embedding that pre-training left out stays as freshly initialised; one that it had is taken
-        over. Raises ValueError if anything else does not match.
+        over, interpolated where the grid is another. Raises ValueError if anything else does not match.
         """
-        missing, unexpected = self.backbone.load_state_dict(state, strict=False)
+        missing, unexpected = self.backbone.load_state_dict(fitted(state, self.backbone), strict=False)
         missing = [name for name in missing if not name.endswith("pos_embed")]
         if missing or unexpected:
             raise ValueError(f"the pre-trained backbone lacks {missing} and has unknown {unexpected}")

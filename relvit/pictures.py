@@ -48,7 +48,7 @@ def _backbone(state: dict[str, Any], device: str) -> tuple[Cell, Backbone]:
     last = phases(cell)[-1]
     backbone = build_backbone(
         cell.backbone,
-        last.mega_grid * cell.patch_size or cell.image_size,
+        last.mega_grid * cell.patch_size or last.image_size,
         position_embedding=last.position_embedding,
     )
     if cell.initialisation == "published":

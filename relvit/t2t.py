@@ -82,7 +82,7 @@ class T2TViT(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 Block(dim, heads, mlp_ratio, qkv_bias=False, drop_path=rate.item())
-                for rate in torch.linspace(0, drop_path, depth)
+                for rate in torch.linspace(0, drop_path, depth, device="cpu")
             )
         )
         self.norm = nn.LayerNorm(dim)

@@ -45,7 +45,7 @@ class Phase(NamedTuple):
 
     position_embedding: whether the backbone has one; frozen: only a linear classifier is trained; mega_grid: cells a
     side that stand in for the image's patches, or 0; logistic: the classifier is fitted at once, by logistic
-    regression.
+    regression; image_size: pixels a side.
     """
 
     name: str
@@ -57,12 +57,13 @@ class Phase(NamedTuple):
     frozen: bool = False
     mega_grid: int = 0
     logistic: bool = False
+    image_size: int = 0
 
 
 def phases(cell: Cell) -> list[Phase]:
     """Section 3.2: pre-training then fine-tuning, or one joint phase ("downstream-only")."""
     if cell.protocol == "joint":
-        return [Phase("joint", cell.task_list, True, cell.epochs, cell.learning_rate)]
+        return [Phase("joint", cell.task_list, True, cell.epochs, cell.learning_rate, image_size=cell.image_size)]
     first = Phase(
         "pretrain",
         cell.task_list,
@@ -72,15 +73,16 @@ def phases(cell: Cell) -> list[Phase]:
         # A Swin Transformer's positions cannot be left out; its cells hold the neutral value, False.
         position_embedding=cell.pretrain_position_embedding,
         mega_grid=cell.mega_grid,
+        image_size=cell.image_size,
     )
     if cell.protocol == "pretrain":
         return [first]
+    last = Phase("finetune", (), True, cell.epochs, cell.learning_rate, image_size=cell.last_image_size)
     if cell.protocol == "pretrain_probe":
         # The features are probed as they were learned: with the position embedding that pre-training had.
-        kept = first.position_embedding
-        probe = Phase("probe", (), True, cell.epochs, cell.learning_rate, position_embedding=kept, frozen=True)
-        return [first, probe._replace(logistic=cell.probe == "logistic")]
-    return [first, Phase("finetune", (), True, cell.epochs, cell.learning_rate)]
+        kept, logistic = first.position_embedding, cell.probe == "logistic"
+        last = last._replace(name="probe", position_embedding=kept, frozen=True, logistic=logistic)
+    return [first, last]
 
 
 def learning_rates(
@@ -308,6 +310,9 @@ class _Run:
         cell, phase, dataset = self.cell, self.phases[index], self.datasets[index]
         self.phase_index, self.phase, self.phase_epoch, self.dataset = index, phase, 0, dataset
         self.train_split, self.val_split = dataset.train_val(cell.seed, cell.train_images, cell.val_share)
+        if phase.classify and not (phase.name == "pretrain" and cell.pretrain_dataset != cell.dataset):
+            labels = cell.labels_per_class, cell.label_share
+            self.train_split = dataset.labelled(self.train_split, cell.seed, *labels)
         self.steps_per_epoch = math.ceil(len(self.train_split) / cell.batch_size)
         # Each phase draws its fresh weights, its order and its augmentation from the seed alone, whatever happened
         # before it, so that a pre-training that was taken over leads to the same bits as one trained here.
@@ -317,7 +322,7 @@ class _Run:
         self.draws = torch.Generator(self.device).manual_seed(seed)
         backbone = build_backbone(
             cell.backbone,
-            phase.mega_grid * cell.patch_size or cell.image_size,
+            phase.mega_grid * cell.patch_size or phase.image_size,
             position_embedding=phase.position_embedding,
             drop_path=cell.drop_path,
         )
@@ -679,5 +684,5 @@ def phase_augmentation(
         names += ["augment_normalised"]
     fields = {name: getattr(cell, name) for name in names} if training else {}
     if cell.crops_whole_images:
-        fields["output_size"] = cell.image_size
+        fields["output_size"] = phase.image_size
     return Augmentation(patch_size=cell.patch_size, mean=mean, std=std, mega_grid=phase.mega_grid, **fields)

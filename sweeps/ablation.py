@@ -47,6 +47,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"combinations of {', '.join(TASKS)} to run, or none for the supervised cell, separated by commas "
         "(default: all that the study has)",
     )  # fmt: skip
+    what.add_argument(
+        "--evaluate", metavar="NAME,NAME,...",
+        help="how each pre-training of the study is evaluated, trained once for all: knn, probe (logistic regression), "
+        "finetune, each also with settings of its own, as finetune:labels_per_class=10, finetune:dataset=cifar100 or "
+        "finetune:finetune_image_size=64 (default: as the study says)",
+    )  # fmt: skip
     what.add_argument("--seeds", default="0", metavar="N,N,...", help="seeds to run each cell with (default: 0)")
     what.add_argument(
         "--only", action="append", default=[], metavar="FIELD=VALUE,...",
@@ -109,6 +115,7 @@ def request_of(options: argparse.Namespace) -> Request:
         options,
         options.study,
         options.seeds,
+        evaluate=tuple(options.evaluate.split(",")) if options.evaluate else (),
         combinations=tuple(options.tasks.split(",")) if options.tasks else None,
         only=tuple(condition for conditions in options.only for condition in conditions.split(",")),
     )

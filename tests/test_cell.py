@@ -34,6 +34,9 @@ BASE = {
     "pretrain_dataset": "digits",
     "image_size": 16,
     "train_images": 0,
+    "labels_per_class": 0,
+    "label_share": 1.0,
+    "finetune_image_size": 0,
     "pretrain_epochs": 20,
     "epochs": 20,
     "warmup_epochs": 2,
@@ -115,6 +118,9 @@ OTHER = {
     "pretrain_dataset": {"pretrain_dataset": "cifar10"},
     "image_size": {"image_size": 32},
     "train_images": {"train_images": 100},
+    "labels_per_class": {"labels_per_class": 10},
+    "label_share": {"label_share": 0.1},
+    "finetune_image_size": {"finetune_image_size": 32},
     "pretrain_epochs": {"pretrain_epochs": 21},
     "epochs": {"epochs": 21},
     "warmup_epochs": {"warmup_epochs": 3},
@@ -171,6 +177,9 @@ def test_the_cell_id_changes_with_every_field():
 def test_a_cell_of_before_a_field_came_is_the_cell_that_holds_its_default():
     before = {name: value for name, value in BASE.items() if name not in LATER_FIELDS}
     assert LATER_FIELDS == {
+        "labels_per_class": 0,
+        "label_share": 1.0,
+        "finetune_image_size": 0,
         "schedule": "none",
         "decay": "half_cosine",
         "initialisation": "timm",
@@ -467,6 +476,11 @@ OF_PRETRAINING = {
             {"keep_classifier": False, "permute_patches": False, "drloc_weight": 0.0},
         ),
         ({"probe": "logistic"}, {"probe": "sgd", "drloc_weight": 0.0}),
+        (
+            {"protocol": "pretrain", "label_share": 0.5, "finetune_image_size": 32},
+            {"label_share": 1.0, "finetune_image_size": 0, "epochs": 0, "learning_rate": 0.0, "selection": "last"}
+            | {"drloc_weight": 0.0},
+        ),
         # Logistic regression has no epochs, no rate, and nothing to select.
         (
             {"protocol": "pretrain_probe", "probe": "logistic"},
@@ -597,6 +611,7 @@ def test_a_mega_grid_goes_without_position_embeddings():
 
 # What only the phase that classifies depends on.
 OF_FINE_TUNING = {"dataset", "epochs", "learning_rate", "selection", "schedule", "probe"}
+OF_FINE_TUNING |= {"labels_per_class", "label_share", "finetune_image_size"}  # tasks need no label
 # drloc_weight acts in no pre-training, and keep_classifier after a supervised one alone.
 OF_THE_FIRST_PHASE = sorted(set(FIELDS) - OF_FINE_TUNING - {"protocol", "drloc_weight", "keep_classifier"})
 

@@ -58,8 +58,8 @@ def test_a_long_schedule_has_one_peak_and_ends_near_zero():
 def test_the_phases_of_each_protocol():
     tasks = ("sprel", "abspos")
     rates = {"pretrain_learning_rate": 0.25, "learning_rate": 0.5}
-    alone = Phase("pretrain", tasks, False, 5, 0.25, position_embedding=False, frozen=False, mega_grid=0)
-    classes = Phase("finetune", (), True, 7, 0.5, position_embedding=True, frozen=False, mega_grid=0)
+    alone = Phase("pretrain", tasks, False, 5, 0.25, position_embedding=False, frozen=False, mega_grid=0, image_size=16)
+    classes = Phase("finetune", (), True, 7, 0.5, position_embedding=True, frozen=False, mega_grid=0, image_size=16)
     fields = TINY | {"pretrain_epochs": 5, "epochs": 7} | rates
     assert phases(make_cell(**fields)) == [alone, classes]
     assert phases(make_cell(**fields | {"protocol": "pretrain"})) == [alone]
@@ -74,14 +74,14 @@ def test_the_phases_of_each_protocol():
         classes,
     ]
     assert phases(make_cell(**fields | {"tasks": "none", "pretrain_position_embedding": True})) == [
-        Phase("pretrain", (), True, 5, 0.25, position_embedding=True, frozen=False, mega_grid=0),
+        Phase("pretrain", (), True, 5, 0.25, position_embedding=True, frozen=False, mega_grid=0, image_size=16),
         classes,
     ]
     assert phases(make_cell(**fields | {"protocol": "joint"})) == [
-        Phase("joint", tasks, True, 7, 0.5, position_embedding=True, frozen=False, mega_grid=0)
+        Phase("joint", tasks, True, 7, 0.5, position_embedding=True, frozen=False, mega_grid=0, image_size=16)
     ]
     assert phases(make_cell(**fields | {"protocol": "joint", "tasks": "none"})) == [
-        Phase("joint", (), True, 7, 0.5, position_embedding=True, frozen=False, mega_grid=0)
+        Phase("joint", (), True, 7, 0.5, position_embedding=True, frozen=False, mega_grid=0, image_size=16)
     ]
 
 

@@ -17,7 +17,7 @@ from analysis.output.typeset import Entry, Table
 from analysis.paper.published import PAPER_EPOCHS, family, paper_backbones
 from analysis.runs.comparability import chosen_fields, deviations, of_recipe, shown
 from analysis.stats.seeds import by_seed
-from relvit.cell import BACKBONES, FIELDS, NONE
+from relvit.cell import BACKBONES, FIELDS, LATER_FIELDS, NONE
 from relvit.paper import section_3_1
 
 
@@ -244,7 +244,7 @@ def _other_recipe(runs: pd.DataFrame, varying: Sequence[str]) -> dict[str, list[
         acting, backbone = chosen_fields(run), str(run["backbone"])
         # The paper's backbones have one size of images each, whatever the data set's own; stand-ins may have none.
         usual = getattr(BACKBONES.get(backbone), "image_size", None)
-        paper = section_3_1(backbone, acting.get("image_size") or usual or 0)
+        paper = LATER_FIELDS | section_3_1(backbone, acting.get("image_size") or usual or 0)
         paper |= {"pretrain_dataset": run["dataset"]} | ({"image_size": usual} if usual else {})
         for name, value in paper.items():
             if name in acting and name not in (*varying, *_OWN_REASONS) and acting[name] != value:

@@ -25,7 +25,6 @@ def layout_listing(entries: Entries, name: str) -> Table:
     newest = runs.assign(own=[is_engines(run) for run in runs.to_dict("records")]).sort_values(["own", "start_time"])
     newest = newest.drop_duplicates(["label", "seed", "status"], keep="last")
     seeds = sorted(int(seed) for seed in newest["seed"].unique())
-    accuracy = measured(newest, "label", "test_accuracy")
     trained = {task for tasks in newest["tasks"].unique() for task in tasks.split("+")}
     own = {
         task.name: measured(newest, "label", f"test_{task.metric_name}", task.metric.higher_is_better)
@@ -33,7 +32,15 @@ def layout_listing(entries: Entries, name: str) -> Table:
         if task.name in trained and f"test_{task.metric_name}" in newest
     }
     columns = [Column(field, field.replace("_", " "), align="l") for field in varying]
-    columns += [*map(task_column, own), Column("accuracy", "Test accuracy", f"(Acc {UP})"), Column("n", "n")]
+    columns += map(task_column, own)
+    # A pre-training alone is tested by k-NN, where it is.
+    by_knn = (newest["protocol"] == "pretrain") & ("test_knn_accuracy" in newest)
+    tests = {}
+    if by_knn.any():
+        tests["knn", "k-NN accuracy"] = measured(newest[by_knn], "label", "test_knn_accuracy")
+    if not by_knn.all():
+        tests["accuracy", "Test accuracy"] = measured(newest[~by_knn], "label", "test_accuracy")
+    columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
     rows = []
     for key, place in zip(runs["label"], runs.index):
         if key in [row.key for row in rows]:
@@ -41,12 +48,13 @@ def layout_listing(entries: Entries, name: str) -> Table:
         texts = [Entry(keys.loc[place, field]) for field in varying]
         has = runs.loc[place, "tasks"].split("+")
         texts += [_plain_number(numbers.loc[key]) if task in has else Entry(CROSS) for task, numbers in own.items()]
-        texts.append(_plain_number(accuracy.loc[key]))
-        runs_of_cell = accuracy.loc[key, "runs"]
+        texts += [_plain_number(each.loc[key]) if key in each.index else Entry(CROSS) for each in tests.values()]
+        runs_of_cell = next((each.loc[key, "runs"] for each in tests.values() if key in each.index), ())
         texts.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(texts)))
-    how = how_to_read("below it the", {"Test accuracy": [each.entries[-2] for each in rows]})
-    caption = f"Test accuracy in % of the cells of {study}. {recipe_sentence(runs)} {how}"
+    told = {title: [row.entries[place] for row in rows] for place, (_, title) in enumerate(tests, -len(tests) - 1)}
+    how = how_to_read("below it the", told)
+    caption = f"{' and '.join(told)} in % of the cells of {study}. {recipe_sentence(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
     return footnoted(made, runs, deviations(runs, varying))
 

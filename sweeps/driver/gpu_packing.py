@@ -76,7 +76,8 @@ def _kind(cell: Cell, micro_batches: int) -> tuple:
     """What the memory of a trial depends on."""
     tasks = cell.tasks if cell.task_list else NONE
     batch = (cell.batch_size, micro_batches)
-    return (cell.backbone, cell.image_size, *batch, cell.precision, cell.pair_head, cell.mega_grid, tasks)
+    sizes = (cell.image_size, cell.last_image_size)
+    return (cell.backbone, *sizes, *batch, cell.precision, cell.pair_head, cell.mega_grid, tasks)
 
 
 def _known_peaks(account: Account, unfinished: Container[Cell]) -> dict[tuple, int]:

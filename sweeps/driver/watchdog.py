@@ -52,8 +52,10 @@ class Watchdog:
 def _kind(cell: Cell, epoch: int) -> tuple:
     """What epochs have in common that take about equally long."""
     first = cell.has_pretraining and epoch <= cell.pretrain_epochs
-    dataset = cell.pretrain_dataset if first else cell.dataset
-    return (dataset, cell.train_images, cell.backbone, cell.image_size, cell.precision, first)
+    images: tuple = (cell.dataset, cell.last_image_size, cell.labels_per_class, cell.label_share)
+    if first:
+        images = (cell.pretrain_dataset, cell.image_size, *((0, 1.0) if cell.task_list else images[2:]))
+    return (*images, cell.train_images, cell.backbone, cell.precision, first)
 
 
 class Budget:

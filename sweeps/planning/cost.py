@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relvit.cell import HEADS, NONE, PAPER_TASKS, Cell
-from relvit.data import split_sizes
+from relvit.data import class_count, split_sizes
 from relvit.files import write_atomic
 from sweeps.account.account import FINISHED, Account, Status, read_json
 from sweeps.cluster.machine import available_cpus
@@ -74,6 +74,7 @@ def estimate(
     costs = _Costs(account, "cuda" if gpus_each else "cpu")
     # Counting class folders reads the disk: once a data set, not once a cell.
     sizes_of = cache(lambda name, image_size: split_sizes(name, data_root, image_size))
+    classes_of = cache(lambda name, image_size: class_count(name, data_root, image_size))
     low = high = memory_low = memory_high = disk = largest = 0.0
     first_phases: set[str] = set()
     for cell, status in statuses.items():
@@ -84,7 +85,7 @@ def estimate(
             epochs_left = max(0, phase.epochs - done)
             done = max(0, done - phase.epochs)
             name = cell.pretrain_dataset if phase.name == "pretrain" else cell.dataset
-            sizes = sizes_of(name, cell.image_size)
+            sizes = sizes_of(name, phase.image_size)
             cost = costs.of(cell, phase)
             if phase.name == "pretrain":
                 shared = cell.pretraining().cell_id
@@ -92,7 +93,8 @@ def estimate(
                     continue
                 first_phases.add(shared)
                 disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
-            seconds = costs.epoch_seconds(cell, phase, sizes)
+            classes = classes_of(name, phase.image_size) if phase.classify and cell.labels_per_class else None
+            seconds = costs.epoch_seconds(cell, phase, sizes, classes)
             low, high = low + epochs_left * seconds[0], high + epochs_left * seconds[1]
             held: float = cost.parameters * _BYTES_PER_PARAMETER["weights"]
             held += cost.trained_parameters * _BYTES_PER_PARAMETER["trained"]
@@ -138,8 +140,9 @@ class _Costs:
         stored = self._stored[key]
         return Cost(**{**stored, "seconds_per_image": tuple(stored["seconds_per_image"])})
 
-    def epoch_seconds(self, cell: Cell, phase: "Phase", sizes: dict[str, int]) -> Interval:
-        """Low and high of one epoch with its validation."""
+    def epoch_seconds(self, cell: Cell, phase: "Phase", sizes: dict[str, int], classes: int | None = None) -> Interval:
+        """Low and high of one epoch with its validation. classes: how many, where as many images of each have a label
+        and that is known."""
         observed = self._observed.get(_observed_key(cell, phase.name))
         key = _kind(cell, _typical(phase), self._device)
         if observed:
@@ -149,6 +152,8 @@ class _Costs:
         cost = self.of(cell, phase)
         val = sizes.get("val", round(sizes["train"] * 0.1))
         train = cell.train_images or sizes["train"] - (0 if "val" in sizes else val)
+        if phase.classify:
+            train = classes * cell.labels_per_class if classes else round(train * cell.label_share)
         steps, evaluation = cost.seconds_per_image, val * cost.evaluation_seconds_per_image
         return train * min(steps) + evaluation, (train * max(steps) + evaluation) * _CROWDING
 
@@ -170,7 +175,7 @@ def _pair_head(cell: Cell) -> str:
 def _kind(cell: Cell, phase: "Phase", device: str) -> str:
     """What a step's cost per image depends on."""
     augmented = _augments_patches(cell) if phase.tasks else ()
-    parts = (cell.backbone, cell.image_size, cell.precision, _pair_head(cell), phase.mega_grid, augmented, device)
+    parts = (cell.backbone, phase.image_size, cell.precision, _pair_head(cell), phase.mega_grid, augmented, device)
     batch = cell.batch_size if device == "cuda" else "any"
     return "/".join(map(str, (*parts, batch, "+".join(phase.tasks) or "none", phase.classify, phase.frozen)))
 
@@ -182,9 +187,12 @@ def _augments_patches(cell: Cell) -> tuple[bool, ...]:
 
 def _observed_key(cell: Cell, phase: str) -> tuple:
     """Cells with this in common take the same time for an epoch of this phase on the same device."""
-    kind = (cell.backbone, cell.image_size, cell.train_images, cell.batch_size, cell.precision)
+    kind: tuple = (cell.backbone, cell.train_images, cell.batch_size, cell.precision)
+    if phase != "pretrain" or not cell.task_list:
+        kind += (cell.labels_per_class, cell.label_share)
     if phase not in ("pretrain", "joint"):
-        return (phase, cell.dataset, *kind)
+        return (phase, cell.dataset, cell.last_image_size, *kind)
+    kind += (cell.image_size,)
     name, mega_grid = (cell.pretrain_dataset, cell.mega_grid) if phase == "pretrain" else (cell.dataset, 0)
     return (phase, name, *kind, cell.tasks, cell.pair_head, mega_grid, _augments_patches(cell))
 

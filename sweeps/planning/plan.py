@@ -19,7 +19,9 @@ from relvit.data import (
 )
 from sweeps.account.account import FINISHED, Status
 from sweeps.planning.recipes import Recipe, recipe
-from sweeps.planning.studies import Spec, Study, study
+from sweeps.planning.studies import Spec, Study, parse_evaluation, study
+
+EVALUATED = "-evaluations"  # what the name of a study ends in whose pre-trainings --evaluate evaluates
 
 # Fields that the study, or an option of its own, decides.
 _DECIDED = {
@@ -45,7 +47,8 @@ class PlanError(ValueError):
 class Request:
     """What a user asked for, as typed. None: as the study, the recipe or the data set says.
 
-    study: one name, or several separated by commas; specs: cells of no study, which then take its place.
+    study: one name, or several separated by commas; specs: cells of no study, which then take its place. evaluate: how
+    each pre-training of the study is evaluated, instead of as the study says (`studies.parse_evaluation`).
     """
 
     study: str
@@ -59,6 +62,7 @@ class Request:
     settings: tuple[str, ...] = field(default=())  # "field=value"
     only: tuple[str, ...] = field(default=())  # "field=value", all of which a cell must fit
     specs: tuple[Spec, ...] = field(default=())
+    evaluate: tuple[str, ...] = field(default=())
 
 
 def plan_cells(request: Request) -> list[Cell]:
@@ -100,6 +104,7 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
         specs = chosen or specs
     specs = _select_specs(specs, request, base, problems)
     specs = _replace(specs, request, problems)
+    evaluations = {name: request.evaluate or (each.evaluate if each else ()) for name, each in studies.items()}
     # A folder without a row is read to learn its images' size: once, not once a cell.
     own_size = cache(lambda name: native_image_size(name, request.data_root))
     members: dict[Cell, list[str]] = {}
@@ -110,11 +115,21 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
         size = asked or 224  # divisible by every patch, so that only what else is wrong is found
         for seed in request.seeds:
             cell = attempt(_make, base, resolved, size, settings, seed)
-            if cell and asked:
+            if evaluations.get(name) and cell:
+                found = _evaluated(evaluations[name], cell, resolved, own_size, problems)
+                made = {each: attempt(_make, base, fields, size, settings, seed) for each, fields in found.items()}
+                problems += _evaluation_problems(made, found)
+                # What the study itself would train stays its own, beside the evaluations that were asked for here.
+                for each in filter(None, made.values()):
+                    names = [f"{study_name(name)}{EVALUATED}"] * bool(request.evaluate)
+                    names += [study_name(name)] * (each == cell or not request.evaluate)
+                    members.setdefault(each, []).extend(names if asked else [])
+            elif cell and asked:
                 problems += _idle(spec, {**resolved, **settings}, cell, name)
                 problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
                 members.setdefault(cell, []).append(study_name(name))
-    cells = list(members)
+    cells = [cell for cell in members if members[cell]]
+    problems += _resize_problems(cells)
     if wanted and not problems:
         cells = _select(cells, [each for each in request.only if _name(each) not in _OF_A_SPEC], problems)
         for name, value in settings.items():
@@ -136,6 +151,65 @@ def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:
     if "pretrain_dataset" in spec:
         resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])
     return resolved
+
+
+def _evaluated(
+    texts: Iterable[str], cell: Cell, resolved: Spec, own_size: Callable[[str], int], problems: list[str]
+) -> dict[str, dict[str, Any]]:
+    """By evaluation, the fields of the cell that it makes of one of a study's, where it has any."""
+    if not cell.has_pretraining:
+        problems.append(
+            f"--evaluate needs a pre-training, and cells of protocol {cell.protocol!r} have none: pick others with "
+            "--only protocol=NAME, or leave it out"
+        )
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        try:
+            fields = parse_evaluation(text)
+            if "dataset" in fields:  # transfer
+                own_size(fields["dataset"])  # says whether there is such a data set
+                fields["pretrain_dataset"] = cell.pretrain_dataset
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if fields["protocol"] == "pretrain" and not cell.task_list:
+            continue  # its features have no number on test images: see relvit.train
+        found[text] = {**resolved, **fields}
+    return found
+
+
+def _evaluation_problems(made: Mapping[str, Cell | None], wanted: Mapping[str, Spec]) -> list[str]:
+    """What is wrong with the evaluations of one pre-training: settings that do not act, or change it."""
+    problems, first = [], None
+    for text, cell in made.items():
+        if cell is None:
+            continue
+        own = parse_evaluation(text)
+        problems += [
+            f"--evaluate {text}: {name}={own[name]!r} has no effect there"
+            for name in own
+            if getattr(cell, name) != wanted[text][name]
+        ]
+        shared = cell if cell.protocol == "pretrain" else cell.pretraining()
+        shared = replace(shared, labels_per_class=0, label_share=1.0)  # which a supervised one reads
+        first = first or shared
+        changed = [name for name in FIELDS if getattr(shared, name) != getattr(first, name)]
+        if changed:
+            problems.append(
+                f"--evaluate {text}: {', '.join(changed)} changes the pre-training, which evaluations share; change it "
+                "for all with --set"
+            )
+    return problems
+
+
+def _resize_problems(cells: Iterable[Cell]) -> list[str]:
+    sizes = {(cell.backbone, cell.image_size, cell.finetune_image_size) for cell in cells if cell.finetune_image_size}
+    if not sizes:
+        return []
+    from relvit.backbones import resize_problem  # loads torch
+
+    return [problem for each in sorted(sizes) if (problem := resize_problem(*each))]
 
 
 def _idle(spec: Spec, wanted: dict[str, Any], cell: Cell, study: str) -> list[str]:
@@ -293,9 +367,9 @@ def shared_pretrainings(cells: Iterable[Cell]) -> dict[Cell, Cell]:
 def datasets_of(cells: Iterable[Cell]) -> list[tuple[str, int, bool]]:
     """Every data set that the cells need, with its image size and whether its images are kept whole."""
     wanted = (
-        (name, cell.image_size, cell.crops_whole_images)
+        (name, size, cell.crops_whole_images)
         for cell in cells
-        for name in (cell.dataset, cell.pretrain_dataset)
+        for name, size in ((cell.dataset, cell.last_image_size), (cell.pretrain_dataset, cell.image_size))
     )
     return [each for each in dict.fromkeys(wanted) if each[0] != NONE]
 
@@ -328,14 +402,12 @@ def prepare_data(cells: list[Cell], data_root: Path, download: bool = True) -> l
                 problems.append(
                     f"crop_from='original' changes nothing: the images of {name} are {size} x {size} pixels"
                 )
-            splits = {
-                (cell.seed, cell.train_images, cell.val_share)
-                for cell in cells
-                if (cell.image_size, cell.crops_whole_images) == (size, whole)
-                and name in (cell.dataset, cell.pretrain_dataset)
-            }
-            for split in splits:
-                dataset.train_val(*split)
+            using = [cell for cell in cells if (name, size, whole) in datasets_of([cell])]
+            train_val = cache(dataset.train_val)
+            for cell in using:
+                train, _ = train_val(cell.seed, cell.train_images, cell.val_share)
+                if cell.dataset == name:
+                    dataset.labelled(train, cell.seed, cell.labels_per_class, cell.label_share)
         except DatasetNotDownloaded as error:
             problems += [str(error)] if download else []
         except DataError as error:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import FIELDS, NONE, task_combinations, type_errors
+from relvit.cell import FIELDS, NONE, parse_value, task_combinations, type_errors
 from relvit.messages import unknown
 from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
 
@@ -30,10 +30,12 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """feeds: the table or figure of the paper; cells: what is trained, without the seed."""
+    """feeds: the table or figure of the paper; cells: what is trained, without the seed; evaluate: how each
+    pre-training is evaluated (`parse_evaluation`), instead of as the cells' protocols say."""
 
     feeds: str
     cells: tuple[Spec, ...]
+    evaluate: tuple[str, ...] = ()
 
 
 def _cell(dataset: str, backbone: str, protocol: str, tasks: str, **fields: Any) -> dict[str, Any]:
@@ -119,6 +121,35 @@ def study(name: str) -> Study:
     raise ValueError(f"{unknown('study', name, STUDIES)}; or a Python file that defines `cells`")
 
 
+EVALUATIONS: dict[str, Spec] = {
+    "knn": {"protocol": "pretrain"},
+    "probe": {"protocol": "pretrain_probe", "probe": "logistic"},
+    "finetune": {"protocol": "pretrain_finetune"},
+}
+
+
+def parse_evaluation(text: str) -> dict[str, Any]:
+    """The fields of a cell that "NAME" or "NAME:FIELD=VALUE:FIELD=VALUE" sets, NAME being one of EVALUATIONS.
+
+    Raises ValueError with the valid names and the nearest.
+    """
+    name, *settings = text.split(":")
+    if name not in EVALUATIONS:
+        raise ValueError(f"--evaluate {text}: {unknown('evaluation', name, EVALUATIONS)}")
+    fields = dict(EVALUATIONS[name])
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--evaluate {text}: {setting!r} is not written FIELD=VALUE")
+        if field in (*fields, "seed", "tasks", "backbone", "image_size", "pretrain_dataset"):
+            raise ValueError(f"--evaluate {text}: {field} is not for an evaluation to say")
+        try:
+            fields[field] = parse_value(field, value)
+        except ValueError as error:
+            raise ValueError(f"--evaluate {text}: {error}") from None
+    return fields
+
+
 def _from_file(path: Path) -> Study:
     if not path.is_file():
         raise ValueError(f"the study file {path} does not exist")
@@ -134,9 +165,12 @@ def _from_file(path: Path) -> Study:
         raise ValueError(f"the study file {path}: `cells` must be a list of dicts, not {defined['cells']!r}")
     cells = list(defined["cells"])
     problems = list(_malformed(cells))
+    evaluate = defined.get("evaluate", ())
+    if isinstance(evaluate, str) or not all(isinstance(each, str) for each in evaluate):
+        problems.append(f"`evaluate` must be a list of texts as --evaluate takes them, not {evaluate!r}")
     if problems:
         raise ValueError(f"the study file {path}: {'; '.join(problems)}")
-    return Study(str(defined.get("feeds", path.stem)), tuple(cells))
+    return Study(str(defined.get("feeds", path.stem)), tuple(cells), tuple(evaluate))
 
 
 def _malformed(cells: list[Any]) -> Iterable[str]:
