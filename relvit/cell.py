@@ -73,6 +73,7 @@ class Cell:
     backbone: str
     protocol: str
     tasks: str  # canonical: names of TASKS joined by "+" in their order there; "none": supervised
+    tasks_digest: str = ""  # of the files that tasks come from which are not this project's; "": all are
     seed: int  # weights, order, augmentation, and the validation split where the data set has none
     pretrain_dataset: str  # of the first of two phases, usually `dataset`; "none" where there is one phase
 
@@ -225,8 +226,10 @@ class Cell:
         return self.pretrain_epochs + self.epochs
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values, in order of declaration."""
-        return dataclasses.asdict(self)
+        """The fields as plain values, in order of declaration; without the weights of a file's tasks that are off, so
+        that a cell without them is read where that file is not."""
+        off = {task.weight_field for task in TASKS.values() if task.digest and task.name not in self.task_list}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in off}
 
     @cached_property
     def cell_id(self) -> str:
@@ -256,12 +259,25 @@ def add_task(task: Task) -> None:
     """
     if TASKS.get(task.name) == task:
         return
-    if not re.fullmatch("[a-z][a-z0-9_]*", task.name):
-        raise ValueError(f"a task's name is written with small letters, digits and '_', not {task.name!r}")
-    if task.name in (*TASKS, NONE, "classification") or task.weight_field in FIELDS:
-        raise ValueError(f"the name {task.name!r} of a task is taken: known are {', '.join(TASKS)}")
+    problem = name_problem(task)
+    if problem:
+        raise ValueError(problem)
     TASKS[task.name] = task
     _add_weight(task)
+
+
+def name_problem(task: Task) -> str:
+    """Why a task cannot be added under its name; "" where it can."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", str(task.name)):
+        return f"a task's name is written with small letters, digits and '_', not {task.name!r}"
+    if task.name in (*TASKS, NONE, "classification") or task.weight_field in FIELDS:
+        return f"the name {task.name!r} of a task is taken: known are {', '.join(TASKS)}"
+    return ""
+
+
+def digest_of(tasks: Iterable[str]) -> str:
+    """The field `tasks_digest` of a cell with these tasks, as they are known here."""
+    return "+".join(sorted({TASKS[task].digest for task in tasks} - {""}))
 
 
 def _add_weight(task: Task) -> None:
@@ -287,7 +303,10 @@ def make_cell(**fields: Any) -> Cell:
     This is how a recipe, which knows a value for every field, serves supervised and joint cells too.
     Raises ValueError as `Cell` does.
     """
-    return Cell(**{**fields, **neutral_fields(fields)})
+    fields = {**fields, **neutral_fields(fields)}
+    if not fields.get("tasks_digest") and isinstance(fields.get("tasks"), str):
+        fields["tasks_digest"] = digest_of(set(fields["tasks"].split("+")) & TASKS.keys())
+    return Cell(**fields)
 
 
 def task_combinations(tasks: Sequence[str] = PAPER_TASKS) -> list[str]:
@@ -561,6 +580,8 @@ def neutral_fields(fields: Mapping[str, Any], ask_timm: bool = True) -> dict[str
         neutral["probe"] = "sgd"
     elif fields.get("probe") == "logistic":  # run to convergence at once, and all there is to select
         neutral |= {"epochs": 1, "learning_rate": 0.0, "selection": "last", "schedule": NONE}
+    if not digest_of(tasks):
+        neutral["tasks_digest"] = ""
     if not any(TASKS[task].has_pair_head for task in tasks):
         neutral["pair_head"] = NONE
     if fields["protocol"] == "joint":
@@ -632,6 +653,8 @@ def _neutrality_errors(fields: Mapping[str, Any]) -> list[str]:
         for task in tasks
         if fields[TASKS[task].weight_field] == 0
     ]
+    if digest_of(tasks) and not fields["tasks_digest"]:
+        errors.append(f"tasks_digest must say from which file the tasks {fields['tasks']!r} come")
     if fields["pair_head"] == NONE and any(TASKS[task].has_pair_head for task in tasks):
         errors.append(f"pair_head must be one of {', '.join(HEADS)} with tasks={fields['tasks']!r}")
     if fields["jitter_probability"] and not fields["jitter_strength"]:

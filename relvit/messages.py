@@ -1,6 +1,7 @@
 """Wording of error messages that several modules share. Standard library only."""
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -10,3 +11,12 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(str(name), valid, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {name!r}: one of {', '.join(valid)}{hint}"
+
+
+def said_of(error: BaseException, file: str) -> str:
+    """ " in line 7 (x = y): NameError: ...": what a user's file raised, and where in it."""
+    if isinstance(error, SyntaxError):
+        return f" in line {error.lineno} ({(error.text or '').strip()}): {type(error).__name__}: {error.msg}"
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" in line {lines[-1].lineno} ({(lines[-1].line or '').strip()})" if lines else ""
+    return f"{where}: {type(error).__name__}: {error}"

@@ -7,7 +7,8 @@ keeps the combinations of PAPER_TASKS, whatever is added.
 B batch, N patches, D channels, K outputs.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pkgutil import resolve_name
@@ -70,6 +71,7 @@ class Task:
     head: (D, N) to the module that predicts, where it is another than that of `over`.
     weight: of the loss in the sum, unless a recipe has another; section 2.2: "we minimize the sum of all the losses".
     weight_range: where a search looks for it.
+    digest: of the file that the row comes from (`relvit.task_files`); "" for a row of this project.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Task:
     of_images: bool = False
     weight: float = 1.0
     weight_range: tuple[float, float] = (0.1, 10.0)
+    digest: str = ""
 
     @property
     def weight_field(self) -> str:
@@ -98,6 +101,45 @@ class Task:
     def has_pair_head(self) -> bool:
         """Whether the field `pair_head` chooses its head."""
         return self.over == PAIRS and self.head is None
+
+
+# What is known of a row without its functions, and of its metric.
+_DESCRIBED = ("name", "title", "over", "outputs", "of_images", "weight", "weight_range", "digest")
+_DESCRIBED_METRIC = ("suffix", "unit", "axis", "higher_is_better")
+
+
+def describe(names: Iterable[str]) -> str:
+    """The rows of these tasks without their functions, as text for `described`: enough to set their numbers."""
+    rows = [TASKS[name] for name in names]
+    return json.dumps(
+        [{**{each: getattr(row, each) for each in _DESCRIBED}, "metric": _described_metric(row.metric)} for row in rows]
+    )
+
+
+def _described_metric(metric: Metric) -> dict[str, Any]:
+    return {each: getattr(metric, each) for each in _DESCRIBED_METRIC}
+
+
+def described(text: str) -> list[Task]:
+    """Rows from `describe`'s text. Nothing can be trained with them: their functions are not here. Raises ValueError
+    for what is no such text."""
+    absent = Function("relvit.tasks:_absent")
+    try:
+        return [
+            Task(
+                **{each: fields[each] for each in _DESCRIBED} | {"weight_range": tuple(fields["weight_range"])},
+                target=absent,
+                loss=absent,
+                metric=Metric(**{each: fields["metric"][each] for each in _DESCRIBED_METRIC}, function=absent),
+            )
+            for fields in json.loads(text)
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no description of tasks: {text[:200]}") from error
+
+
+def _absent(*arguments: Any) -> Any:
+    raise ValueError("the functions of this task are in a file that was not given: --tasks-file")
 
 
 _ROWS = (

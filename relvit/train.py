@@ -21,7 +21,7 @@ from relvit import checkpoint
 from relvit.augment import Augmentation
 from relvit.backbones import build_backbone, start_as_published
 from relvit.batches import Batches
-from relvit.cell import NONE, Cell
+from relvit.cell import NONE, Cell, digest_of
 from relvit.data import Dataset, Split
 from relvit.features import STRENGTHS, Linear, fit_logistic, knn_accuracy
 from relvit.files import Location, remove_leftovers
@@ -296,6 +296,11 @@ class _Run:
         if not 1 <= micro_batches <= cell.batch_size:
             raise ValueError(
                 f"micro_batches must be between 1 and the batch size {cell.batch_size}, not {micro_batches}"
+            )
+        if cell.tasks_digest != digest_of(cell.task_list):
+            raise ValueError(
+                f"{cell.cell_id} is of tasks in a file with digest {cell.tasks_digest}, and that which is known here "
+                f"has {digest_of(cell.task_list) or 'none'}: bring the file of then back, or plan the cell anew"
             )
         self.cell, self.device, self.micro_batches, self.test = cell, device, micro_batches, test
         self.compile, self.note, self.batches = compile, note, Batches(device, gpu_share, note)

@@ -15,6 +15,7 @@ FAILURE = "failure"  # the class of that (sweeps/account/failures.py)
 DEVIATION = "deviation"  # in what the training differs from the cell's own settings: "micro_batches=4"
 DUPLICATE = "duplicate_of"  # another run stands for the cell; a run with this tag has no cell_id
 HISTORY_POINTS = "history_points"  # how many points the artifact HISTORY holds
+TASK_ROWS = "task_rows"  # what is known of its tasks that come from a file, without their functions
 PICTURES_DRAWN = "pictures"  # the pictures that were logged, or "none"
 
 # Where a run comes from: which code, which data, which machine

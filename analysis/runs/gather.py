@@ -37,8 +37,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from analysis.runs.stores import POINTS, GatherError, Run, Store, open_store
 from relvit import vocabulary
-from relvit.cell import FIELDS, LATER_FIELDS, parse_value
-from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY
+from relvit.cell import FIELDS, LATER_FIELDS, TASKS, add_task, parse_value
+from relvit.tasks import described
+from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY, TASK_ROWS
 
 __all__ = ["Gathered", "GatherError", "gather"]
 
@@ -106,6 +107,7 @@ def gather(tracking_uri: str, experiment: str, folder: Path, console: Console | 
     if not runs:
         others = f"; its {len(listed)} runs carry no tag {CELL_ID!r}, so they are not of this project" * bool(listed)
         raise GatherError(f"experiment {experiment!r} has no runs of cells yet{others}")
+    _know_tasks(runs, notes)
     frame = _runs_frame(runs, notes)
     home = folder / ".gathered"
     home.mkdir(parents=True, exist_ok=True)
@@ -148,6 +150,17 @@ def _runs_of_cells(listed: list[Run], notes: list[str]) -> list[Run]:
     if homeless:
         notes.append(f"{_count(homeless, 'run')} without the tag {STUDY!r}: in the tables, but in no study")
     return sorted(chosen.values(), key=lambda run: (run.start_time, run.run_id))
+
+
+def _know_tasks(runs: list[Run], notes: list[str]) -> None:
+    """Make the tasks known that come from files, as their runs describe them: of two under one name, the newer."""
+    for text in dict.fromkeys(run.tags[TASK_ROWS] for run in reversed(runs) if run.tags.get(TASK_ROWS)):
+        try:
+            for task in described(text):
+                if task.name not in TASKS:
+                    add_task(task)
+        except ValueError as error:
+            notes.append(f"tag {TASK_ROWS}: {error}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import FIELDS, LATER_FIELDS, Cell
+from relvit.cell import FIELDS, LATER_FIELDS, TASKS, Cell
 from relvit.files import Location, remove_leftovers, write_atomic
 from relvit.vocabulary import LAST_PHASE, TEST
 from sweeps.account import leases
@@ -34,6 +34,7 @@ _LOGGER = logging.getLogger(__name__)
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
 # What becomes of a trial of a hyperparameter search: stopped early, or trained to its last epoch but never tested.
 PRUNED, SEARCHED = "pruned", "searched"
+_WEIGHTS = {task.weight_field for task in TASKS.values()}
 STATES = {PLANNED, RUNNING, FINISHED, FAILED, PRUNED, SEARCHED}
 
 FORMAT_VERSION = 1  # of the files under a storage path; raised when older programs could not read them
@@ -186,9 +187,9 @@ class Account:
             try:
                 content = json.loads(path.read_text())
                 cells = [content] if path == begun else list(content.values())
-                differing = set().union(*(_differing(set(cell)) for cell in cells))
+                differing = set().union(*map(_differing, cells))
                 if not differing:
-                    [Cell(**cell) for cell in cells]
+                    [Cell(**cell) for cell in cells if _are_known(cell)]
             except (ValueError, AttributeError, TypeError, IsADirectoryError) as error:
                 return [
                     f"{path} does not hold cells of this project ({_first_line(error)}): remove it if it was damaged "
@@ -223,12 +224,13 @@ class Account:
                 _write_json(path, read_json(path, {}) | cells)
 
     def planned(self) -> dict[Cell, tuple[str, ...]]:
-        """All that was ever asked for, as `plan` takes it."""
+        """All that was ever asked for, as `plan` takes it, but for cells of tasks in a file that was not given here."""
         studies: dict[Cell, list[str]] = {}
         paths: list[Location] = [*self.storage.glob("studies/*.json")]
         for path in sorted(paths, key=lambda path: path.name):
             for fields in read_json(path, {}).values():
-                studies.setdefault(Cell(**fields), []).append(path.stem)
+                if _are_known(fields):
+                    studies.setdefault(Cell(**fields), []).append(path.stem)
         return {cell: tuple(names) for cell, names in studies.items()}
 
     @contextmanager
@@ -368,8 +370,14 @@ def count_states(statuses: Iterable[Status]) -> dict[str, int]:
     return counts
 
 
-def _differing(fields: set[str]) -> set[str]:
+def _are_known(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell's tasks are known here: a file of them may not have been given."""
+    return not cell.get("tasks_digest") or set(cell["tasks"].split("+")) <= set(TASKS)
+
+
+def _differing(cell: Mapping[str, Any]) -> set[str]:
     """Fields of a cell that this version has not, and those that it cannot do without."""
+    fields = set(cell) if _are_known(cell) else {name for name in cell if not name.endswith("_weight")} | _WEIGHTS
     return (fields - set(FIELDS)) | (set(FIELDS) - set(LATER_FIELDS) - fields)
 
 

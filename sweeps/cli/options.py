@@ -109,6 +109,10 @@ def add_cell_options(group: Any, recipe: str, default: str) -> None:
     )
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the data set's)")
     group.add_argument(
+        "--tasks-file", type=folder, metavar="FILE",
+        help="a Python file of further tasks, which cells may then name: see relvit/task_files.py",
+    )  # fmt: skip
+    group.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
         help="change one field of the recipe, for instance epochs=50; may be repeated",
     )  # fmt: skip
@@ -116,7 +120,7 @@ def add_cell_options(group: Any, recipe: str, default: str) -> None:
 
 def request_of(arguments: argparse.Namespace, study: str, seeds: tuple[int, ...], **more: Any) -> Request:
     """The plan's request, of `add_cell_options` and more."""
-    names = ("recipe", "data_root", "dataset", "backbone", "image_size")
+    names = ("recipe", "data_root", "dataset", "backbone", "image_size", "tasks_file")
     given = {name: getattr(arguments, name) for name in names}
     return Request(study=study, seeds=seeds, settings=tuple(arguments.settings), **given, **more)
 

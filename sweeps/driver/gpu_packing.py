@@ -11,6 +11,7 @@ from dataclasses import replace
 import ray
 
 from relvit.cell import HEADS, NONE, Cell
+from relvit.task_files import add_tasks_source, sources_of
 from sweeps.account.account import FINISHED, Account
 from sweeps.account.work import WorkItem
 from sweeps.cluster.connection import ClusterError
@@ -54,7 +55,7 @@ def measured_gpus(
     statuses = {item.cell: item.status for item in items}
     parts = {cell: max(micro_batches, status.micro_batches) for cell, status in statuses.items()}
     known = _known_peaks(account, statuses)
-    unknown = {_kind(cell, part): (cell.as_dict(), part) for cell, part in parts.items()}
+    unknown = {_kind(cell, part): (cell.as_dict(), part, sources_of(cell.tasks_digest)) for cell, part in parts.items()}
     unknown = [each for kind, each in unknown.items() if kind not in known]
     measured, total = ray.get(ray.remote(num_gpus=1)(_measure).remote(unknown))
     if total is None:
@@ -90,7 +91,7 @@ def _known_peaks(account: Account, unfinished: Container[Cell]) -> dict[tuple, i
     return peaks
 
 
-def _measure(cells: list[tuple[dict, int]]) -> tuple[list[float | None], float | None]:
+def _measure(cells: list[tuple[dict, int, list[tuple[str, str]]]]) -> tuple[list[float | None], float | None]:
     """On a GPU: the most bytes that a few steps of each cell's phases took, in so many micro-batches, None where it
     does not have as many; and the bytes that it has."""
     import torch
@@ -101,7 +102,9 @@ def _measure(cells: list[tuple[dict, int]]) -> tuple[list[float | None], float |
     if not torch.cuda.is_available():
         return [], None
     peaks: list[float | None] = []
-    for fields, micro_batches in cells:
+    for fields, micro_batches, task_files in cells:
+        for name, text in task_files:
+            add_tasks_source(name, text)
         cell = Cell(**fields)
         part = replace(cell, batch_size=math.ceil(cell.batch_size / micro_batches))
         for phase in phases(cell):

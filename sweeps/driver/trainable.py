@@ -17,6 +17,7 @@ from ray.util import get_node_ip_address
 
 from relvit.cell import Cell
 from relvit.files import location
+from relvit.task_files import add_tasks_source, sources_of
 from relvit.vocabulary import COMPILE, DATA_FINGERPRINT, DEVICE, HOST
 from sweeps.account import leases
 from sweeps.account.account import Account
@@ -57,6 +58,7 @@ def trial_config(item: WorkItem, account: Account, setting: Setting, options: Op
         "compile": options.compile,
         "test": item.test,
         "stop_after": item.stop_after,
+        "task_files": sources_of(cell.tasks_digest),
         "forked": str(account.folder(item.forked)) if item.forked else None,
     }
 
@@ -81,6 +83,8 @@ class CellTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         import torch
 
+        for name, text in config["task_files"]:
+            add_tasks_source(name, text)
         torch.set_num_threads(max(1, int(config["cpus"])))
         # Never less than the trial was given: a GPU that torch cannot use is its node's failure.
         self._device = "cuda" if config["gpus"] else "cpu"

@@ -17,6 +17,7 @@ from relvit.data import (
     native_image_size,
     prepare,
 )
+from relvit.task_files import add_tasks_file
 from sweeps.account.account import FINISHED, Status
 from sweeps.planning.recipes import Recipe, recipe
 from sweeps.planning.studies import Spec, Study, parse_evaluation, study
@@ -31,6 +32,7 @@ _DECIDED = {
     "tasks": "--tasks",
     "seed": "--seeds",
     "protocol": "--study",
+    "tasks_digest": "--tasks-file",
 }
 
 
@@ -48,7 +50,8 @@ class Request:
     """What a user asked for, as typed. None: as the study, the recipe or the data set says.
 
     study: one name, or several separated by commas; specs: cells of no study, which then take its place. evaluate: how
-    each pre-training of the study is evaluated, instead of as the study says (`studies.parse_evaluation`).
+    each pre-training of the study is evaluated, instead of as the study says (`studies.parse_evaluation`); tasks_file:
+    `relvit.task_files`.
     """
 
     study: str
@@ -63,6 +66,7 @@ class Request:
     only: tuple[str, ...] = field(default=())  # "field=value", all of which a cell must fit
     specs: tuple[Spec, ...] = field(default=())
     evaluate: tuple[str, ...] = field(default=())
+    tasks_file: Path | None = None
 
 
 def plan_cells(request: Request) -> list[Cell]:
@@ -81,6 +85,8 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
             problems.append(str(error))
             return None
 
+    if request.tasks_file:
+        attempt(add_tasks_file, request.tasks_file)
     # Where a name is wrong, a stand-in lets the rest be checked too.
     named = {} if request.specs else {name: attempt(study, name) for name in request.study.split(",")}
     studies = named or {request.study: Study("", request.specs)}

@@ -12,6 +12,9 @@ is a Python file with such a list:
 
     python sweeps/ablation.py --study heads.py
 
+`tasks_file = "mytasks.py"` in it names a file of further tasks (`relvit.task_files`), beside the study file. Such a
+file is a study itself: of the combinations of the paper's tasks and its own, on Table 4's data set and backbone.
+
 A study file is code and runs with your rights: read one before you run it.
 """
 
@@ -21,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import FIELDS, NONE, parse_value, task_combinations, type_errors
-from relvit.messages import unknown
+from relvit.cell import FIELDS, NONE, PAPER_TASKS, parse_value, task_combinations, type_errors
+from relvit.messages import said_of, unknown
 from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
+from relvit.task_files import add_tasks_file
 
 Spec = Mapping[str, Any]
 
@@ -158,7 +162,13 @@ def _from_file(path: Path) -> Study:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a user's file may raise is what is wrong with it
-        raise ValueError(f"the study file {path} does not import: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the study file {path} does not import{said_of(error, str(path))}") from error
+    if "tasks" in defined and "cells" not in defined:
+        names = add_tasks_file(path)
+        cells = [_two_phases("cifar10", "vit_s4", tasks) for tasks in task_combinations((*PAPER_TASKS, *names))]
+        return Study(str(defined.get("feeds", path.stem)), tuple(cells))
+    if "tasks_file" in defined:
+        add_tasks_file(path.parent / str(defined["tasks_file"]))
     if "cells" not in defined:
         raise ValueError(f"the study file {path} does not define `cells`, a list of dicts with fields of a cell")
     if not isinstance(defined["cells"], Iterable):

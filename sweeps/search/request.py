@@ -52,6 +52,7 @@ class SearchRequest:
     dataset: str | None = None
     backbone: str | None = None
     image_size: int | None = None
+    tasks_file: Path | None = None
     space: Path | None = None
     tune: str | None = None
     trials: int | None = None
@@ -98,7 +99,8 @@ def base_cells(request: SearchRequest) -> list[Cell]:
         embedding = {"pretrain_position_embedding": True} if tasks == NONE and protocol != "joint" else {}
         spec = {"dataset": "cifar10", "backbone": "vit_s4", "protocol": protocol, "tasks": tasks, **embedding}
         specs = (spec,)
-    given = {name: getattr(request, name) for name in ("recipe", "dataset", "backbone", "image_size", "settings")}
+    names = ("recipe", "dataset", "backbone", "image_size", "tasks_file", "settings")
+    given = {name: getattr(request, name) for name in names}
     own = {"data_root": request.places.data_root, "combinations": combinations, "specs": specs}
     problems = _contradictions(request)
     try:

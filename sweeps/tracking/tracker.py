@@ -29,6 +29,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from relvit.cell import Cell
 from relvit.files import Location
+from relvit.tasks import describe
 from relvit.vocabulary import (
     CELL_ID,
     DEVIATION,
@@ -44,6 +45,7 @@ from relvit.vocabulary import (
     SELECTED_EPOCH,
     STORAGE,
     STUDY,
+    TASK_ROWS,
     TEST,
 )
 from sweeps.account.code_version import code_tags
@@ -164,6 +166,7 @@ class Tracker:
             REASON: "",
             FAILURE: "",
             DEVIATION: deviation,
+            **({TASK_ROWS: describe(cell.task_list)} if cell.tasks_digest else {}),
             **self._origin,
         }
         run = self._runs.get(cell_id)

@@ -1,0 +1,139 @@
+"""Tasks from a user's file: a list `tasks` of rows as in `relvit.tasks`, checked before anything is trained with them.
+
+    from relvit.tasks import MSE, PATCHES, Task
+
+    tasks = [Task(name="bright", title="Brightness", over=PATCHES, outputs=1, target=..., loss=..., metric=MSE)]
+
+What the file holds is part of every cell that uses one of its tasks (field `tasks_digest`): another content, another
+cell. It goes to other processes as text, so that it must be whole in itself: what it imports has to be installed there.
+A tasks file is code and runs with your rights: read one before you run it.
+"""
+
+import hashlib
+import linecache
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from relvit.cell import add_task, name_problem
+from relvit.messages import said_of, unknown
+from relvit.tasks import PAIRS, PATCHES, TASKS, Metric, Task
+
+_SIDE, _BATCH, _DIM = 3, 2, 8  # of the grid and the features that rows are checked with
+_SOURCES: dict[str, tuple[str, str]] = {}  # by digest, the name and the text of the files that were read
+
+
+def add_tasks_file(path: Path) -> tuple[str, ...]:
+    """Make the tasks of a file known; those of one that is known already stay. Returns their names.
+
+    Raises ValueError with all that is wrong with them.
+    """
+    try:
+        return add_tasks_source(path.name, path.read_text())
+    except OSError as error:
+        raise ValueError(f"the tasks file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the tasks file {path} is no text: {error}") from error
+
+
+def add_tasks_source(name: str, text: str) -> tuple[str, ...]:
+    """As `add_tasks_file`, of a file of that name with this text."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    if digest not in _SOURCES:
+        rows = _rows(name, text)
+        problems = [f"the tasks file {name}: {problem}" for row in rows for problem in row_problems(row, name)]
+        names = [row.name for row in rows]
+        problems += [f"the tasks file {name} names {each!r} twice" for each in {*names} if names.count(each) > 1]
+        if problems:
+            raise ValueError("; ".join(problems))
+        for row in rows:
+            add_task(replace(row, digest=digest))
+        _SOURCES[digest] = name, text
+    return tuple(task.name for task in TASKS.values() if task.digest == digest)
+
+
+def sources_of(tasks_digest: str) -> list[tuple[str, str]]:
+    """The files that a cell's tasks come from, for `add_tasks_source` in another process."""
+    return [_SOURCES[digest] for digest in tasks_digest.split("+") if digest in _SOURCES]
+
+
+def _rows(name: str, text: str) -> list[Any]:
+    module = ModuleType(f"relvit_tasks_{Path(name).stem}")
+    module.__file__ = name
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # for tracebacks, and torch.compile
+    try:
+        exec(compile(text, name, "exec"), module.__dict__)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file may raise is what is wrong with it
+        raise ValueError(f"the tasks file {name} does not import{said_of(error, name)}") from error
+    rows = getattr(module, "tasks", None)
+    if not isinstance(rows, (list, tuple)) or not rows:
+        raise ValueError(f"the tasks file {name} does not define `tasks`, a list of relvit.tasks.Task")
+    strangers = [row for row in rows if not isinstance(row, Task)]
+    if strangers:
+        raise ValueError(f"the tasks file {name}: {strangers[0]!r} in `tasks` is no relvit.tasks.Task")
+    return list(rows)
+
+
+def row_problems(task: Task, file: str = "") -> list[str]:
+    """What is wrong with a row, one sentence each. Its functions, of this file, are called on a small grid with random
+    features."""
+    problems = [name_problem(task)] if name_problem(task) else []
+    if task.over not in (PAIRS, PATCHES):
+        problems.append(f"{task.name}: {unknown('over', task.over, (PAIRS, PATCHES))}")
+    if not isinstance(task.metric, Metric):
+        problems.append(f"{task.name}: its metric must be a relvit.tasks.Metric, not {task.metric!r}")
+    if not isinstance(task.outputs, int) or task.outputs < 0:
+        problems.append(f"{task.name}: outputs must be a whole number, at least 0, not {task.outputs!r}")
+    if not 0 < task.weight < math.inf:
+        problems.append(f"{task.name}: weight must be above 0, not {task.weight!r}")
+    low, high = task.weight_range
+    if not 0 < low < high < math.inf:
+        problems.append(f"{task.name}: weight_range must rise from above 0, not {task.weight_range!r}")
+    return problems or _function_problems(task, file)
+
+
+def _function_problems(task: Task, file: str) -> list[str]:
+    import torch
+
+    from relvit.heads import task_head
+
+    patches, step = _SIDE**2, "target"
+    leading = (patches, patches) if task.over == PAIRS else (patches,)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_BATCH, 3, 8 * _SIDE, 8 * _SIDE, generator=generator)
+    tokens = torch.randn(_BATCH, patches, _DIM, generator=generator)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            target = task.target(images, _SIDE, _SIDE) if task.of_images else task.target(_SIDE, _SIDE)
+            wanted = (_BATCH, *leading) if task.of_images else leading
+            shape = tuple(target.shape) if isinstance(target, torch.Tensor) else None
+            if shape is None or shape[: len(wanted)] != wanted:
+                found = f"has the shape {list(shape)}" if shape is not None else f"is {target!r}"
+                where = f"on a grid of {_SIDE} x {_SIDE}" + (f" and {_BATCH} images" if task.of_images else "")
+                return [f"{task.name}: its target {found} {where}; it must be a tensor that begins {list(wanted)}"]
+            step = "head"
+            prediction = task_head(task, _DIM, patches, "bilinear")(tokens)
+            batched = target if task.of_images else target.expand(_BATCH, *shape)  # as where patches are permuted
+            for each in (target, batched):
+                step = "loss"
+                loss = task.loss(prediction, each)
+                if not isinstance(loss, torch.Tensor) or loss.dim() or not torch.isfinite(loss):
+                    return [f"{task.name}: its loss must be a finite scalar, not {_shown(loss)}"]
+                if not loss.requires_grad:
+                    return [f"{task.name}: its loss does not depend on the predictions: there is nothing to train"]
+            step = "metric"
+            value = task.metric(prediction, target)
+            if not isinstance(value, torch.Tensor) or value.dim():
+                return [f"{task.name}: its metric must be a scalar, not {_shown(value)}"]
+    except Exception as error:  # whatever a user's function may raise is what is wrong with it
+        return [f"{task.name}: its {step} fails{said_of(error, file)}"]
+    return []
+
+
+def _shown(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return repr(value) if shape is None or not len(shape) else f"a tensor of shape {list(shape)}"
