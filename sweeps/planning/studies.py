@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import FIELDS, NONE, PAPER_TASKS, parse_value, task_combinations, type_errors
-from relvit.messages import said_of, unknown
+from relvit.messages import unknown
 from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
 from relvit.task_files import add_tasks_file
 
@@ -162,7 +162,7 @@ def _from_file(path: Path) -> Study:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a user's file may raise is what is wrong with it
-        raise ValueError(f"the study file {path} does not import{said_of(error, str(path))}") from error
+        raise ValueError(f"the study file {path} does not import: {type(error).__name__}: {error}") from error
     if "tasks" in defined and "cells" not in defined:
         names = add_tasks_file(path)
         cells = [_two_phases("cifar10", "vit_s4", tasks) for tasks in task_combinations((*PAPER_TASKS, *names))]

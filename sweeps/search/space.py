@@ -23,6 +23,7 @@ A space file is code and runs with your rights: read one before you run it.
 import math
 import random
 import runpy
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,6 @@ from relvit.cell import (
     type_errors,
     unknown,
 )
-from relvit.messages import said_of
 from relvit.tasks import TASKS
 
 # Fields that are no hyperparameters of a search, and what decides them.
@@ -285,7 +285,9 @@ def _read(path: Path) -> tuple[Mapping[str, Any], bool]:
     try:
         defined = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
-        raise SpaceError([f"the space file {path} does not import{said_of(error, str(path))}"]) from error
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" in line {lines[-1].lineno} ({(lines[-1].line or '').strip()})" if lines else ""
+        raise SpaceError([f"the space file {path} does not import{where}: {type(error).__name__}: {error}"]) from error
     if not isinstance(defined.get("space"), Mapping):
         raise SpaceError([f"the space file {path} does not define `space`, a dict of domains by field of a cell"])
     return defined["space"], bool(defined.get("replace", False))
