@@ -240,3 +240,13 @@ def test_finished_cells_whose_data_set_has_other_images_now_are_said(tmp_path):
         f"folders, as cells/{cells[1].cell_id}, to train them again"
     ]
     assert other_images(statuses, tmp_path / "elsewhere") == []  # not decoded there
+
+
+def test_a_recipe_that_a_search_wrote_may_name_its_backbone(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text('{"recipe": "demo", "fields": {"backbone": "vit_xs8", "learning_rate": 0.004}}')
+    cells = plan_cells(request(tmp_path, recipe=str(path)))
+    assert {(cell.backbone, cell.learning_rate) for cell in cells} == {("vit_xs8", 0.004)}
+    assert {cell.backbone for cell in plan_cells(request(tmp_path, recipe=str(path), backbone="vit_xs4"))} == {
+        "vit_xs4"
+    }

@@ -94,6 +94,33 @@ def test_mega_patches_are_not_drawn_beside_a_position_embedding(tmp_path):
     assert seen == {(True, False), (False, True)}
 
 
+def test_a_backbone_is_drawn_before_what_depends_on_it(tmp_path):
+    path = write(tmp_path, "space = {'backbone': tune.choice(['vit_xs4', 'swin_xs8', 'timm/vit_tiny_patch16_224'])}")
+    space = make_space(base(image_size=32), path)
+    assert next(iter(space.domains)) == "backbone"
+    drawn = {}
+    for cell, params in draws(space):
+        drawn.setdefault(cell.backbone, set()).update(params)
+    assert drawn.keys() == {"vit_xs4", "swin_xs8", "timm/vit_tiny_patch16_224"}
+    # Mega-patches are of ViTs alone; the shares of a patch are crops of patches of 4, 8 and 16 pixels.
+    assert [name for name in drawn if "mega_grid" in drawn[name]] == ["vit_xs4"]
+    assert space.domains["patch_crop"].categories == [0.5, base()["patch_crop"], 1.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("'vit_xs4', 'vit_xs5'", "unknown backbone 'vit_xs5'.*did you mean 'vit_xs8'"),
+        ("'vit_xs4', 'vit_s32'", "backbone='vit_s32' of .*patches of 32 pixels .vit_s32. do not divide an image_size"),
+        ("'vit_xs4', 'timm/levit_128s'", "timm/levit_128s"),
+    ],
+)
+def test_a_backbone_that_cannot_have_these_images_is_refused(tmp_path, names, said):
+    path = write(tmp_path, f"space = {{'backbone': tune.choice([{names}])}}")
+    with pytest.raises(SpaceError, match=said):
+        make_space(base(), path)
+
+
 def test_one_phase_has_no_learning_rate_of_a_first_one():
     assert "pretrain_learning_rate" not in make_space(base("none", protocol="joint")).domains
 

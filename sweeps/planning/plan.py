@@ -152,7 +152,7 @@ def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:
     resolved = {
         **spec,
         "dataset": request.dataset or base.stand_in("dataset", spec["dataset"]),
-        "backbone": request.backbone or base.stand_in("backbone", spec["backbone"]),
+        "backbone": request.backbone or base.tuned.get("backbone") or base.stand_in("backbone", spec["backbone"]),
     }
     if "pretrain_dataset" in spec:
         resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])

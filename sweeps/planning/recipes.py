@@ -15,8 +15,8 @@ from relvit.cell import FIELDS, type_errors
 from relvit.messages import unknown
 from relvit.paper import section_3_1
 
-# What is trained, which a recipe leaves open.
-_NOT_A_RECIPES = ("dataset", "backbone", "protocol", "tasks", "seed", "pretrain_dataset", "image_size")
+# What is trained, which a recipe leaves open; but for a backbone that a search has chosen.
+_NOT_A_RECIPES = ("dataset", "protocol", "tasks", "seed", "pretrain_dataset", "image_size")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def finals(request: SearchRequest, searches: list[Search], account: Account) -> 
         if best is None:
             continue
         cell = search.cell_of(best)
-        fields = {**{name: search.space.base[name] for name in _settings(request, search)}, **search.fields_of(best)}
+        fields = {**{name: search.space.base[name] for name in _settings(request, search, cell)}}
+        fields |= search.fields_of(best)
         content = {
             **recipe_file(request.recipe, fields),
             "tuned_for": {name: getattr(cell, name) for name in ("dataset", "backbone", "protocol", "tasks")},
@@ -56,10 +57,11 @@ def finals(request: SearchRequest, searches: list[Search], account: Account) -> 
     return found
 
 
-def _settings(request: SearchRequest, search: Search) -> list[str]:
-    """Fields that differ from the recipe by --set, or by a plain value in a space file."""
+def _settings(request: SearchRequest, search: Search, best: Cell) -> list[str]:
+    """Fields that differ from the recipe by --set, or by a plain value in a space file; where the backbone was
+    searched, also from what the recipe has for the best one."""
     set_here = [setting.partition("=")[0] for setting in request.settings]
-    original = recipe(request.recipe).for_backbone(search.space.base["backbone"], search.space.base["image_size"])
+    original = recipe(request.recipe).for_backbone(best.backbone, search.space.base["image_size"])
     changed = [
         name
         for name, value in search.space.base.items()

@@ -12,6 +12,7 @@ recipe's value. A space of your own is a Python file with a dict that narrows, w
         "mega_grid": None,                              # not searched: as the recipe has it
         "gradient_clip": 1.0,                           # not searched: this value
         "flip_probability": tune.choice([0.0, 0.5]),    # searched too
+        "backbone": tune.choice(["vit_xs4", "timm/vit_tiny_patch16_224"]),  # of images as large as the recipe's
     }
     replace = False                                     # True: `space` alone, without the built-in one
 
@@ -24,7 +25,7 @@ import math
 import random
 import runpy
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,14 @@ _DECIDED = {
     "pretrain_dataset": "--dataset",
     "image_size": "--image-size",
     "protocol": "--protocol",
-    "backbone": "--backbone",
+    "backbone": "--backbone, or searched: tune.choice([NAME, NAME])",
     "tasks": "--tasks; a study of its combinations with --per-cell",
     "seed": "--search-seed; luck is no hyperparameter",
     "epochs": "--set epochs=N; epochs are the fidelity by which schedulers stop trials early",
     "train_images": "--set train_images=N; more images are not a setting but other data",
+    "labels_per_class": "--set labels_per_class=N; more labels are not a setting but other data",
+    "label_share": "--set label_share=X; more labels are not a setting but other data",
+    "tasks_digest": "--tasks-file",
 }
 # Draws that have to give valid cells before anything starts.
 _TRIED = 200
@@ -80,12 +84,13 @@ class SpaceError(ValueError):
         super().__init__("; ".join(self.problems))
 
 
-def default_space(base: Mapping[str, Any]) -> dict[str, Domain]:
-    """The built-in space around the fields of a cell.
+def default_space(base: Mapping[str, Any], backbones: Sequence[str] = ()) -> dict[str, Domain]:
+    """The built-in space around the fields of a cell; around those of any of these backbones, where they are searched.
 
     Learning rates span two decades around those of the paper (5e-4) and of Swin and DeiT (1e-3); weight decay goes from
     next to none to T2T-ViT's and Swin's 0.05 and beyond; augmentation from off to twice the published code's strength.
     """
+    specs = [backbone_spec(name, base["image_size"]) for name in backbones or [base["backbone"]]]
     shortest = min(base[name] for name in ("pretrain_epochs", "epochs") if base[name]) if base["epochs"] else 1
     space: dict[str, Domain] = {
         "warmup_epochs": tune.randint(0, max(1, min(shortest - 1, round(0.2 * shortest))) + 1),
@@ -102,7 +107,7 @@ def default_space(base: Mapping[str, Any]) -> dict[str, Domain]:
         "pair_head": tune.choice(list(HEADS)),
         **{task.weight_field: tune.loguniform(*task.weight_range) for task in TASKS.values()},
         "permute_patches": tune.choice([False, True]),
-        "patch_crop": tune.choice(_patch_crops(_spec(base).patch_size, base["patch_crop"])),
+        "patch_crop": tune.choice(_patch_crops({spec.patch_size for spec in specs}, base["patch_crop"])),
         "jitter_probability": tune.choice([0.0, 0.4, 0.8]),
         "jitter_strength": tune.quniform(0.1, 0.8, 0.1),
         "greyscale_probability": tune.quniform(0.0, 0.4, 0.1),
@@ -111,32 +116,29 @@ def default_space(base: Mapping[str, Any]) -> dict[str, Domain]:
     del space["crop_padding" if base["crop_min_area"] < 1 else "crop_min_area"]
     if shortest < 3:
         del space["warmup_epochs"]
-    sides = _mega_sides(base)
+    sides = _mega_sides(specs, base["image_size"])
     if sides:
         space["mega_grid"] = tune.choice([0, *sides])
     return space
 
 
-def _patch_crops(patch_size: int, base: float) -> list[float]:
-    """Shares of a patch's side, from half of it to all, that leave a whole number of its pixels: at most five.
+def _patch_crops(patch_sizes: Collection[int], base: float) -> list[float]:
+    """Shares of a patch's side, from half of it to all, that leave a whole number of pixels of the smallest and are a
+    crop of all: at most five.
 
     The recipe's own share stands for its number of pixels.
     """
+    patch_size = min(patch_sizes)
     pixels = range(max(1, patch_size // 2), patch_size)
     step = max(1, math.ceil(len(pixels) / 4))
     kept = patch_crop_size(patch_size, base)
     return sorted({base, 1.0, *(count / patch_size for count in pixels[::step] if count != kept)})
 
 
-def _spec(base: Mapping[str, Any]) -> Spec:
-    return backbone_spec(base["backbone"], base["image_size"])
-
-
-def _mega_sides(base: Mapping[str, Any]) -> list[int]:
-    spec = _spec(base)
-    if not isinstance(spec, ViTSpec):
-        return []
-    return list(range(2, min(base["image_size"] // spec.patch_size, 5)))
+def _mega_sides(specs: Iterable[Spec], image_size: int) -> list[int]:
+    """Those that all ViTs among the backbones can have."""
+    sides = [image_size // spec.patch_size for spec in specs if isinstance(spec, ViTSpec)]
+    return list(range(2, min([*sides, 5]))) if sides else []
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class Space:
             # The weight of the only loss is a scale, which Adam undoes.
             weight = TASKS[tasks[0]].weight_field
             idle[weight] = self.base[weight] or 1.0
-        if fields["pretrain_position_embedding"]:
+        if fields["pretrain_position_embedding"] or not isinstance(_spec(fields), ViTSpec):
             idle["mega_grid"] = 0
         if "crop_padding" in self.domains and fields["crop_padding"]:
             idle["crop_min_area"] = 1.0
@@ -216,17 +218,29 @@ class Space:
         return []
 
 
+def _spec(fields: Mapping[str, Any]) -> Spec | None:
+    """The backbone's sizes, or None where images of this size do not fit it, which `Cell` says."""
+    try:
+        return backbone_spec(fields["backbone"], fields["image_size"])
+    except ValueError:
+        return None
+
+
 def make_space(base: Mapping[str, Any], path: Path | None = None, names: list[str] | None = None) -> Space:
     """The built-in space around a cell's fields, changed by a user's file, narrowed to `names`.
 
     Raises SpaceError with all that is wrong.
     """
     problems: list[str] = []
-    domains: dict[str, Any] = default_space(base)
+    own, replace = _read(path) if path is not None else ({}, False)
+    choice = own.get("backbone")
+    backbones = choice.categories if isinstance(choice, Categorical) and not [*_malformed("backbone", choice)] else ()
+    try:
+        domains: dict[str, Any] = {} if replace else default_space(base, backbones)
+    except ValueError as error:
+        raise SpaceError([f"the space file {path}: {error}"]) from error
     fields = dict(base)
     if path is not None:
-        own, replace = _read(path)
-        domains = {} if replace else domains
         for name, entry in own.items():
             wrong = list(_malformed(name, entry))
             problems += [f"the space file {path}: {error}" for error in wrong]
@@ -298,7 +312,7 @@ def _malformed(name: str, entry: Any) -> Iterator[str]:
     if name not in FIELDS:
         yield unknown("parameter", name, [each for each in FIELDS if each not in _DECIDED])
         return
-    if name in _DECIDED:
+    if name in _DECIDED and not (name == "backbone" and isinstance(entry, Categorical)):
         yield f"{name} is not searched: it is set with {_DECIDED[name]}"
         return
     if entry is None:
