@@ -18,9 +18,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from relvit.cell import patch_crop_size
-
-# ITU-R 601-2 luma, the weights torchvision's rgb_to_grayscale uses.
-LUMA = (0.2989, 0.587, 0.114)
+from relvit.strong import (
+    LUMA,
+    Mix,
+    Operations,
+    apply_operations,
+    draw_mix,
+    draw_operations,
+    magnitudes,
+    mixed_images,
+)
 
 # The 24 orders in which torchvision's ColorJitter may apply its four operations, as the place of each operation.
 # Rows: orders; columns: brightness, contrast, saturation, hue.
@@ -47,7 +54,8 @@ class Jitter(NamedTuple):
 
 class Draws(NamedTuple):
     """All that is random about one batch's augmentation, as the `draw_*` functions below return it; None where a
-    transform is off. flip: bool [B]; grey: bool [B * N]; permutation: int64 [B, N]."""
+    transform is off. flip: bool [B]; grey: bool [B * N]; permutation: int64 [B, N]; erasure: which pixels of the
+    normalised images are replaced, bool [B, 1, H, W], and by what, [B, 3, H, W]."""
 
     window: Tensor | None = None
     crop: tuple[Tensor, Tensor] | None = None
@@ -58,6 +66,9 @@ class Draws(NamedTuple):
     jitter: Jitter | None = None
     grey: Tensor | None = None
     permutation: Tensor | None = None
+    operations: tuple[Operations, ...] = ()
+    erasure: tuple[Tensor, Tensor] | None = None
+    mix: Mix | None = None
 
 
 class Augmentation(nn.Module):
@@ -86,16 +97,22 @@ class Augmentation(nn.Module):
         permute_patches: bool = False,
         mega_grid: int = 0,
         output_size: int = 0,
+        auto_augment: str = "none",
+        erase_probability: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ):
         super().__init__()
         self.patch_size, self.crop_padding, self.crop_min_area = patch_size, crop_padding, crop_min_area
         self.flip_probability, self.greyscale_probability = flip_probability, greyscale_probability
         self.jitter_probability, self.jitter_strength = jitter_probability, jitter_strength
         self.permute_patches, self.mega_grid, self.output_size = permute_patches, mega_grid, output_size
-        self.augment_normalised = augment_normalised
+        self.augment_normalised, self.auto_augment = augment_normalised, auto_augment
+        self.erase_probability, self.mixup, self.cutmix = erase_probability, mixup, cutmix
         self.patch_crop_size = patch_crop_size(patch_size, patch_crop)  # of all pixels where there is no crop
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("places", _PLACES)):
             self.register_buffer(name, constant, persistent=False)
+        self.magnitudes: Tensor | None = None  # of auto_augment, by the images' size
 
     def forward(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor | None]:
         """images: uint8 [B, H, W, 3]; generator: on their device.
@@ -137,7 +154,17 @@ class Augmentation(nn.Module):
             grey = torch.rand(count, generator=generator, device=device) < self.greyscale_probability
         if self.permute_patches:
             permutation = torch.rand(batch, rows * cols, generator=generator, device=device).argsort(1)
-        return Draws(window, crop, boxes, flip, mega, patch_crop, jitter, grey, permutation)
+        operations, erasure, mix = (), None, None
+        if self.auto_augment != "none":
+            if self.magnitudes is None:  # once: what is made on the host may not be in a step
+                self.magnitudes = magnitudes(self.auto_augment, height, width).to(device)
+            operations = draw_operations(self.auto_augment, self.magnitudes, batch, generator)
+        height, width = (rows * self.patch_size, cols * self.patch_size) if self.mega_grid else (height, width)
+        if self.erase_probability:
+            erasure = draw_erasure(batch, height, width, self.erase_probability, generator)
+        if self.mixup or self.cutmix:
+            mix = draw_mix(self.mixup, self.cutmix, height, width, generator)
+        return Draws(window, crop, boxes, flip, mega, patch_crop, jitter, grey, permutation, operations, erasure, mix)
 
     def apply_draws(self, images: Tensor, draws: Draws) -> Tensor:
         """The images of `forward` for these random numbers: a pure function in static shapes, which may be compiled."""
@@ -150,10 +177,12 @@ class Augmentation(nn.Module):
             images = resized_crop(images, draws.boxes)
         if draws.flip is not None:
             images = torch.where(draws.flip[:, None, None, None], images.flip(2), images)
+        for each in draws.operations:
+            images = apply_operations(images, each)
         if draws.mega is not None:
             images = mega_patches(images, *draws.mega, self.patch_size)
         if all(each is None for each in (draws.patch_crop, draws.jitter, draws.grey, draws.permutation)):
-            return self._normalise(images).permute(0, 3, 1, 2).contiguous()
+            return self._finished(self._normalise(images).permute(0, 3, 1, 2).contiguous(), draws)
         patches = split_patches(images, self.patch_size)
         if draws.patch_crop is not None:
             patches = crop_patches(patches, *draws.patch_crop, self.patch_crop_size)
@@ -169,7 +198,13 @@ class Augmentation(nn.Module):
         batch, height, width, _ = images.shape
         if draws.permutation is not None:
             patches = permute_patches(patches, draws.permutation)
-        return join_patches(patches, batch, (height // self.patch_size, width // self.patch_size))
+        joined = join_patches(patches, batch, (height // self.patch_size, width // self.patch_size))
+        return self._finished(joined, draws)
+
+    def _finished(self, images: Tensor, draws: Draws) -> Tensor:
+        if draws.erasure is not None:
+            images = torch.where(*draws.erasure, images)
+        return images if draws.mix is None else mixed_images(images, draws.mix)
 
     def _normalised(self, patches: Tensor) -> Tensor:
         return self._normalise(patches.movedim(0, -1)).movedim(-1, 0)
@@ -200,16 +235,24 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tens
     return padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 
-def draw_boxes(batch: int, height: int, width: int, min_area: float, generator: Generator) -> Tensor:
+def draw_boxes(
+    batch: int,
+    height: int,
+    width: int,
+    min_area: float,
+    generator: Generator,
+    max_area: float = 1.0,
+    ratios: tuple[float, float] = _RESIZED_CROP_RATIO,
+) -> Tensor:
     """Boxes of torchvision's RandomResizedCrop: int64 [B, 4] of top, left, height, width.
 
-    Area uniform in [min_area, 1] of the image, aspect ratio log-uniform in [3/4, 4/3]; the first of ten attempts
-    that fits is taken, and the whole image if none does (torchvision's fallback for images whose own ratio lies in
-    that range; ours are square).
+    Area uniform in [min_area, max_area] of the image, aspect ratio log-uniform between ratios; the first of ten
+    attempts that fits is taken, and the whole image if none does (torchvision's fallback for images whose own ratio
+    lies in that range; ours are square).
     """
-    low, high = (math.log(ratio) for ratio in _RESIZED_CROP_RATIO)
+    low, high = (math.log(ratio) for ratio in ratios)
     area, ratio, y, x = torch.rand(4, batch, _RESIZED_CROP_ATTEMPTS, generator=generator, device=generator.device)
-    area = height * width * (min_area + (1 - min_area) * area)
+    area = height * width * (min_area + (max_area - min_area) * area)
     ratio = torch.exp(low + (high - low) * ratio)
     box_width = (area * ratio).sqrt().round().long()
     box_height = (area / ratio).sqrt().round().long()
@@ -223,6 +266,23 @@ def draw_boxes(batch: int, height: int, width: int, min_area: float, generator: 
     found = fits.any(1)
     whole = ((top, 0), (left, 0), (box_height, height), (box_width, width))
     return torch.stack([torch.where(found, drawn, otherwise) for drawn, otherwise in whole], dim=1)
+
+
+def draw_erasure(
+    batch: int, height: int, width: int, probability: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Random erasing (Zhong et al., AAAI 2020) as timm has it: with this probability a box of 1/50 to 1/3 of the image
+    is normal noise, its aspect ratio between 0.3 and 1 / 0.3. Returns the boxes, bool [B, 1, H, W], and the noise,
+    [B, 3, H, W]."""
+    device = generator.device
+    boxes = draw_boxes(batch, height, width, 1 / 50, generator, 1 / 3, (0.3, 1 / 0.3))
+    top, left, box_height, box_width = boxes[:, :, None, None].unbind(1)
+    erased = torch.rand(batch, 1, 1, generator=generator, device=device) < probability
+    erased = erased & (2 * box_height * box_width < height * width)  # else no attempt fitted
+    rows, cols = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    inside = (rows >= top) & (rows < top + box_height) & (cols >= left) & (cols < left + box_width)
+    noise = torch.randn(batch, 3, height, width, generator=generator, device=device)
+    return (erased & inside)[:, None], noise
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class ViT(Backbone):
         heads: int,
         position_embedding: bool = True,
         drop_path: float = 0.0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.dim = dim
@@ -68,6 +69,8 @@ class ViT(Backbone):
             num_classes=0,
             pos_embed="learn" if position_embedding else "none",
             drop_path_rate=drop_path,
+            pos_drop_rate=dropout,
+            proj_drop_rate=dropout,
         )
         self.grid = self.vit.patch_embed.grid_size
 
@@ -80,7 +83,7 @@ class ViT(Backbone):
 class Swin(Backbone):
     """timm's Swin Transformer; the tokens of its last stage, and their mean as the pooled embedding."""
 
-    def __init__(self, spec: SwinSpec, *, image_size: int, drop_path: float = 0.0):
+    def __init__(self, spec: SwinSpec, *, image_size: int, drop_path: float = 0.0, dropout: float = 0.0):
         super().__init__()
         self.swin = SwinTransformer(
             img_size=image_size,
@@ -91,6 +94,7 @@ class Swin(Backbone):
             window_size=spec.window,
             num_classes=0,
             drop_path_rate=drop_path,
+            proj_drop_rate=dropout,
         )
         self.dim = self.swin.num_features
         self.grid = (image_size // spec.patch_size, image_size // spec.patch_size)
@@ -107,7 +111,15 @@ class T2T(Backbone):
     So does the published code of RelViT, which brings 14 x 14 tokens to 7 x 7; borders average what is there.
     """
 
-    def __init__(self, spec: T2TSpec, *, image_size: int, position_embedding: bool = True, drop_path: float = 0.0):
+    def __init__(
+        self,
+        spec: T2TSpec,
+        *,
+        image_size: int,
+        position_embedding: bool = True,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.dim = spec.dim
         self.t2t = T2TViT(
@@ -117,6 +129,7 @@ class T2T(Backbone):
             heads=spec.heads,
             token_dim=spec.token_dim,
             drop_path=drop_path,
+            dropout=dropout,
             position_embedding=position_embedding,
         )
         self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
@@ -177,20 +190,30 @@ def start_as_published(backbone: Backbone, classifier: nn.Module | None) -> None
                 module.eps = 1e-5
 
 
-def build_backbone(name: str, image_size: int, *, position_embedding: bool = True, drop_path: float = 0.0) -> Backbone:
+def build_backbone(
+    name: str,
+    image_size: int,
+    *,
+    position_embedding: bool = True,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+) -> Backbone:
     """The backbone of that name for square images. Raises ValueError as `relvit.specs.backbone_spec`.
 
-    A Swin Transformer has no position embedding to leave out: its positions are biases inside attention.
+    A Swin Transformer has no position embedding to leave out: its positions are biases inside attention. dropout: after
+    the position embedding of a ViT or T2T-ViT, and after attention and MLP of each block, those of token transformers
+    left out.
     """
     spec = backbone_spec(name, image_size)
+    rates = {"drop_path": drop_path, "dropout": dropout}
     if isinstance(spec, TimmSpec):
         from relvit.timm_models import TimmBackbone
 
-        return TimmBackbone(name, image_size=image_size, position_embedding=position_embedding, drop_path=drop_path)
+        return TimmBackbone(name, image_size=image_size, position_embedding=position_embedding, **rates)
     if isinstance(spec, SwinSpec):
-        return Swin(spec, image_size=image_size, drop_path=drop_path)
+        return Swin(spec, image_size=image_size, **rates)
     if isinstance(spec, T2TSpec):
-        return T2T(spec, image_size=image_size, position_embedding=position_embedding, drop_path=drop_path)
+        return T2T(spec, image_size=image_size, position_embedding=position_embedding, **rates)
     return ViT(
         image_size=image_size,
         patch_size=spec.patch_size,
@@ -198,5 +221,5 @@ def build_backbone(name: str, image_size: int, *, position_embedding: bool = Tru
         depth=spec.depth,
         heads=spec.heads,
         position_embedding=position_embedding,
-        drop_path=drop_path,
+        **rates,
     )

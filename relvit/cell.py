@@ -52,6 +52,8 @@ INITIALISATIONS = ("timm", "published")
 # How a linear classifier on frozen features is fitted. sgd: on the patches' mean, trained as in fine-tuning. logistic:
 # logistic regression run to convergence, on the pooled embedding and on the patches' mean.
 PROBES = ("sgd", "logistic")
+# Of whole images, one of torchvision's 14 operations each (trivialaugment), or two of fixed magnitude (randaugment).
+AUTO_AUGMENTS = (NONE, "trivialaugment", "randaugment")
 _OF_PATCHES = ("permute_patches", "patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability")
 # What a schedule may change from one epoch to the next: neither the weights' shapes nor the steps an epoch.
 SCHEDULABLE = [
@@ -96,6 +98,9 @@ class Cell:
     weight_decay: float
     gradient_clip: float  # maximum norm; 0: none
     drop_path: float
+    dropout: float = 0.0  # after the position embedding, attention and MLP of every block
+    label_smoothing: float = 0.0  # where classes are learned by steps, as are mixup and cutmix
+    ema_decay: float = 0.0  # of the moving average of the last phase's weights, which is validated and tested; 0: none
     precision: str
     selection: str
     # Changes within the phase that classifies: "8:learning_rate=0.0004,weight_decay=0.1;16:..." sets these fields once
@@ -112,6 +117,10 @@ class Cell:
     crop_min_area: float  # random resized crop of at least this share of the area; 1: none
     flip_probability: float
     crop_from: str = CROP_SOURCES[0]
+    auto_augment: str = NONE
+    erase_probability: float = 0.0  # of a random box of each image
+    mixup: float = 0.0  # of Beta(mixup, mixup), by which a batch is blended with itself in reverse; 0: none
+    cutmix: float = 0.0  # of Beta(cutmix, cutmix), by which boxes are cut out of each other; with both, at random
 
     # Self-supervised tasks. Neutral where tasks is "none".
     pair_head: str  # Eq. 8: "bilinear", or "low_rank" as in the published code; "none" without pair tasks
@@ -424,6 +433,7 @@ def _name_errors(fields: Mapping[str, Any]) -> list[str]:
         "precision": PRECISIONS,
         "selection": SELECTIONS,
         "crop_from": CROP_SOURCES,
+        "auto_augment": AUTO_AUGMENTS,
         "decay": DECAYS,
         "initialisation": INITIALISATIONS,
         "probe": PROBES,
@@ -476,13 +486,13 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
     for field in (*counts, "mega_grid", "weight_decay", *weights):
         require(fields[field] >= 0, field, "at least 0")
     require(fields["seed"] < 2**32, "seed", "below 2**32")
-    for field in ("gradient_clip", "jitter_strength"):
+    for field in ("gradient_clip", "jitter_strength", "mixup", "cutmix"):
         require(fields[field] >= 0, field, "at least 0")
-    for field in ("flip_probability", "jitter_probability", "greyscale_probability"):
+    for field in ("flip_probability", "jitter_probability", "greyscale_probability", "erase_probability"):
         require(0 <= fields[field] <= 1, field, "between 0 and 1")
     for field in ("crop_min_area", "patch_crop", "label_share"):
         require(0 < fields[field] <= 1, field, "above 0 and at most 1")
-    for field in ("drop_path", "val_share"):
+    for field in ("drop_path", "val_share", "dropout", "label_smoothing", "ema_decay"):
         require(0 <= fields[field] < 1, field, "at least 0 and below 1")
     if last and not fields["val_share"] and fields["selection"] == "best_val":
         errors.append("selection='best_val' needs validation images: with val_share=0 it must be 'last'")
@@ -496,6 +506,14 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
         errors.append("crop_from='original' crops whole images, which have no border: set crop_padding=0")
     if fields["crop_padding"] and fields["crop_min_area"] < 1:
         errors.append("crop_padding and crop_min_area are two ways to crop: set crop_padding=0 or crop_min_area=1")
+    if fields["mixup"] or fields["cutmix"]:
+        if fields["batch_size"] == 1:
+            errors.append("mixup and cutmix mix the images of a batch: batch_size must be above 1")
+        if fields["permute_patches"] and fields["protocol"] == "joint":
+            errors.append(
+                "mixup and cutmix give a place patches of two images, which with permute_patches have two labels for "
+                "the tasks trained beside: set permute_patches=false, or mixup=0 and cutmix=0"
+            )
     if fields["labels_per_class"] and fields["label_share"] < 1:
         errors.append("labels_per_class and label_share are two ways to say one thing: set 0 or 1 for one of them")
     if fields["finetune_image_size"] and fields["finetune_image_size"] == fields["image_size"]:
@@ -604,10 +622,16 @@ def neutral_fields(fields: Mapping[str, Any], ask_timm: bool = True) -> dict[str
     if isinstance(spec, SwinSpec) or (isinstance(spec, TimmSpec) and not spec.has_position_embedding):
         # A Swin Transformer's positions, for one, are biases inside attention; there is no embedding to leave out.
         neutral["pretrain_position_embedding"] = False
-    if isinstance(spec, TimmSpec) and not spec.has_drop_path:
-        neutral["drop_path"] = 0.0
+    if isinstance(spec, TimmSpec):
+        neutral |= {} if spec.has_drop_path else {"drop_path": 0.0}
+        neutral |= {} if spec.has_dropout else {"dropout": 0.0}
+    logistic = neutral.get("epochs") == 1  # the last phase takes no steps
+    if logistic or fields["protocol"] == "pretrain":
+        neutral["ema_decay"] = 0.0
+        if tasks:
+            neutral |= {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
     # Swin starts otherwise in its classifier alone, and logistic regression does not start anywhere.
-    classifies = not tasks or not (fields["protocol"] == "pretrain" or neutral.get("epochs") == 1)
+    classifies = not tasks or not (fields["protocol"] == "pretrain" or logistic)
     if isinstance(spec, TimmSpec) or (isinstance(spec, SwinSpec) and not classifies):
         neutral["initialisation"] = "timm"
     if not {**fields, **neutral}["jitter_probability"]:

@@ -38,9 +38,10 @@ def absolute_position_loss(logits: Tensor, target: Tensor) -> Tensor:
     return _cross_entropy(logits, target)
 
 
-def classification_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over the data set's classes. logits: [B, K]; target: int64 [B]."""
-    return F.cross_entropy(logits.float(), target)
+def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy over the data set's classes. logits: [B, K]; target: int64 [B], or shares of classes [B, K];
+    smoothing: the share of the target that all classes have in equal parts (Szegedy et al., CVPR 2016)."""
+    return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
 
 def dense_relative_localisation_loss(prediction: PairOffsets, target: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class TimmSpec:
 
     dim: channels of its tokens; pooled_dim: of what its classifier reads; prefix_tokens: tokens before those of the
     grid; parameters: without a classifier; has_position_embedding: one that can be left out; has_drop_path: whether a
-    rate of drop path changes it.
+    rate of drop path changes it; has_dropout: the same of dropout in its blocks.
     """
 
     name: str
@@ -76,6 +76,7 @@ class TimmSpec:
     parameters: int
     has_position_embedding: bool
     has_drop_path: bool
+    has_dropout: bool
     title: str
 
 

@@ -18,6 +18,7 @@ from relvit.augment import Augmentation, Draws
 from relvit.losses import classification_loss, total_loss
 from relvit.metrics import accuracy
 from relvit.model import CLASSIFICATION, RelViT
+from relvit.strong import mixed_labels
 from relvit.targets import Targets
 from relvit.tasks import TASKS, plain
 
@@ -51,6 +52,7 @@ class Step:
         compile: str = "never",
         note: Callable[[str], None] = lambda text: None,
         compiler: Mapping[str, Any] = INDUCTOR,
+        label_smoothing: float = 0.0,
     ):
         check_precision(precision, device)
         self.model = model.to(device)
@@ -67,6 +69,8 @@ class Step:
         self._rate = torch.tensor(learning_rate, device=device) if self._device.type == "cuda" else None
         rate = learning_rate if self._rate is None else self._rate
         self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=weight_decay, fused=True)
+        self._smoothing = label_smoothing
+        self._classes = model.classifier.out_features if isinstance(model.classifier, nn.Linear) else 0
         self._compile, self._note, self._proven = compile, note, False
         self.compiled = compile == "always" or (compile == "auto" and gains_by_compiling(self._device))
         if self.compiled:
@@ -83,6 +87,8 @@ class Step:
         Returns means over the batch: "loss", each part of it by its name, and "gradient_norm" before clipping.
         """
         drawn = self.augment.draw(images.shape[0], images.shape[1], images.shape[2], draws, aspects)
+        if drawn.mix is not None:
+            labels = mixed_labels(labels, self._classes, drawn.mix)
         if self.compiled and not self._proven:
             self._prove(images, labels, drawn)
         # Shapes are compiled one by one: the short batch at the end of an epoch is not worth it.
@@ -149,7 +155,7 @@ class Step:
 
     def _losses(self, images: Tensor, labels: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
         targets = self.targets(permutation, images)
-        return self._losses_of(self._predictions(images), labels, targets)
+        return self._losses_of(self._predictions(images), labels, targets, self._smoothing)
 
     def _evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         predictions, targets = self._predictions(images), self.targets(None, images)
@@ -164,10 +170,12 @@ class Step:
         with autocast(self._device.type, self._precision):
             return self.model(images)
 
-    def _losses_of(self, predictions: dict[str, Any], labels: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _losses_of(
+        self, predictions: dict[str, Any], labels: Tensor, targets: dict[str, Tensor], smoothing: float = 0.0
+    ) -> dict[str, Tensor]:
         losses = {task: loss(predictions[task], targets[task]) for task, loss in self._loss_of.items()}
         if CLASSIFICATION in predictions:
-            losses[CLASSIFICATION] = classification_loss(predictions[CLASSIFICATION], labels)
+            losses[CLASSIFICATION] = classification_loss(predictions[CLASSIFICATION], labels, smoothing)
         return losses
 
     def _prove(self, images: Tensor, labels: Tensor, drawn: Draws) -> None:

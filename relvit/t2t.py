@@ -68,6 +68,7 @@ class T2TViT(nn.Module):
         token_dim: int,
         mlp_ratio: float = 3.0,
         drop_path: float = 0.0,
+        dropout: float = 0.0,
         position_embedding: bool = True,
     ):
         super().__init__()
@@ -79,9 +80,10 @@ class T2TViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         table = sinusoid(self.side**2 + 1, dim) if position_embedding else torch.zeros(1)
         self.register_buffer("pos_embed", table, persistent=False)
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *(
-                Block(dim, heads, mlp_ratio, qkv_bias=False, drop_path=rate.item())
+                Block(dim, heads, mlp_ratio, qkv_bias=False, proj_drop=dropout, drop_path=rate.item())
                 for rate in torch.linspace(0, drop_path, depth, device="cpu")
             )
         )
@@ -96,7 +98,7 @@ class T2TViT(nn.Module):
         tokens = self.performer2(_soft_split(_as_image(tokens), second))
         tokens = self.project(_soft_split(_as_image(tokens), third))
         sequence = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return self.norm(self.blocks(sequence + self.pos_embed))
+        return self.norm(self.blocks(self.dropout(sequence + self.pos_embed)))
 
 
 def sinusoid(positions: int, dim: int) -> Tensor:

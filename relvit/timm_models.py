@@ -28,12 +28,20 @@ class TimmBackbone(Backbone):
     Raises ValueError with the reason for a model that does not fit.
     """
 
-    def __init__(self, name: str, *, image_size: int, position_embedding: bool = True, drop_path: float = 0.0):
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        position_embedding: bool = True,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.spec = timm_spec(name, image_size)
         self.dim, self.pooled_dim = self.spec.dim, self.spec.pooled_dim
         self.grid = (image_size // self.spec.patch_size, image_size // self.spec.patch_size)
-        self.model = _create(_own_name(name), image_size, drop_path, position_embedding)
+        self.model = _create(_own_name(name), image_size, drop_path, position_embedding, dropout)
 
     def forward(self, images: Tensor) -> Features:
         """images: float [B, 3, H, W], normalised."""
@@ -86,7 +94,8 @@ def timm_spec(name: str, image_size: int) -> TimmSpec:
         layout=layout,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         has_position_embedding=isinstance(getattr(model, "pos_embed", None), nn.Parameter),
-        has_drop_path=_takes_drop_path(own, image_size),
+        has_drop_path=_takes(own, image_size, DropPath, drop_path=0.5),
+        has_dropout=_takes(own, image_size, nn.Dropout, dropout=0.5),
         title=own,
     )
 
@@ -105,11 +114,13 @@ def _unknown(own: str) -> str:
     return f"timm {timm.__version__} has no model {own!r}" + (f"; did you mean {hint[2]}" if hint[1] else "")
 
 
-def _create(own: str, image_size: int, drop_path: float, position_embedding: bool) -> Any:
+def _create(own: str, image_size: int, drop_path: float, position_embedding: bool = True, dropout: float = 0.0) -> Any:
     """A fresh model without a classifier. What a model does not know is left out: `timm_spec` says what acts."""
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     if drop_path:
         options["drop_path_rate"] = drop_path
+    if dropout:
+        options["proj_drop_rate"] = dropout
     tries: list[dict[str, Any]] = [{"img_size": image_size}, {}]
     if not position_embedding:
         tries.insert(0, {"img_size": image_size, "pos_embed": "none"})
@@ -127,14 +138,17 @@ def _create(own: str, image_size: int, drop_path: float, position_embedding: boo
     return model
 
 
-def _takes_drop_path(own: str, image_size: int) -> bool:
-    """Whether a rate of drop path changes the model."""
+def _takes(
+    own: str, image_size: int, kind: type[DropPath | nn.Dropout], drop_path: float = 0.0, dropout: float = 0.0
+) -> bool:
+    """Whether a rate of drop path, or of dropout, changes the model, which then has modules of this kind with one."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = _create(own, image_size, 0.5, True)
+            model = _create(own, image_size, drop_path, True, dropout)
     except TypeError:
         return False
-    return any(isinstance(module, DropPath) and module.drop_prob > 0 for module in model.modules())
+    rates = (getattr(each, "drop_prob", getattr(each, "p", 0)) for each in model.modules() if isinstance(each, kind))
+    return any(rate > 0 for rate in rates)
 
 
 def _read_shape(name: str, model: Any, shape: tuple[int, ...]) -> tuple[str, int, tuple[int, int], int]:

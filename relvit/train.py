@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from relvit import checkpoint
@@ -330,6 +331,7 @@ class _Run:
             phase.mega_grid * cell.patch_size or phase.image_size,
             position_embedding=phase.position_embedding,
             drop_path=cell.drop_path,
+            dropout=cell.dropout,
         )
         classes = len(dataset.classes) if phase.classify else 0
         self.model = RelViT(
@@ -362,7 +364,11 @@ class _Run:
             micro_batches=self.micro_batches,
             compile=self.compile,
             note=self.note,
+            label_smoothing=cell.label_smoothing,
         )
+        is_last = index == len(self.phases) - 1
+        # timm's, updated on the device; the average of no step yet are the weights that the phase starts from.
+        self.average = ModelEmaV3(self.model, decay=cell.ema_decay) if cell.ema_decay and is_last else None
         plain = phase_augmentation(cell, phase, mean=dataset.mean, std=dataset.std, training=False)
         self.plain = plain.to(self.device)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
@@ -416,13 +422,14 @@ class _Run:
         losses = self._fit_probe() if self.phase.logistic else self._train_steps()
         trained = time.perf_counter()
         self.phase_epoch += 1
-        evaluated = self._evaluate(self.val_split, "val") if len(self.val_split) else {}
-        if self.at_end_of_phase and evaluated:
-            evaluated |= self._evaluate_features(self.val_split)
-        last_phase = self.phase_index == len(self.phases) - 1
-        if last_phase and self.cell.selection == "best_val" and evaluated["accuracy"] > self.best["accuracy"]:
-            model = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self.best = {"accuracy": evaluated["accuracy"], "epoch": self.epoch, "model": model}
+        with self._averaged():
+            evaluated = self._evaluate(self.val_split, "val") if len(self.val_split) else {}
+            if self.at_end_of_phase and evaluated:
+                evaluated |= self._evaluate_features(self.val_split)
+            last_phase = self.phase_index == len(self.phases) - 1
+            if last_phase and self.cell.selection == "best_val" and evaluated["accuracy"] > self.best["accuracy"]:
+                model = {name: value.clone() for name, value in self.model.state_dict().items()}
+                self.best = {"accuracy": evaluated["accuracy"], "epoch": self.epoch, "model": model}
         if self.at_end_of_phase:
             self._measure_first_phase()
         prefix = self.phase.name
@@ -438,6 +445,19 @@ class _Run:
         self.history.append(row)
         return row
 
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with the moving average of its weights, where the cell has one."""
+        if self.average is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
     def _train_steps(self) -> dict[str, float]:
         """An epoch's optimiser steps. Returns the mean of each loss and of the gradient's norm over the steps."""
         self.model.train()
@@ -450,6 +470,8 @@ class _Run:
         ):
             self.step.set_rates(float(self.schedule[number]), self.current.weight_decay)
             measured = self.step(images, labels, self.draws, aspects)
+            if self.average is not None:
+                self.average.update(self.model)
             names = [name if name in ("loss", "gradient_norm") else f"{name}_loss" for name in measured]
             values.append(torch.stack(list(measured.values())))
         # One look at the numbers an epoch, not one a step, so that a GPU is not made to wait.
@@ -577,6 +599,8 @@ class _Run:
         if self.cell.selection == "best_val":
             self.model.load_state_dict(self.best["model"])
             selected_epoch = self.best["epoch"]
+        elif self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
         if self.phase.name != "pretrain":
             self._keep_results(self._evaluate(self.dataset.test, "test", selected_epoch))
             self._keep_results(self._evaluate_features(self.dataset.test))
@@ -610,6 +634,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.step.optimizer_state(),
             "best": self.best,
+            **({"average": self.average.module.state_dict()} if self.average is not None else {}),
             "random": {
                 "order": self.order.get_state(),
                 "draws": self.draws.get_state(),
@@ -648,6 +673,8 @@ class _Run:
         self.history, self.results, self.best = list(state["history"]), dict(state["results"]), state["best"]
         self.model.load_state_dict(state["model"])
         self.step.restore_optimizer(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         # Random states live on the CPU wherever the weights were mapped to.
         random = state["random"]
         self.order.set_state(random["order"].cpu())
@@ -683,7 +710,9 @@ def phase_augmentation(
     cell: Cell, phase: Phase, *, mean: tuple[float, ...], std: tuple[float, ...], training: bool
 ) -> Augmentation:
     """The cell's augmentation of images and, for tasks, of patches; in evaluation the normalisation alone."""
-    names = ["crop_padding", "crop_min_area", "flip_probability"]
+    names = ["crop_padding", "crop_min_area", "flip_probability", "auto_augment", "erase_probability"]
+    if phase.classify:
+        names += ["mixup", "cutmix"]
     if phase.tasks:
         names += ["patch_crop", "jitter_probability", "jitter_strength", "greyscale_probability", "permute_patches"]
         names += ["augment_normalised"]

@@ -47,6 +47,13 @@ BASE = {
     "weight_decay": 0.05,
     "gradient_clip": 1.0,
     "drop_path": 0.0,
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "ema_decay": 0.0,
+    "auto_augment": "none",
+    "erase_probability": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
     "precision": "fp32",
     "selection": "best_val",
     "schedule": "none",
@@ -131,6 +138,13 @@ OTHER = {
     "weight_decay": {"weight_decay": 0.0},
     "gradient_clip": {"gradient_clip": 0.0},
     "drop_path": {"drop_path": 0.1},
+    "dropout": {"dropout": 0.1},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "ema_decay": {"ema_decay": 0.99},
+    "auto_augment": {"auto_augment": "trivialaugment"},
+    "erase_probability": {"erase_probability": 0.25},
+    "mixup": {"mixup": 0.8},
+    "cutmix": {"cutmix": 1.0},
     "precision": {"precision": "bf16"},
     "selection": {"selection": "last"},
     "schedule": {"schedule": "5:learning_rate=0.002"},
@@ -182,6 +196,13 @@ def test_a_cell_of_before_a_field_came_is_the_cell_that_holds_its_default():
         "labels_per_class": 0,
         "label_share": 1.0,
         "finetune_image_size": 0,
+        "dropout": 0.0,
+        "label_smoothing": 0.0,
+        "ema_decay": 0.0,
+        "auto_augment": "none",
+        "erase_probability": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
         "schedule": "none",
         "decay": "half_cosine",
         "initialisation": "timm",
@@ -613,6 +634,7 @@ def test_a_mega_grid_goes_without_position_embeddings():
 
 # What only the phase that classifies depends on.
 OF_FINE_TUNING = {"dataset", "epochs", "learning_rate", "selection", "schedule", "probe"}
+OF_FINE_TUNING |= {"mixup", "cutmix", "label_smoothing", "ema_decay"}
 OF_FINE_TUNING |= {"labels_per_class", "label_share", "finetune_image_size"}  # tasks need no label
 # drloc_weight acts in no pre-training, and keep_classifier after a supervised one alone.
 OF_THE_FIRST_PHASE = sorted(set(OTHER) - OF_FINE_TUNING - {"protocol", "drloc_weight", "keep_classifier"})

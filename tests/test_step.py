@@ -15,7 +15,21 @@ PATCHES = {"patch_crop": 0.75, "jitter_probability": 0.8, "jitter_strength": 0.4
 ALL_TASKS = ("sprel", "dist", "ang", "abspos")
 
 
-def made(backbone="vit_xs4", tasks=ALL_TASKS, *, size=16, classes=10, mega_grid=0, drop_path=0.0, clip=1.0, **options):
+STRONG = {"auto_augment": "randaugment", "erase_probability": 0.25, "mixup": 0.8, "cutmix": 1.0}
+
+
+def made(
+    backbone="vit_xs4",
+    tasks=ALL_TASKS,
+    *,
+    size=16,
+    classes=10,
+    mega_grid=0,
+    drop_path=0.0,
+    clip=1.0,
+    strong=False,
+    **options,
+):
     """A step of a fresh model with every transform that its images can have, 8 of them, and their labels."""
     torch.manual_seed(0)
     patch_size = BACKBONES[backbone].patch_size
@@ -26,13 +40,15 @@ def made(backbone="vit_xs4", tasks=ALL_TASKS, *, size=16, classes=10, mega_grid=
         mean=(0.5, 0.4, 0.3),
         std=(0.2, 0.3, 0.4),
         flip_probability=0.5,
-        permute_patches=not mega_grid,
+        permute_patches=not mega_grid and not strong,
         mega_grid=mega_grid,
         **({"crop_padding": 2} if size < 32 else {"crop_min_area": 0.3}),
         **(PATCHES if patch_size < 32 else {}),
+        **(STRONG if strong else {}),
     )
     images = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8)
     rates = {"learning_rate": 1e-3, "weight_decay": 0.1, "gradient_clip": clip, "weights": {"sprel": 0.5}}
+    rates |= {"label_smoothing": 0.1} if strong else {}
     return Step(model, built.grid, augment, device="cpu", **rates, **options), images, torch.arange(8) % max(1, classes)
 
 
@@ -68,6 +84,7 @@ class Trace(TorchDispatchMode):
         {"tasks": (), "micro_batches": 2},
         {"backbone": "swin_xs8", "size": 32, "tasks": ("sprel", "abspos")},
         {"backbone": "t2t_xs", "size": 64, "tasks": ("sprel", "abspos")},
+        {"strong": True, "size": 32, "micro_batches": 2},
     ],
 )
 def test_a_step_takes_nothing_from_the_host_and_waits_for_nothing(what):
@@ -109,8 +126,9 @@ GRAPH = {"backend": "aot_eager"}  # one graph as for Inductor, whose C++ takes a
         ({"tasks": ("drloc",), "drop_path": 0.5}, GRAPH),
         ({"backbone": "swin_xs8", "size": 32, "tasks": ("sprel", "abspos"), "drop_path": 0.5}, GRAPH),
         ({"backbone": "t2t_xs", "size": 64}, GRAPH),
+        ({"strong": True, "size": 32}, GRAPH),
     ],
-    ids=["inductor", "vit", "mega-patches", "drloc", "swin", "t2t"],
+    ids=["inductor", "vit", "mega-patches", "drloc", "swin", "t2t", "strong"],
 )
 def test_compiled_as_one_graph_a_step_gives_what_it_gives_eagerly(what, compiler):
     """Two full batches, the short one at an epoch's end, which is an eager step, and an evaluation. The generator of
