@@ -21,6 +21,7 @@ import argparse
 import io
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from analysis.runs.gather import Gathered, GatherError, gather
 from relvit.cell import parse_value, unknown
 from relvit.vocabulary import ANALYSIS, GIT_COMMIT
 
-DIFFERENT, BAD_REQUEST = 1, 2
+DIFFERENT, BAD_REQUEST, INTERRUPTED = 1, 2, 130
 REPORT = "report"  # the document, beside which a table of a study of that name has another one
 
 
@@ -109,7 +110,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_false",
         help="do not log the outputs to the MLflow run that stands for the study",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--follow",
+        type=float,
+        metavar="MINUTES",
+        help="while runs of the study are RUNNING, set everything again every so many minutes",
+    )
+    options = parser.parse_args(arguments)
+    if options.follow is not None and not options.follow > 0:
+        parser.error(f"--follow must be above 0, not {options.follow:g}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,8 +135,15 @@ def main(arguments: list[str] | None = None) -> int:
         select(conform(pd.DataFrame()), options.where)  # what is wrong with it is said before a long gather
         if options.check:
             return check(options, console)
-        gathered = read_runs(options)
-        return make(options, console, gathered, formats)
+        while True:
+            gathered = read_runs(options)
+            status = make(options, console, gathered, formats)
+            if not options.follow or not is_running(options, gathered):
+                return status
+            say(console, f"runs are going on: again in {options.follow:g} minutes; Ctrl-C ends it")
+            time.sleep(60 * options.follow)
+    except KeyboardInterrupt:
+        return 0 if options.follow else INTERRUPTED
     except NotComparable as error:
         print(error, file=sys.stderr)
         return DIFFERENT
@@ -138,6 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
 def read_runs(options: argparse.Namespace) -> Gathered:
     """The runs as they are now; the Parquet files are brought up to date."""
     return gather(options.tracking_uri, options.experiment, options.out)
+
+
+def is_running(options: argparse.Namespace, gathered: Gathered) -> bool:
+    """Whether a run of the study that is set has not ended."""
+    runs = select(conform(gathered.runs), options.where)
+    return bool((of_study(runs, options.study or newest_study(runs))["status"] == "RUNNING").any())
 
 
 def make(options: argparse.Namespace, console: Console, gathered: Gathered, formats: list[str]) -> int:

@@ -27,10 +27,11 @@ from sweeps.cli import options as shared
 from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, exit_status, new_console, refuse, say
 from sweeps.cli.options import AUTO, Places
 from sweeps.cli.plan_view import show_plan
+from sweeps.cli.watch import watch
 from sweeps.cli.webhook import WebhookError, message, notify, webhook
 from sweeps.driver.options import Checkpoints
 from sweeps.driver.session import Sweep, hold_and_sweep, reach_problems
-from sweeps.planning.plan import PlanError, Request, plan, prepare_data
+from sweeps.planning.plan import EVALUATED, PlanError, Request, plan, prepare_data, study_name
 from sweeps.planning.studies import STUDIES
 
 
@@ -97,9 +98,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="stop cleanly when all trials together have held GPUs for so long",
     )  # fmt: skip
     how.add_argument("--plan", action="store_true", help="list the cells and which are done, and start nothing")
+    how.add_argument(
+        "--watch", type=float, nargs="?", const=5.0, metavar="SECONDS",
+        help="show what runs, what is done and the table so far, from any machine that sees the storage, again every "
+        "so many seconds (5); starts and writes nothing",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     options.seeds = shared.parse_seeds(parser, options.seeds)
-    above_zero = ("cpus", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hours", "gpu_hours")
+    above_zero = ("cpus", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hours", "gpu_hours", "watch")
     shared.require_above_zero(parser, options, (*above_zero, "micro_batches"))
     shared.require_gpus(parser, options.gpus)
     try:
@@ -121,6 +127,11 @@ def request_of(options: argparse.Namespace) -> Request:
     )
 
 
+def watched(options: argparse.Namespace) -> list[str]:
+    """The names of the studies whose cells these options plan, as the account has them."""
+    return [study_name(name) + EVALUATED * bool(options.evaluate) for name in options.study.split(",")]
+
+
 def sweep_of(options: argparse.Namespace) -> Sweep:
     """How the plan is trained."""
     names = ("cpus", "gpus", "micro_batches", "compile", "retry", "hours", "gpu_hours", "keep_pretrainings")
@@ -134,6 +145,8 @@ def sweep_of(options: argparse.Namespace) -> Sweep:
 def main() -> int:
     options = parse_arguments()
     console, account, sweep = new_console(), Account(options.storage), sweep_of(options)
+    if options.watch:
+        return watch(console, account, watched(options), options.watch)
     try:
         studies, problems = plan(request_of(options)), []
     except PlanError as error:

@@ -346,6 +346,17 @@ def test_reference_drops_paths_of_vit_and_swin_as_the_published_code_does_and_no
     assert fields_of(plan("table3", "paper"), "drop_path") == {(0.0,)}
 
 
+def test_liu2021_is_one_recipe_for_all_methods_and_backbones_of_table_3():
+    cells = plan("table3", "liu2021")
+    assert fields_of(cells, "mixup", "cutmix", "label_smoothing", "auto_augment", "erase_probability") == {
+        (0.8, 1.0, 0.1, "randaugment", 0.25)
+    }
+    assert fields_of(cells, "batch_size", "learning_rate", "warmup_epochs") == {(128, 5e-4 * 128 / 512, 20)}
+    assert fields_of(cells, "weight_decay", "gradient_clip", "patch_crop") == {(0.05, 5.0, 1.0)}
+    assert {cell.drop_path for cell in cells if cell.backbone == "swin_t"} == {0.2}
+    assert {cell.drop_path for cell in cells if cell.backbone == "t2t_vit_14"} == {0.0}
+
+
 def test_the_demo_has_small_stand_ins_for_cifar10_and_for_every_backbone():
     assert fields_of(plan("table4", "demo"), "dataset", "pretrain_dataset", "backbone", "image_size") == {
         ("digits", "digits", "vit_xs4", 16)
@@ -377,7 +388,8 @@ def test_the_cpu_recipe_has_small_stand_ins_for_backbones_alone():
 def test_an_unknown_recipe_names_the_valid_ones_and_the_nearest():
     with pytest.raises(ValueError) as caught:
         recipe("papre")
-    assert str(caught.value) == "unknown recipe 'papre': one of paper, reference, demo, cpu; did you mean 'paper'?"
+    names = "paper, reference, liu2021, demo, cpu"
+    assert str(caught.value) == f"unknown recipe 'papre': one of {names}; did you mean 'paper'?"
 
 
 # A study of one's own

@@ -125,7 +125,9 @@ def deviations(runs: pd.DataFrame, varying: Collection[str] = ()) -> dict[str, t
         if run not in other_sources and not same:
             found[run].append(f"code of commit {codes[run]} instead of {usual}")
     images = indexed["data_fingerprint"].dropna()
-    for run, _ in _unusual(images, place):
+    # The digest is of the images as they were decoded, at their sizes.
+    sizes = indexed[["pretrain_dataset", "image_size", "finetune_image_size"]].astype(object).fillna("").astype(str)
+    for run, _ in _unusual(images, place + " " + sizes.agg(" ".join, axis=1)):
         found[run].append("other images under the data set's name")
     for run, text in indexed.reindex(columns=["left_out"])["left_out"].dropna().items():
         found[run].append(text)

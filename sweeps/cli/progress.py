@@ -6,7 +6,7 @@ from collections import Counter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from relvit.cell import Cell
+from relvit.cell import LATER_FIELDS, Cell
 
 
 def duration(seconds: float) -> str:
@@ -25,10 +25,17 @@ def labels(cells: list[Cell]) -> dict[Cell, str]:
     """A short name for each cell: the fields that tell cells apart, and part of the digest where those do not."""
     names = ["dataset", "backbone", "protocol", "tasks"]
     told = [name for name in names if len({getattr(cell, name) for cell in cells}) > 1] or ["tasks"]
-    short = {cell: " ".join(getattr(cell, name) for name in told) for cell in cells}
+    short = {cell: " ".join([*(getattr(cell, name) for name in told), *_own(cell)]) for cell in cells}
     twice = Counter((label, cell.seed) for cell, label in short.items())
     digest = {cell: f" {cell.cell_id[-10:-4]}" if twice[label, cell.seed] > 1 else "" for cell, label in short.items()}
     return {cell: label + digest[cell] for cell, label in short.items()}
+
+
+def _own(cell: Cell) -> list[str]:
+    """What an evaluation of a pre-training has beside its protocol."""
+    names = ("labels_per_class", "label_share", "finetune_image_size")
+    values = {name: getattr(cell, name) for name in names}
+    return [f"{name}={value:g}" for name, value in values.items() if value != LATER_FIELDS[name]]
 
 
 class SweepProgress:
