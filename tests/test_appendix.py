@@ -162,4 +162,18 @@ def test_what_is_not_comparable_says_so_and_why(additive):
 
 
 def test_a_study_of_ones_own_decides_no_sentence_of_the_paper(additive):
-    assert set(of("heads", additive)) == {"heads-models"}
+    assert set(of("heads", additive)) == {"heads-models", "heads-effects"}
+
+
+def test_a_study_of_all_combinations_of_its_tasks_has_their_effects(additive):
+    """Those of Table 4 where they are the paper's four; of three tasks no other cell has a part in them."""
+    own, table4 = (of(name, additive)[f"{name}-effects"] for name in ("heads", "table4"))
+    assert [[entry.text for entry in row.entries] for row in own.rows] == [
+        [entry.text for entry in row.entries] for row in table4.rows
+    ]
+    three = [cell for cell in additive if "abspos" not in cell["tasks"]]
+    rows = of("heads", three)["heads-effects"].rows
+    assert [row.key for row in rows if row.key.startswith("main-")] == [
+        *("main-sprel", "main-dist", "main-ang", "main-sprel:dist", "main-sprel:ang", "main-dist:ang")
+    ]
+    assert "heads-effects" not in of("heads", three[:-1])  # a cell was never begun

@@ -266,3 +266,28 @@ def test_a_share_is_told_with_its_interval_where_there_is_a_gain_to_share():
 def test_noise_and_single_seeds_have_no_shares(table4):
     for runs in (several(made(), 0.3), runs_of(table4)):
         assert effects.shapley(runs)[["share", "share_low", "share_high"]].isna().all(axis=None)
+
+
+# Other tasks than the paper's four
+
+
+def test_of_two_tasks_the_effects_are_those_of_a_2_by_2_design_without_its_corner():
+    """Main effect: twice the least-squares coefficient of the code; of three cells the model is exact."""
+    runs = runs_of({"none": 50.0, "sprel": 60.0, "abspos": 64.0, "sprel+abspos": 70.0})
+    tasks = ("sprel", "abspos")
+    assert effects.missing(runs, tasks).empty
+    assert effects.any_against_none(runs, tasks)["mean"].tolist() == pytest.approx([(60 + 64 + 70) / 3 - 50])
+    assert effects.leave_one_out(runs, tasks)["mean"].to_dict() == pytest.approx({"sprel": 6.0, "abspos": 10.0})
+    # The gain of both over the mean single task is 70 - 62, of which each has half and what it adds beyond the other.
+    shares = effects.shapley(runs, tasks)["mean"]
+    assert shares.sum() == pytest.approx(8.0)
+    assert shares["abspos"] - shares["sprel"] == pytest.approx(4.0)
+    found = effects.main_effects_and_interactions(runs, tasks)
+    assert list(found.index) == ["sprel", "abspos", "sprel:abspos"]
+
+
+def test_of_three_tasks_all_cells_but_the_supervised_one_have_their_part():
+    weights = effects.family(("sprel", "ang", "abspos"))
+    assert weights.shape == (8, 3 + 3 + 3)
+    assert (weights.loc["none"] == 0).all()
+    assert weights.sum().abs().max() < 1e-9

@@ -238,6 +238,13 @@ def test_an_evaluation_that_cannot_be_is_refused_with_the_reason(tmp_path, evalu
     assert message in str(error.value)
 
 
+def test_wrong_evaluations_are_said_beside_a_wrong_study(tmp_path):
+    with pytest.raises(PlanError) as error:
+        evaluated(tmp_path, "probee", "finetune:epochs=many", study="tabel4")
+    said = ["unknown evaluation 'probee'", "epochs must be of type int, not 'many'", "unknown study 'tabel4'"]
+    assert [text in problem for text, problem in zip(said, error.value.problems, strict=True)] == [True] * 3
+
+
 def test_an_evaluation_does_not_change_the_pre_training(tmp_path):
     with pytest.raises(PlanError, match="finetune:weight_decay=0.1: weight_decay changes the pre-training, which"):
         evaluated(tmp_path, "finetune", "finetune:weight_decay=0.1")

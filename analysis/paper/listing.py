@@ -10,6 +10,7 @@ from analysis.paper.cost import cost
 from analysis.paper.curves import curves
 from analysis.paper.entries import Entries, PaperTable, footnoted
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
+from analysis.paper.task_effects import effects_of_swept_tasks
 from analysis.runs.comparability import chosen_fields, deviations, is_engines
 from relvit.cell import FIELDS, TASKS
 
@@ -70,4 +71,6 @@ def _plain(value: Any) -> str:
 def table_of(study: str) -> PaperTable:
     """What stands for a study that is none of the paper's."""
     figures = {"-curves": curves, "-cost": cost}
-    return PaperTable(name=study, title=f"Study {study}", layout=layout_listing, figures=figures)
+    return PaperTable(
+        name=study, title=f"Study {study}", layout=layout_listing, figures=figures, behind=effects_of_swept_tasks
+    )

@@ -18,12 +18,10 @@ from analysis.paper.entries import Claim, Drawing, Entries, NothingToDraw, Paper
 from analysis.paper.numbers import (
     OURS,
     PAPER,
-    beside,
     how_to_read,
     is_best,
     measured,
     number_entry,
-    p_value,
     published_entry,
     recipe_sentence,
     task_column,
@@ -31,8 +29,9 @@ from analysis.paper.numbers import (
 from analysis.paper.published import published, published_runs
 from analysis.paper.rules import SIMILAR, all_above, all_similar, fixed, stated_gains
 from analysis.paper.settings import settings
+from analysis.paper.task_effects import task_effects
 from analysis.stats import effects
-from analysis.stats.seeds import ALPHA, by_seed
+from analysis.stats.seeds import by_seed
 from relvit.cell import NONE, PAPER_TASKS, TASKS, parse_tasks, task_combinations
 from relvit.paper import BACKBONE_NAMES, BEST, DATASET_NAMES
 
@@ -90,69 +89,6 @@ def layout_table4(entries: Entries, name: str) -> Table:
 def entry_label(run: Mapping[str, Any]) -> str | None:
     """The tasks of a run that is pre-trained on some of the paper's, or none, and fine-tuned."""
     return run["tasks"] if run["protocol"] == "pretrain_finetune" and run["tasks"] in COMBINED else None
-
-
-# Effects
-
-
-def task_effects(entries: Entries, name: str) -> Table | None:
-    """Any task against none; main effects, interactions, what each task adds to the three others, Shapley values."""
-    runs = entries.runs
-    missing = effects.missing(runs)
-    parts = (
-        ("any", "Any task against none", effects.any_against_none(runs)),
-        ("main", "Main effect, interaction", effects.main_effects_and_interactions(runs)),
-        ("added", "Added to the three others", effects.leave_one_out(runs)),
-        ("shapley", "Shapley value", effects.shapley(runs)),
-    )
-    if not any(part["n"].any() for *_, part in parts):
-        return None
-    several = any(part["low"].notna().any() for *_, part in parts)
-    everything = effects.behind(runs, task_combinations())
-    columns = [Column("kind", "Effect", align="l"), Column("task", "Task", align="l"), Column("effect", "Points")]
-    if several:
-        columns += [Column("interval", "95 % interval"), Column("p_family", "p", "(all rows)")]
-    columns += [Column("n", "Seeds"), Column("share", "Share")]
-    rows = []
-    for kind, heading, part in parts:
-        for number, (effect, row) in enumerate(part.iterrows()):
-            rests_on = everything if kind != "added" else effects.behind(runs, effects.with_and_without(effect))
-            text = DASH if np.isnan(row["mean"]) else f"{row['mean']:+.2f}"
-            numbers = {"value": row["mean"], **{key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")}}
-            bold = bool(row["p_family"] < ALPHA)
-            texts = [
-                Entry("" if number else heading),
-                Entry(" × ".join(TASKS[task].title for task in effect.split(":") if task in TASKS)),
-                Entry(text, numbers=numbers if row["n"] else {}, runs=rests_on if row["n"] else (), bold=bold),
-            ]
-            if several:
-                interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-                texts += [beside(interval, rests_on), beside(p_value(row["p_family"]), rests_on, row["p_family"])]
-            texts.append(beside(str(int(row["n"])), rests_on))
-            texts.append(beside(_share(row), rests_on, row["share"]) if kind == "shapley" else Entry())
-            rows.append(Row(f"{kind}-{effect}", tuple(texts), rule=number == 0))
-    lacking = f" {len(missing)} runs of the design are not finished; least squares does without." * (len(missing) > 0)
-    caption = (
-        "Effects of the tasks on test accuracy after fine-tuning, in percentage points. The supervised cell also "
-        "differs in its position embedding, augmentation and labels: the first row is the mean of the 15 others less "
-        "that one, the rest is within the 15. Main effect and interaction: least squares on the tasks' codes and their "
-        "products. Shapley: the gain of all four over the average single task, split over all orders of adding, and "
-        f"each task's share of it where there is a gain.{lacking} "
-        + (
-            "95 % intervals with seeds as blocks; p corrected for all rows of main effects, interactions and Shapley "
-            "values, and for all pairs of cells where two are compared; bold where it is below 5 %."
-            if several
-            else "One seed: no intervals."
-        )
-    )
-    made = Table(name, "Effects of the tasks", tuple(columns), tuple(rows), caption)
-    return entries.footnoted(made)
-
-
-def _share(row: pd.Series) -> str:
-    if pd.isna(row["share"]):
-        return DASH
-    return f"{100 * row['share']:.0f} % [{100 * row['share_low']:.0f}, {100 * row['share_high']:.0f}]"
 
 
 # Figures

@@ -177,7 +177,8 @@ def _kind(cell: Cell, phase: "Phase", device: str) -> str:
     augmented = _augments_patches(cell) if phase.tasks else ()
     parts = (cell.backbone, phase.image_size, cell.precision, _pair_head(cell), phase.mega_grid, augmented, device)
     batch = cell.batch_size if device == "cuda" else "any"
-    return "/".join(map(str, (*parts, batch, "+".join(phase.tasks) or "none", phase.classify, phase.frozen)))
+    whole = () if cell.auto_augment == NONE else (cell.auto_augment,)
+    return "/".join(map(str, (*parts, batch, "+".join(phase.tasks) or "none", phase.classify, phase.frozen, *whole)))
 
 
 def _augments_patches(cell: Cell) -> tuple[bool, ...]:
@@ -187,7 +188,7 @@ def _augments_patches(cell: Cell) -> tuple[bool, ...]:
 
 def _observed_key(cell: Cell, phase: str) -> tuple:
     """Cells with this in common take the same time for an epoch of this phase on the same device."""
-    kind: tuple = (cell.backbone, cell.train_images, cell.batch_size, cell.precision)
+    kind: tuple = (cell.backbone, cell.train_images, cell.batch_size, cell.precision, cell.auto_augment)
     if phase != "pretrain" or not cell.task_list:
         kind += (cell.labels_per_class, cell.label_share)
     if phase not in ("pretrain", "joint"):

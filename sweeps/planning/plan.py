@@ -87,6 +87,8 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
 
     if request.tasks_file:
         attempt(add_tasks_file, request.tasks_file)
+    for text in request.evaluate:  # whatever else is wrong
+        attempt(parse_evaluation, text)
     # Where a name is wrong, a stand-in lets the rest be checked too.
     named = {} if request.specs else {name: attempt(study, name) for name in request.study.split(",")}
     studies = named or {request.study: Study("", request.specs)}
