@@ -9,11 +9,12 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
-import secrets
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from relvit.files import write_atomic
 from relvit.sources import (
     DATASETS,
     DataError,
@@ -39,6 +43,8 @@ logger = logging.getLogger(__name__)
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 LARGEST = 3  # times the image size: the side at which whole images are stored at most; crops of a ninth stay sharp
 CACHE, CACHE_VERSION = ".relvit-cache", 3
+_BLOCK = 4096  # images after which an interrupted preparation goes on; of Parquet, what is in memory at once
+_LARGE = 1e9  # bytes from which a preparation says beforehand what it will take
 CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given; no other can be as large
 
 
@@ -305,16 +311,29 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
         sizes = np.array([_open(image).size for image in itertools.chain(*parts)])
         aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
-    for left in folder.parent.glob(f".{folder.name}.{'?' * 8}.tmp"):  # a killed process's, and as large as the cache
-        shutil.rmtree(left, ignore_errors=True)
-    # Not tempfile's, which nobody else may read: a data folder may be a lab's.
-    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    # Not tempfile's, which nobody else may read: a data folder may be a lab's. Named by what is decoded, so that what a
+    # killed process left of the same is gone on with; of anything else it is removed, being as large as the cache.
+    what = hashlib.sha256(json.dumps([source.fingerprint, size, whole]).encode()).hexdigest()[:8]
+    scratch = folder.with_name(f".{folder.name}.{what}.tmp")
+    for left in folder.parent.glob(f".{folder.name}.{'?' * 8}.tmp"):
+        if left != scratch:
+            shutil.rmtree(left, ignore_errors=True)
     try:
-        scratch.mkdir()
-        array = _allocated(scratch / "images.npy", (len(labels), size, size, 3))
-        depth = _decode_all(parts, array, 16, whole)
+        scratch.mkdir(exist_ok=True)
+        shape = (len(labels), size, size, 3)
+        done = _decoded_before(scratch, shape)
+        if math.prod(shape) >= _LARGE:
+            before = f", {done:,} of them before" if done else ""
+            taken = f"{math.prod(shape) / 1e9:.1f} GB in {folder.parent}"
+            logger.warning(f"{folder.name}: {len(labels):,} images are decoded to {taken}{before}")
+        if done:
+            array = np.lib.format.open_memmap(scratch / "images.npy", mode="r+")
+        else:
+            array = _allocated(scratch / "images.npy", shape)
+        depth = _decode_all(parts, array, 16, whole, scratch / "decoded.json", done)
         if 0 < depth < 16 or depth > 16:
             logger.warning(f"{folder.name}: its deep greyscale files hold {depth} bits, of which the upper 8 are kept")
+            (scratch / "decoded.json").unlink(missing_ok=True)
             _decode_all(parts, array, depth, whole)
         array.flush()
         np.save(scratch / "labels.npy", labels)
@@ -336,13 +355,25 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
             "mean": mean,
             "std": std,
         }
+        (scratch / "decoded.json").unlink(missing_ok=True)
         (scratch / "meta.json").write_text(json.dumps(meta))
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
-    finally:
+    except (DataError, OSError):  # files to repair, a disk to clear; what was interrupted is gone on with
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
     return meta
+
+
+def _decoded_before(scratch: Path, shape: tuple[int, ...]) -> int:
+    """How many images a preparation that was interrupted has decoded to `scratch`, whole blocks of them."""
+    try:
+        done = json.loads((scratch / "decoded.json").read_text())["images"]
+        same = np.load(scratch / "images.npy", mmap_mode="r").shape == shape
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return done if same and isinstance(done, int) and 0 < done <= shape[0] else 0
 
 
 def _allocated(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -357,11 +388,22 @@ def _allocated(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _decode_all(parts: list[Collection[SourceImage]], array: np.ndarray, depth: int, whole: bool) -> int:
+def _decode_all(
+    parts: list[Collection[SourceImage]],
+    array: np.memmap,
+    depth: int,
+    whole: bool,
+    record: Path | None = None,
+    done: int = 0,
+) -> int:
     """Decode all images of the splits into `array` [m, S, S, 3]. Returns how many bits deep greyscale uses, at least 8,
-    or 0 where there is none. Raises DataError with the files that cannot be read."""
-    problems, largest = [], [0]
+    or 0 where there is none. Raises DataError with the files that cannot be read.
+
+    record: where each block that is decoded, and on the disk, is entered; done: how many images it says are.
+    """
+    problems, largest = [], [json.loads(record.read_text())["largest"] if record and done else 0]
     images = enumerate(itertools.chain(*parts))
+    next(itertools.islice(images, done, done), None)
 
     def fill(numbered: tuple[int, SourceImage]) -> None:
         try:
@@ -370,12 +412,27 @@ def _decode_all(parts: list[Collection[SourceImage]], array: np.ndarray, depth: 
         except DataError as error:
             problems.append(str(error))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while block := list(itertools.islice(images, 4096)):  # of Parquet, what is in memory at once
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _progress(len(array), done) as advance:
+        while block := list(itertools.islice(images, _BLOCK)):
             list(pool.map(fill, block))
+            advance(len(block))
+            if record and not problems and len(array) > _BLOCK:
+                array.flush()
+                write_atomic(record, json.dumps({"images": block[-1][0] + 1, "largest": max(largest)}).encode())
     if problems:
         raise DataError(shorten(sorted(problems)))
     return max(largest).bit_length()
+
+
+@contextmanager
+def _progress(images: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar for a person at a terminal, where it takes more than a block. Gives what is called with how many more."""
+    console = Console(stderr=True)
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = images <= _BLOCK or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=images, completed=done)
+        yield lambda count: bar.advance(task, count)
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:

@@ -1,5 +1,6 @@
 """Data sets on disk: splits, decoding, cache, and what is said about a broken one."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -610,3 +611,71 @@ def test_what_a_killed_process_left_of_a_cache_is_removed(tmp_path):
     (cache / ".pets-8.x-8.0123abcd.tmp").mkdir()  # of a data set "pets-8.x", which somebody may be decoding
     data.prepare("pets", tmp_path, 8)
     assert sorted(path.name for path in cache.iterdir()) == [".pets-8.x-8.0123abcd.tmp", "pets-8", "pets.lock"]
+
+
+# Large data sets
+
+
+def made_folder(tmp_path, count=60):
+    """Images of one colour each, the number of the image, as class folders of two classes."""
+    for number in range(count):
+        folder = tmp_path / "many" / ("test" if number % 3 == 0 else "train") / ("ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 255 - number, 7)).save(folder / f"{number:03}.png")
+
+
+def interrupted(monkeypatch, tmp_path, after):
+    """Prepare, interrupted as by Ctrl-C once so many images are decoded. Returns how many were."""
+    decode, calls = data._decode, []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return decode(*arguments)
+
+    monkeypatch.setattr(data, "_decode", counted)
+    with contextlib.suppress(KeyboardInterrupt):
+        data.prepare("many", tmp_path, 8)
+    monkeypatch.setattr(data, "_decode", decode)
+    return len(calls)
+
+
+def test_an_interrupted_preparation_goes_on_after_the_last_whole_block(tmp_path, monkeypatch):
+    made_folder(tmp_path)
+    whole = data.prepare("many", tmp_path, 8)
+    (cache,) = (tmp_path / ".relvit-cache").glob("many-8")
+    shutil.rmtree(cache)
+    monkeypatch.setattr(data, "_BLOCK", 16)
+    interrupted(monkeypatch, tmp_path, after=40)
+    (scratch,) = cache.parent.glob(".many-8.*.tmp")
+    assert interrupted(monkeypatch, tmp_path, after=1000) == 60 - 32  # two blocks of 16 were whole
+    assert not scratch.exists()
+    again = data.load("many", tmp_path, 8)
+    assert again.fingerprint == whole.fingerprint
+    assert np.array_equal(again.train.images, whole.train.images)
+
+
+def test_of_other_images_nothing_is_gone_on_with(tmp_path, monkeypatch):
+    made_folder(tmp_path)
+    monkeypatch.setattr(data, "_BLOCK", 16)
+    interrupted(monkeypatch, tmp_path, after=40)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "many" / "train" / "a" / "more.png")
+    assert interrupted(monkeypatch, tmp_path, after=1000) == 61
+    assert [path.name for path in (tmp_path / ".relvit-cache").iterdir() if path.is_dir()] == ["many-8"]
+
+
+def test_a_damaged_record_of_an_interrupted_preparation_starts_it_again(tmp_path, monkeypatch):
+    made_folder(tmp_path)
+    monkeypatch.setattr(data, "_BLOCK", 16)
+    interrupted(monkeypatch, tmp_path, after=40)
+    (record,) = (tmp_path / ".relvit-cache").glob(".many-8.*.tmp/decoded.json")
+    record.write_text('{"images": "many"}')
+    assert interrupted(monkeypatch, tmp_path, after=1000) == 60
+
+
+def test_what_a_large_preparation_takes_is_said_beforehand(tmp_path, monkeypatch, caplog):
+    made_folder(tmp_path)
+    monkeypatch.setattr(data, "_LARGE", 60 * 8 * 8 * 3)
+    data.prepare("many", tmp_path, 8)
+    assert f"many-8: 60 images are decoded to 0.0 GB in {tmp_path / '.relvit-cache'}" in caplog.text
