@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paper_runs import entries, row
+from helpers.paper_runs import table as layout
 from helpers.tiny import TINY, newest, without_speeds
 
 from relvit import data
@@ -248,3 +250,37 @@ def test_wrong_evaluations_are_said_beside_a_wrong_study(tmp_path):
 def test_an_evaluation_does_not_change_the_pre_training(tmp_path):
     with pytest.raises(PlanError, match="finetune:weight_decay=0.1: weight_decay changes the pre-training, which"):
         evaluated(tmp_path, "finetune", "finetune:weight_decay=0.1")
+
+
+# Their table
+
+
+def test_the_table_of_evaluations_has_each_with_what_it_is_tested_by(tmp_path):
+    wanted = ("knn", "probe", "finetune", "finetune:labels_per_class=10")
+    planned = list(evaluated(tmp_path, *wanted, combinations=("sprel",)))
+    found = (
+        {"knn_accuracy": 41.5, "sprel_accuracy": 50.0},
+        {"accuracy": 75.0, "knn_accuracy": 41.5, "sprel_accuracy": 50.0},
+        {"accuracy": 90.0, "knn_accuracy": 41.5, "sprel_accuracy": 50.0},
+        {"accuracy": 60.0, "knn_accuracy": 41.5, "sprel_accuracy": 50.0},
+    )
+    rows = [row(cell, **values) | {"study": "mine"} for cell, values in zip(planned, found)]
+    table = layout("mine", rows)
+    assert [column.key for column in table.columns] == [
+        *("protocol", "labels_per_class", "sprel_accuracy", "knn", "accuracy", "n")
+    ]
+    assert [[entry.text for entry in each.entries] for each in table.rows] == [
+        ["pretrain", "0", "50.00", "41.50", "×", "1/1"],
+        ["pretrain_probe", "0", "50.00", "×", "75.00", "1/1"],
+        ["pretrain_finetune", "0", "50.00", "×", "90.00", "1/1"],
+        ["pretrain_finetune", "10", "50.00", "×", "60.00", "1/1"],
+    ]
+    assert table.caption.startswith("k-NN accuracy and Test accuracy in % of the cells of mine.")
+    assert "labels_per_class 10" in table.caption
+
+
+def test_a_recipe_beyond_the_papers_is_named_and_is_no_replication(tmp_path):
+    cells = plan_cells(Request("table4", "paper", tmp_path, settings=("mixup=0.8",)))
+    runs = entries("table4", [row(cell, accuracy=90.0) for cell in cells])
+    assert "mixup 0.8 instead of 0" in runs.departures
+    assert "fp32, mixup 0.8;" in layout("table4", [row(cell, accuracy=90.0) for cell in cells]).caption

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.output.typeset import DASH, DOWN, UP, Column, Entry
 from analysis.runs.comparability import commits
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
-from relvit.cell import DRLOC, NONE
+from relvit.cell import DRLOC, LATER_FIELDS, NONE
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
 from relvit.tasks import TASKS
 
@@ -150,6 +150,12 @@ def p_value(p: float) -> str:
 
 # Captions
 
+# Fields of a recipe that a caption names where a run has them.
+_BEYOND = (
+    *("labels_per_class", "label_share", "finetune_image_size", "dropout", "label_smoothing", "ema_decay"),
+    *("auto_augment", "erase_probability", "mixup", "cutmix"),
+)
+
 
 def recipe_sentence(runs: pd.DataFrame) -> str:
     """How runs were trained, chosen and tested, in a sentence, with every value that occurs."""
@@ -171,13 +177,16 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
         joint = f"{values('epochs', runs[runs['protocol'] == 'joint'])} epochs in one phase"
         epochs = f"{epochs}, or {joint}" if epochs else joint
     rates = list(dict.fromkeys([values("pretrain_learning_rate", trained)] * two_phases + [values("learning_rate")]))
+    present = {name: runs[name].dropna() for name in _BEYOND if name in runs}
+    used = [name for name, column in present.items() if (column != LATER_FIELDS[name]).any()]
+    more = "".join(f", {name} {values(name, runs[runs[name] != LATER_FIELDS[name]])}" for name in used)
     images = [name for name in runs["train_images"].dropna().unique() if name]
     selection = {"best_val": "best validation epoch", "last": "last epoch"}
     chosen = " or ".join(selection.get(str(one), str(one)) for one in sorted(runs["selection"].dropna().unique()))
     seeds = sorted(int(seed) for seed in runs["seed"].dropna().unique())
     return (
         f"{epochs} ({values('warmup_epochs')} of warm-up), batches of {values('batch_size')}, AdamW with learning "
-        f"rate {' and '.join(rates)}, weight decay {values('weight_decay')}, {values('precision')}"
+        f"rate {' and '.join(rates)}, weight decay {values('weight_decay')}, {values('precision')}{more}"
         + (f", {values('train_images', runs[runs['train_images'] != 0])} training images" if images else "")
         + f"; {chosen or 'unknown selection'}, test split; {counted(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds))}); commit {', '.join(commits(runs))}."
