@@ -27,7 +27,7 @@ from relvit.specs import (  # noqa: F401  (part of this module for its users)
     ViTSpec,
     backbone_spec,
 )
-from relvit.tasks import DRLOC, PAPER_TASKS, TASKS, Task
+from relvit.tasks import DRLOC, PAPER_TASKS, TASKS, Task, described
 from relvit.vocabulary import LAST_PHASE
 
 NONE = "none"  # no tasks, no pair head, no pre-training data set
@@ -273,6 +273,14 @@ def add_task(task: Task) -> None:
         raise ValueError(problem)
     TASKS[task.name] = task
     _add_weight(task)
+
+
+def add_described(text: str) -> None:
+    """Make the tasks of `relvit.tasks.describe`'s text known, for cells that are read and not trained; those that are
+    known stay as they are. Raises ValueError for what is no such text."""
+    for task in described(text):
+        if task.name not in TASKS:
+            add_task(task)
 
 
 def name_problem(task: Task) -> str:

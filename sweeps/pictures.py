@@ -35,9 +35,9 @@ from torch import Tensor
 from relvit import data
 from relvit.augment import Augmentation
 from relvit.backbones import Backbone
-from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, parse_value, unknown
+from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, add_described, parse_value, unknown
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
-from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY
+from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY, TASK_ROWS
 from sweeps.account.account import Account
 from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status
@@ -125,6 +125,7 @@ def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, i
     Raises FileNotFoundError where its weights are not in the account; relvit.data.DataError for its data set;
     ValueError where the run lacks what makes a cell; MlflowException where they cannot be logged.
     """
+    add_described(run.data.tags.get(TASK_ROWS, "[]"))
     lacking = [name for name in FIELDS if name not in run.data.params and name not in LATER_FIELDS]
     if lacking:
         raise ValueError(f"its run lacks parameters, without which its weights cannot be found: {', '.join(lacking)}")

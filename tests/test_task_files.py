@@ -206,6 +206,22 @@ def test_a_row_is_known_without_its_functions():
         described('[{"name": "sprel"}]')
 
 
+def test_a_cell_of_a_files_task_is_read_where_the_row_is_described(tmp_path):
+    written = f"""
+from relvit.tasks import describe
+(cell,) = cells({str(EXAMPLES / "depth_order.py")!r}, combinations=("depth",))
+result = [describe(cell.task_list), cell.as_dict(), cell.cell_id]
+"""
+    text, fields, cell_id = run(tmp_path, written)
+    read = f"""
+from relvit.cell import Cell, add_described
+add_described({text!r})
+add_described({text!r})
+result = Cell(**{fields!r}).cell_id
+"""
+    assert run(tmp_path, read) == cell_id
+
+
 # What is refused
 
 

@@ -37,8 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from analysis.runs.stores import POINTS, GatherError, Run, Store, open_store
 from relvit import vocabulary
-from relvit.cell import FIELDS, LATER_FIELDS, TASKS, add_task, parse_value
-from relvit.tasks import described
+from relvit.cell import FIELDS, LATER_FIELDS, add_described, parse_value
 from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY, TASK_ROWS
 
 __all__ = ["Gathered", "GatherError", "gather"]
@@ -156,9 +155,7 @@ def _know_tasks(runs: list[Run], notes: list[str]) -> None:
     """Make the tasks known that come from files, as their runs describe them: of two under one name, the newer."""
     for text in dict.fromkeys(run.tags[TASK_ROWS] for run in reversed(runs) if run.tags.get(TASK_ROWS)):
         try:
-            for task in described(text):
-                if task.name not in TASKS:
-                    add_task(task)
+            add_described(text)
         except ValueError as error:
             notes.append(f"tag {TASK_ROWS}: {error}")
 
