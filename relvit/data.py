@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,8 +23,6 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relvit.files import write_atomic
 from relvit.sources import (
@@ -427,10 +426,15 @@ def _decode_all(
 @contextmanager
 def _progress(images: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar for a person at a terminal, where it takes more than a block. Gives what is called with how many more."""
-    console = Console(stderr=True)
+    if images <= _BLOCK or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    # Here, since relvit is used without it where it only trains.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = images <= _BLOCK or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=images, completed=done)
         yield lambda count: bar.advance(task, count)
 
