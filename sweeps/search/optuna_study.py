@@ -26,6 +26,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages._rdb.models import TrialParamModel
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from relvit.cell import LATER_FIELDS
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
@@ -245,12 +247,13 @@ def _exists(url: str) -> bool:
 
 
 def _require_same(stored: optuna.Study, definition: Mapping[str, Any], url: str) -> None:
-    theirs = json.loads(stored.user_attrs.get(DEFINITION, "null"))
-    if theirs is None:
+    if DEFINITION not in stored.user_attrs:
         raise DatabaseError(
             f"{_public(url)} holds a study {stored.study_name!r} that this program did not make; choose another --name"
         )
-    ours = json.loads(json.dumps(definition))
+    # A field of a cell that came later than a search had its default there.
+    theirs = LATER_FIELDS | json.loads(stored.user_attrs[DEFINITION])
+    ours = LATER_FIELDS | json.loads(json.dumps(definition))
     changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if changed:
         differences = "; ".join(f"{name} was {theirs.get(name)}, now {ours.get(name)}" for name in changed)

@@ -151,6 +151,27 @@ def test_its_search_still_has_its_trials(moved):
         assert drawn and drawn.items() <= fields.items()
 
 
+def test_its_search_is_gone_on_with_by_the_same_command(moved):
+    def trials() -> list[optuna.trial.FrozenTrial]:
+        return optuna.load_study(study_name="old", storage=f"sqlite:///{moved}/results/optuna.db").trials
+
+    before = trials()
+    result = entries.run(
+        "sweeps/hpo.py", moved, *FEW, "--tasks", "sprel", "--name", "old", "--trials", "12", "--seeds", "none"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "5 complete, 5 pruned, 2 to continue" in result.stdout
+    after = trials()
+    assert [(trial.params, trial.user_attrs["cell_id"]) for trial in after] == [
+        (trial.params, trial.user_attrs["cell_id"]) for trial in before
+    ]
+    assert [trial.values for trial in after[:10]] == [trial.values for trial in before[:10]]
+    assert all(trial.state.is_finished() and trial.state.name != "FAIL" for trial in after[10:])
+    assert accounts(moved, "searched", "pruned").keys() == {trial.user_attrs["cell_id"] for trial in after}
+    best = max((trial for trial in after if trial.values), key=lambda trial: trial.values[0])
+    assert json.loads((moved / "results/hpo/old/recipe.json").read_text())["search"]["trial"] == best.number
+
+
 # The version that the store is of, in its own words: one cell whole, and the same cell stopped after three epochs.
 OLD_TRAINING = """
 import sys
