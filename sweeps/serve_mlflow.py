@@ -86,7 +86,7 @@ def _port_problem(host: str, port: int) -> str:
     return ""
 
 
-def _shut(folder: Path, credentials: Path) -> str:
+def shut(folder: Path, credentials: Path) -> str:
     """Let nobody else enter the folder. Returns what is open all the same, with what closes it; empty if nothing."""
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)
@@ -144,7 +144,7 @@ def main() -> int:
     if options.allowed_hosts:
         command += ["--allowed-hosts", options.allowed_hosts]
     source = "$" + _PASSWORD if os.environ.get(_PASSWORD) else path
-    note = _shut(folder, path)
+    note = shut(folder, path)
     if note:
         print(note, flush=True)
     print(f"MLflow at http://{options.host}:{options.port}, user {user!r}, password in {source}", flush=True)

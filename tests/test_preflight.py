@@ -1,5 +1,7 @@
 """What is found before the first trial, and the words that it is told in. Real nodes: end_to_end/test_nodes.py."""
 
+import dataclasses
+import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from relvit.data import cached_fingerprint
-from relvit.files import location
+from relvit.files import location, write_atomic
 from sweeps.account import leases
 from sweeps.account.account import Account
 from sweeps.account.failures import NODE_LOST, STORAGE, NodeError, Setting, classify
@@ -25,7 +27,7 @@ from sweeps.cluster.nodes import (
     versions,
 )
 from sweeps.driver.options import Checkpoints, Options
-from sweeps.driver.trainable import CellTrainable, trial_config
+from sweeps.driver.trainable import TRIAL, CellTrainable, trial_config
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking import reachable
 from sweeps.tracking.reachable import file_system_of, tracking_problems
@@ -189,11 +191,16 @@ def test_a_node_that_sees_the_drivers_lease_and_has_its_versions_is_fine_and_ask
         assert set(places) == {tmp_path / "drivers"}
 
 
+def write_lease(storage: Path, process: str) -> None:
+    """What a driver under this storage path leaves there: its lease."""
+    lease = leases.Lease("x", "a driver", process, 0.0, "holding", ())
+    write_atomic(storage / "drivers/x.json", json.dumps(dataclasses.asdict(lease)).encode())
+
+
 @pytest.mark.parametrize("somebody_elses", [True, False])
 def test_a_node_with_a_folder_of_its_own_where_others_have_the_storage_is_named(tmp_path, late, somebody_elses):
     if somebody_elses:
-        lease = leases.Lease("x", "process 7 on node-1", "another boot/ns/7/1", 0.0, "holding", ())
-        leases._write(tmp_path / "drivers", lease)
+        write_lease(tmp_path, "another boot/ns/7/1")
     with pytest.raises(NodeError, match="^node 10.0.0.9: does not see what the driver wrote .* it is not shared; name"):
         verify_node(str(tmp_path), this_driver(), "10.0.0.9")
 
@@ -215,9 +222,7 @@ def test_a_full_storage_is_told_as_one_which_is_waited_for(tmp_path, late, monke
 
 def test_what_mends_itself_soon_is_waited_for(tmp_path, late, monkeypatch):
     monkeypatch.setattr(preflight, "_LATE_SECONDS", 30)
-    process = this_driver()["process"]
-    lease = leases.Lease("x", "the driver", process, 0.0, "holding", ())
-    writer = threading.Timer(0.3, leases._write, (tmp_path / "drivers", lease))
+    writer = threading.Timer(0.3, write_lease, (tmp_path, this_driver()["process"]))
     writer.start()
     verify_node(str(tmp_path), this_driver(), "10.0.0.9")
     writer.join()
@@ -227,10 +232,10 @@ def test_a_trial_examines_its_node_before_it_trains(tmp_path, late):
     (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",)))
     options = Options(Setting(1, 0), tmp_path / "no data")
     config = trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options, "lease")
-    trial = CellTrainable.__new__(CellTrainable)
-    trial._begin(config)
+    trial = CellTrainable.__new__(CellTrainable)  # its constructor makes folders for Ray's loggers
+    trial.setup({TRIAL: config})
     with pytest.raises(NodeError, match=f"under the storage path {tmp_path}/results"):
-        next(trial._rows)
+        trial.step()
 
 
 def test_a_trial_says_on_which_images_it_trains(tmp_path, monkeypatch):
@@ -239,7 +244,7 @@ def test_a_trial_says_on_which_images_it_trains(tmp_path, monkeypatch):
     (cell,) = plan_cells(Request("table4", "demo", tmp_path, combinations=("none",), settings=settings))
     options = Options(Setting(1, 0), tmp_path)
     trial = CellTrainable.__new__(CellTrainable)
-    trial._begin(trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options, "lease"))
+    trial.setup({TRIAL: trial_config(WorkItem(cell), Account(tmp_path / "results"), options.setting, options, "lease")})
     report = trial.step()
     trial.cleanup()
     fingerprint = cached_fingerprint("digits", tmp_path, 16)

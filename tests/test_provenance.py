@@ -1,5 +1,6 @@
 """From every number to its runs, and whether outputs are still what the data give."""
 
+import hashlib
 import io
 import json
 import re
@@ -188,7 +189,8 @@ def test_a_sidecar_of_an_older_version_is_not_held_against_the_runs(tmp_path, ru
     made(tmp_path, runs)
     path = provenance.sidecar(tmp_path, "table4")
     content = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seal", "version")}
-    path.write_text(json.dumps({**content, "seal": provenance._seal(content)}))
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "seal": seal}))
     with pytest.raises(ProvenanceError, match="is of another version of this project"):
         provenance.read(path)
 

@@ -335,11 +335,11 @@ def test_the_servers_folder_is_shut_and_what_stays_open_is_said(tmp_path):
     credentials_file.touch()
     folder.chmod(0o755)
     credentials_file.chmod(0o644)
-    said = serve_mlflow._shut(folder, credentials_file)
+    said = serve_mlflow.shut(folder, credentials_file)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert said == f"note: open to others on this machine: {credentials_file}: chmod -R go-rwx {credentials_file}"
     credentials_file.chmod(0o600)
-    assert serve_mlflow._shut(folder, credentials_file) == ""
+    assert serve_mlflow.shut(folder, credentials_file) == ""
 
 
 class Cluster:
