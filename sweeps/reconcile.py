@@ -16,7 +16,9 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkou
 
 from sweeps.account.account import Account
 from sweeps.cli import options as shared
-from sweeps.cli.console import BAD_REQUEST, exit_status
+from sweeps.cli.console import exit_status, refuse
+
+NOTHING = "nothing was changed"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,11 +32,9 @@ def main() -> int:
     options = parse_arguments()
     account = Account(options.storage)
     problems = account.look()
-    if problems:
-        return refuse(problems)
-    planned = account.planned()
+    planned = {} if problems else account.planned()
     if not planned:
-        return refuse([f"there is no account of cells under {options.storage}"])
+        return refuse(problems or [f"there is no account of cells under {options.storage}"], NOTHING)
 
     from sweeps.account.work import work_items
     from sweeps.tracking.reachable import tracking_problems
@@ -43,23 +43,17 @@ def main() -> int:
 
     problems = tracking_problems(options.tracking_uri)
     if problems:
-        return refuse(problems)
+        return refuse(problems, NOTHING)
     try:
         tracker = Tracker(options.tracking_uri, options.experiment, account.storage)
         items = work_items(account, planned)
         changes = reconcile(items, account, tracker, alive=account.apparently_held(), thorough=True)
     except TrackingError as error:
-        return refuse([str(error)])
+        return refuse([str(error)], NOTHING)
     for change in changes:
         print(change)
     print(f"{len(planned)} cells looked at, {len(changes)} changes")
     return 0
-
-
-def refuse(problems: list[str]) -> int:
-    """Say all that is wrong, and that nothing was done."""
-    print("\n".join(f"nothing was changed: {each}" for each in problems), file=sys.stderr)
-    return BAD_REQUEST
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def test_a_setting_need_not_suit_cells_that_only_leaves_out(tmp_path):
 def test_a_study_file_that_ends_the_program_is_refused(tmp_path):
     (tmp_path / "quit.py").write_text("import sys\nsys.exit(0)")
     (found,) = problems(tmp_path, study=str(tmp_path / "quit.py"))
-    assert "does not import: SystemExit: 0" in found
+    assert "does not import in line 2 (sys.exit(0)): SystemExit: 0" in found
 
 
 def test_images_without_a_side_are_refused(tmp_path):

@@ -258,7 +258,7 @@ def test_a_trial_writes_its_checkpoints_while_its_driver_holds_the_cell_and_no_l
     account, options = Account(tmp_path / "results"), Options(Setting(1, 0), tmp_path, Checkpoints(every=1))
     trial = CellTrainable.__new__(CellTrainable)
     with account.hold([cell], lost=lambda: None) as hold:
-        trial._begin(trial_config(WorkItem(cell), account, options.setting, options, hold.name))
+        trial.setup({TRIAL: trial_config(WorkItem(cell), account, options.setting, options, hold.name)})
         rows = [trial.step()["row"], trial.step()["row"]]  # the second ends a phase, so that its checkpoint is whole
     before = sorted(account.folder(cell).iterdir())
     assert [row["epoch"] for row in rows] == [1, 2]

@@ -34,7 +34,7 @@ def test_another_versions_account_is_refused(storage, monkeypatch, capsys, tmp_p
     (tmp_path / "results/account.json").write_text('{"form": 2}')
     monkeypatch.setattr("sys.argv", ["reconcile.py", "--storage", storage])
     assert reconcile.main() == 2
-    assert "nothing was changed: " in (said := capsys.readouterr().err)
+    assert "nothing was changed:" in (said := capsys.readouterr().err)
     assert "a newer version" in said
 
 

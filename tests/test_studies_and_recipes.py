@@ -456,9 +456,11 @@ def test_a_study_file_joins_the_studies_of_the_paper(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("1 / 0", "does not import: ZeroDivisionError: division by zero", id="raises"),
+        pytest.param("1 / 0", "does not import in line 1 (1 / 0): ZeroDivisionError: division by zero", id="raises"),
         pytest.param("cells = [", "does not import: SyntaxError: '[' was never closed", id="no Python"),
-        pytest.param("import numpi", "does not import: ModuleNotFoundError: No module named 'numpi'", id="no module"),
+        pytest.param(
+            "import numpi", "does not import in line 1 (import numpi): ModuleNotFoundError: No module", id="no module"
+        ),
         pytest.param("cell = []", "does not define `cells`, a list of dicts with fields of a cell", id="no cells"),
         pytest.param("cells = []", "`cells` is empty", id="empty"),
         pytest.param("cells = None", "`cells`", id="no list"),

@@ -64,10 +64,10 @@ def say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def refuse(problems: Iterable[str]) -> int:
+def refuse(problems: Iterable[str], nothing: str = "nothing was started") -> int:
     """Say all that is wrong, once, and that nothing is lost. Returns the exit status."""
     lines = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
-    print(f"nothing was started:\n{lines}", file=sys.stderr)
+    print(f"{nothing}:\n{lines}", file=sys.stderr)
     return BAD_REQUEST
 
 
@@ -108,7 +108,7 @@ def exit_status(main: Callable[[], int]) -> int:
 
 
 @contextmanager
-def ray_and_mlflow(places: Places, console: Console) -> Iterator[tuple["Tracker | None", str | None]]:
+def ray_and_mlflow(places: Places, console: Console) -> Iterator["Tracker | str"]:
     """MLflow's runs, or why they cannot be had, on the connected cluster. Either takes seconds, imports among them, so
     they go side by side.
 
@@ -124,8 +124,8 @@ def ray_and_mlflow(places: Places, console: Console) -> Iterator[tuple["Tracker 
                 release()
                 yield found
         except cluster.ClusterError as error:
-            _, problem = opening.result()
-            raise PlanError([*filter(None, [problem]), str(error)]) from error
+            problem = opening.result()
+            raise PlanError([*([problem] if isinstance(problem, str) else []), str(error)]) from error
 
 
 @contextmanager
@@ -160,11 +160,11 @@ def interrupts_wait(console: Console) -> Iterator[Callable[[], None]]:
         release()
 
 
-def open_tracker(places: Places) -> tuple["Tracker | None", str | None]:
+def open_tracker(places: Places) -> "Tracker | str":
     """MLflow's runs, or why they cannot be had. It takes seconds."""
     from sweeps.tracking.tracker import Tracker, TrackingError
 
     try:
-        return Tracker(places.tracking_uri, places.experiment, places.storage), None
+        return Tracker(places.tracking_uri, places.experiment, places.storage)
     except TrackingError as error:
-        return None, str(error)
+        return str(error)

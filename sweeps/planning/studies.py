@@ -19,6 +19,7 @@ A study file is code and runs with your rights: read one before you run it.
 """
 
 import runpy
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,15 +155,20 @@ def parse_evaluation(text: str) -> dict[str, Any]:
     return fields
 
 
-def _from_file(path: Path) -> Study:
+def run_file(path: Path, kind: str) -> dict[str, Any]:
+    """What a user's Python file defines. Raises ValueError where there is none, or with what it raises and where."""
     if not path.is_file():
-        raise ValueError(f"the study file {path} does not exist")
+        raise ValueError(f"the {kind} file {path} does not exist")
     try:
-        defined = runpy.run_path(str(path))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever a user's file may raise is what is wrong with it
-        raise ValueError(f"the study file {path} does not import: {type(error).__name__}: {error}") from error
+        return runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" in line {lines[-1].lineno} ({(lines[-1].line or '').strip()})" if lines else ""
+        raise ValueError(f"the {kind} file {path} does not import{where}: {type(error).__name__}: {error}") from error
+
+
+def _from_file(path: Path) -> Study:
+    defined = run_file(path, "study")
     if "tasks" in defined and "cells" not in defined:
         names = add_tasks_file(path)
         cells = [_two_phases("cifar10", "vit_s4", tasks) for tasks in task_combinations((*PAPER_TASKS, *names))]

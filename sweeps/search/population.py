@@ -10,10 +10,10 @@ run at once and however often the search is interrupted.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search.sample import Domain
 
@@ -23,13 +23,11 @@ from sweeps.search.search import (
     PARENT,
     REPLACES,
     ActiveTrial,
-    Budget,
-    Method,
     Search,
     forked_epochs,
     is_fork,
 )
-from sweeps.search.space import Space, distribution, draw
+from sweeps.search.space import distribution, draw
 
 # Section 4.1.1 of the publication: truncation selection of a fifth; a perturbation by 1.2 or 0.8. A value is drawn anew
 # instead once in four times, as in Ray Tune's PopulationBasedTraining.
@@ -87,33 +85,21 @@ def _beside(value: Any, known: CategoricalDistribution, generator: random.Random
     return choices[min(max(place, 0), len(choices) - 1)]
 
 
-def _inside(value: float, known: BaseDistribution) -> Any:
+def _inside(value: float, known: FloatDistribution | IntDistribution) -> Any:
     """The nearest value of a range."""
     if known.step:
         value = known.low + round((value - known.low) / known.step) * known.step
     value = min(max(value, known.low), known.high)
-    return round(value) if isinstance(known.low, int) else value
+    return round(value) if isinstance(known, IntDistribution) else value
 
 
 class PopulationSearch(Search):
     """A search by population-based training. Each fork is a trial, and ends the one that it replaces as pruned."""
 
-    def __init__(
-        self,
-        name: str,
-        space: Space,
-        method: Method,
-        budget: Budget,
-        url: str,
-        points: Sequence[Mapping[str, Any]] = (),
-        gpus: float = 0.0,
-    ):
-        """As `Search`."""
-        super().__init__(name, space, method, budget, url, points, gpus)
-        epochs = int(space.base["epochs"])
-        self._ends = [*boundaries(method.first_rung(epochs), epochs), epochs]
-        self._waiting = {trial.number: trial for trial in self._left_over}
-        self._left_over = []
+    def _take_up(self, running: list[Trial]) -> None:
+        epochs = int(self.space.base["epochs"])
+        self._ends = [*boundaries(self.method.first_rung(epochs), epochs), epochs]
+        self._waiting = {trial.number: trial for trial in running}
         self._cells: dict[int, Cell] = {}
         # Forks that have not taken over their parent's checkpoint, which it would replace by going on.
         self._to_fork = {
@@ -130,7 +116,7 @@ class PopulationSearch(Search):
             return active
         self._select()
         ends = {number: self._next_end(number) for number in self._waiting}
-        training = [active.stop_after - active.cell.pretrain_epochs for active in self._live.values()]
+        training = [(active.stop_after or 0) - active.cell.pretrain_epochs for active in self._live.values()]
         current = min([*ends.values(), *training], default=0)
         parents = {self._attribute(number, PARENT) for number in self._to_fork}
         for number in sorted(self._waiting, key=lambda number: (number not in self._to_fork, number)):

@@ -246,7 +246,7 @@ class Search:
             self._study.set_attribute("points", self._points)
         self._spent_before = float(self._study.attribute("seconds", 0.0))
         self._started = time.monotonic()
-        self._left_over = self._study.running()
+        self._left_over: list[Trial] = []
         self._held: ActiveTrial | None = None
         self._live: dict[str, ActiveTrial] = {}  # by cell id
         self._ended: dict[str, FrozenTrial] = {}
@@ -255,6 +255,11 @@ class Search:
                 self._ended.setdefault(trial.user_attrs.get("cell_id", ""), trial)
         self._ended.pop("", None)
         self._repeats = 0
+        self._take_up(self._study.running())
+
+    def _take_up(self, running: list[Trial]) -> None:
+        """Have those trials continued that another driver began and did not end."""
+        self._left_over = running
 
     @property
     def trials(self) -> list[FrozenTrial]:

@@ -23,15 +23,12 @@ A space file is code and runs with your rights: read one before you run it.
 
 import math
 import random
-import runpy
-import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -56,6 +53,9 @@ from relvit.cell import (
     unknown,
 )
 from relvit.tasks import TASKS
+from sweeps.planning.studies import run_file
+
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution  # what a domain is in Optuna's words
 
 # Fields that are no hyperparameters of a search, and what decides them.
 _DECIDED = {
@@ -294,14 +294,10 @@ def _never_acts(space: Space, name: str) -> bool:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], bool]:
-    if not path.is_file():
-        raise SpaceError([f"the space file {path} does not exist"])
     try:
-        defined = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
-        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" in line {lines[-1].lineno} ({(lines[-1].line or '').strip()})" if lines else ""
-        raise SpaceError([f"the space file {path} does not import{where}: {type(error).__name__}: {error}"]) from error
+        defined = run_file(path, "space")
+    except ValueError as error:
+        raise SpaceError([str(error)]) from error
     if not isinstance(defined.get("space"), Mapping):
         raise SpaceError([f"the space file {path} does not define `space`, a dict of domains by field of a cell"])
     return defined["space"], bool(defined.get("replace", False))
@@ -361,13 +357,14 @@ def _form(domain: Domain) -> tuple[type | None, bool, float | None]:
     """The kind of a numeric domain's sampler (None: one without a range), whether it is logarithmic, and its step."""
     sampler, step = domain.get_sampler(), None
     if isinstance(sampler, Quantized):
-        sampler, step = sampler.sampler or domain.default_sampler_cls(), sampler.q
+        step = sampler.q
+        sampler = sampler.sampler
     if isinstance(sampler, (Uniform, LogUniform)):
         return type(sampler), isinstance(sampler, LogUniform), step
     return None, False, step
 
 
-def distribution(domain: Domain) -> BaseDistribution:
+def distribution(domain: Domain) -> Distribution:
     """Ray's domain in Optuna's words. Ray's integers exclude their upper end unless they have steps."""
     if isinstance(domain, Categorical):
         return CategoricalDistribution(domain.categories)
@@ -376,14 +373,16 @@ def distribution(domain: Domain) -> BaseDistribution:
         if step is not None:
             return IntDistribution(domain.lower, domain.upper, step=int(step))
         return IntDistribution(domain.lower, domain.upper - 1, log=log)
+    assert isinstance(domain, Float)
     return FloatDistribution(domain.lower, domain.upper, log=log, step=step)
 
 
-def _suggest(trial: BaseTrial, name: str, known: BaseDistribution) -> Any:
+def _suggest(trial: BaseTrial, name: str, known: Distribution) -> Any:
     if isinstance(known, CategoricalDistribution):
         return trial.suggest_categorical(name, known.choices)
-    suggest = trial.suggest_int if isinstance(known, IntDistribution) else trial.suggest_float
-    return suggest(name, known.low, known.high, step=known.step, log=known.log)
+    if isinstance(known, IntDistribution):
+        return trial.suggest_int(name, known.low, known.high, step=known.step, log=known.log)
+    return trial.suggest_float(name, known.low, known.high, step=known.step, log=known.log)
 
 
 def text(domain: Domain) -> str:
@@ -395,7 +394,7 @@ def text(domain: Domain) -> str:
     return f"[{known.low:g}, {known.high:g}{step}{', log' if known.log else ''}]"
 
 
-def _contains(known: BaseDistribution, value: Any) -> bool:
+def _contains(known: Distribution, value: Any) -> bool:
     try:
         return known._contains(known.to_internal_repr(value))
     except ValueError:
