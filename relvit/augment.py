@@ -11,6 +11,7 @@ index last, one number a patch broadcasts along contiguous memory. That is where
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,12 +81,16 @@ class Augmentation(nn.Module):
     buffers: `.to(device)` brings it to where the images are.
     """
 
+    mean: Tensor
+    std: Tensor
+    places: Tensor
+
     def __init__(
         self,
         *,
         patch_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: Sequence[float],
+        std: Sequence[float],
         crop_padding: int = 0,
         crop_min_area: float = 1.0,
         flip_probability: float = 0.0,
@@ -121,7 +126,8 @@ class Augmentation(nn.Module):
         the permutation int64 [B, N], whose place n names the patch that now stands there, or None where patches keep
         their places.
         """
-        draws = self.draw(*images.shape[:3], generator)
+        batch, height, width, _ = images.shape
+        draws = self.draw(batch, height, width, generator)
         return self.apply_draws(images, draws), draws.permutation
 
     def draw(self, batch: int, height: int, width: int, generator: Generator, aspects: Tensor | None = None) -> Draws:
@@ -143,7 +149,8 @@ class Augmentation(nn.Module):
             flip = torch.rand(batch, generator=generator, device=device) < self.flip_probability
         rows, cols = height // self.patch_size, width // self.patch_size
         if self.mega_grid:
-            mega = tuple(draw_mega_bounds(batch, rows, self.mega_grid, generator) for _ in range(2))
+            bounds = (draw_mega_bounds(batch, rows, self.mega_grid, generator) for _ in range(2))
+            mega = (next(bounds), next(bounds))
             rows = cols = self.mega_grid
         count = batch * rows * cols
         if self.patch_crop_size < self.patch_size:
@@ -445,11 +452,11 @@ def draw_jitter(count: int, probability: float, strength: float, generator: Gene
     device = generator.device
     uniform = torch.rand(5, count, generator=generator, device=device)
     low, high = max(0.0, 1 - strength), 1 + strength
-    factors = low + (high - low) * uniform[:3]
-    hue = (2 * uniform[3] - 1) * (strength / 4)
     applied = uniform[4] < probability
+    brightness, contrast, saturation = torch.where(applied, low + (high - low) * uniform[:3], 1.0)
+    hue = torch.where(applied, (2 * uniform[3] - 1) * (strength / 4), 0.0)
     order = torch.randint(0, len(_PLACES), (count,), generator=generator, device=device)
-    return Jitter(*torch.where(applied, factors, 1.0), hue=torch.where(applied, hue, 0.0), order=order)
+    return Jitter(brightness, contrast, saturation, hue, order)
 
 
 def jitter_patches(patches: Tensor, jitter: Jitter, places: Tensor = _PLACES, beyond: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_type_hints
 
 from relvit.messages import unknown
 from relvit.specs import (  # noqa: F401  (part of this module for its users)
@@ -253,7 +253,7 @@ class Cell:
         return f"{self.dataset}-{backbone}-{self.protocol}-{self.tasks}-s{self.seed}-{digest}"
 
 
-FIELDS: dict[str, type] = {field.name: field.type for field in dataclasses.fields(Cell)}
+FIELDS: dict[str, type] = get_type_hints(Cell)
 # Fields that cells of earlier versions lack, with the value that these had in effect.
 LATER_FIELDS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(Cell) if field.default is not dataclasses.MISSING

@@ -74,7 +74,7 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
-        if kind is None:  # else that is the error to hear of, or nobody wants to go on
+        if kind is None:  # else the original exception is what matters
             self.wait()
 
 
@@ -107,7 +107,7 @@ def load_newest(folder: Location, device: str, note: Callable[[str], None]) -> d
         payload = path.read_bytes()
         if _checksum(payload) == path.stem.split("-")[1]:
             return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-        path.rename(path.with_suffix(".damaged"))
+        path.rename(path.with_suffix(".damaged"))  # type: ignore[arg-type]  # both are of one kind
         note(f"checkpoint {path} is damaged (its bytes do not match the checksum in its name); using the one before")
     return None
 

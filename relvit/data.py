@@ -236,10 +236,15 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True, 
 def _open(image: SourceImage) -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
-    if isinstance(image, Encoded) and image.payload is None:
+    file: Path | io.BytesIO
+    if not isinstance(image, Encoded):
+        file = image
+    elif image.payload is None:
         raise DataError(f"{image} holds no image")
+    else:
+        file = io.BytesIO(image.payload)
     try:
-        return Image.open(io.BytesIO(image.payload) if isinstance(image, Encoded) else image)
+        return Image.open(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{image} cannot be read as an image: {error}") from error
 
@@ -342,9 +347,9 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
         mean, std = _channel_statistics(array[:trained])
         splits = {split: len(split_labels) for split, (_, split_labels) in source.splits.items()}
         content = hashlib.sha256(json.dumps([splits, array.shape]).encode())
-        content.update(labels)
+        content.update(labels.data)
         for start in range(0, len(labels), 1024):
-            content.update(array[start : start + 1024])
+            content.update(array[start : start + 1024].data)
         meta = {
             "version": CACHE_VERSION,
             "fingerprint": source.fingerprint,
@@ -375,7 +380,7 @@ def _decoded_before(scratch: Path, shape: tuple[int, ...]) -> int:
     return done if same and isinstance(done, int) and 0 < done <= shape[0] else 0
 
 
-def _allocated(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _allocated(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """A new memory map of bytes for which the disk has room: where it fills later, writing to the map would kill the
     process. Raises OSError where there is not."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)

@@ -71,6 +71,7 @@ class PairOffsetHead(nn.Module):
     In evaluation the pairs are always the same, so that epochs can be compared.
     """
 
+    fixed_pairs: Tensor
     PAIRS = 64  # section 5.1, the best of four in table 2a; and the code's --sample_size
     HIDDEN = 512  # of two layers, as in the authors' code; section 4 has one layer and does not say how wide
 

@@ -4,7 +4,9 @@ B batch, N patches, K classes. Losses are taken in float32 whatever the logits' 
 dimension is the same for every image.
 """
 
+import operator
 from collections.abc import Mapping
+from functools import reduce
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,7 +69,7 @@ def pair_offsets(prediction: PairOffsets, target: Tensor) -> Tensor:
 
 def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The weighted sum of named losses; a name without a weight counts once (section 2.2: a plain sum)."""
-    return sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
+    return reduce(operator.add, (weights.get(name, 1.0) * loss for name, loss in losses.items()))
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

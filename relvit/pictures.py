@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from torch import Tensor
 
 from relvit import checkpoint
@@ -111,10 +112,12 @@ def attention(backbone: Backbone, images: Tensor) -> Tensor:
     """
     if isinstance(backbone, Swin):
         raise NoPicture("a Swin Transformer has no class token whose attention could be shown")
+    last: object
     if isinstance(backbone, T2T):
         last, grid = backbone.t2t.blocks[-1].attn, (backbone.t2t.side, backbone.t2t.side)
     else:
         last, grid = _vit(backbone).blocks[-1].attn, backbone.grid
+    assert isinstance(last, Attention)
     inputs: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     try:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Source:
     """
 
     classes: list[str]
-    splits: dict[str, tuple[Collection[Image], list[int]]]
+    splits: Mapping[str, tuple[Collection[Image], list[int]]]
     fingerprint: str
     notes: tuple[str, ...] = ()
 
@@ -152,7 +152,7 @@ def _read_source(name: str, data_root: Path, download: bool) -> Source:
 def _read_published(row: DatasetRow, root: Path) -> Source:
     """The data set in its own format. A file whose MD5 is not the published one is used all the same, and named."""
     source = row.read(root)
-    known = {archive.filename: archive.md5 for archive in row.archives if not archive.folder} | row.md5
+    known = {**{archive.filename: archive.md5 for archive in row.archives if not archive.folder}, **row.md5}
     others = [path for path, md5 in known.items() if (root / path).exists() and _md5(root / path) != md5]
     if others:
         note = f"{root}: {shorten(others)} have another MD5 than what was published, and are used as they are"
@@ -254,7 +254,9 @@ def interleaved_classes(labels: np.ndarray, rng: np.random.Generator) -> np.ndar
     return np.argsort(position, kind="stable")
 
 
-def _read_cifar(folder: str, batches: dict[str, list[str]], labels: str, meta: str, names: str) -> Callable:
+def _read_cifar(
+    folder: str, batches: dict[str, list[str]], labels: str, meta: str, names: str
+) -> Callable[[Path], Source]:
     """Krizhevsky's pickled batches: rows of 3,072 bytes, the red, green and blue planes of 32 x 32 pixels."""
 
     def read(root: Path) -> Source:
@@ -262,11 +264,11 @@ def _read_cifar(folder: str, batches: dict[str, list[str]], labels: str, meta: s
         splits = {}
         classes = _class_names(base / meta, _unpickle(base / meta, names)[names])
         for split, files in batches.items():
-            parts = [_cifar_batch(base / file, labels, len(classes)) for file in files]
+            parts = [_cifar_batch(base / name, labels, len(classes)) for name in files]
             images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             splits[split] = (list(images), [label for _, batch_labels in parts for label in batch_labels])
-        files = [base / file for files in batches.values() for file in files]
-        return Source(classes, splits, fingerprint(base, files))
+        paths = [base / name for files in batches.values() for name in files]
+        return Source(classes, splits, fingerprint(base, paths))
 
     return read
 
@@ -324,7 +326,7 @@ class _PickledArray:
         return self.array
 
 
-def _pickled_buffer(payload: bytes, kind: _PickledType, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _pickled_buffer(payload: bytes, kind: _PickledType, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     return np.frombuffer(payload, kind.dtype).reshape(shape, order=order)
 
 

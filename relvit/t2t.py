@@ -21,6 +21,8 @@ class TokenPerformer(nn.Module):
     It changes the channels, so the values stand in for the input on the residual branch, as in the publication.
     """
 
+    random_features: Tensor
+
     def __init__(self, dim: int, token_dim: int, *, feature_ratio: float = 0.5, epsilon: float = 1e-8):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
@@ -57,6 +59,8 @@ class T2TViT(nn.Module):
 
     The position embedding is a fixed sinusoid. Without it (position_embedding=False) nothing is added.
     """
+
+    pos_embed: Tensor
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ never interrupted (apart from speeds).
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -177,7 +177,7 @@ def train(
         yield from told
         if state["finished"]:
             return
-    elif (state := _state_to_fork(cell, forked, device, note)) is not None:
+    elif forked is not None and (state := _state_to_fork(cell, forked, device, note)) is not None:
         run.require_same_images(state, forked)
         run.restore(state)
         checkpoint.save(run.state(), folder, run.epoch, keep, permit)
@@ -250,11 +250,9 @@ class _Due:
         return self._since >= self._epochs or time.monotonic() - self._at >= self._seconds
 
 
-def _state_to_fork(
-    cell: Cell, forked: Location | None, device: str, note: Callable[[str], None]
-) -> dict[str, Any] | None:
+def _state_to_fork(cell: Cell, forked: Location, device: str, note: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest state under `forked`, if it is one that this cell passes through too."""
-    state = checkpoint.load_newest(forked, device, note) if forked is not None else None
+    state = checkpoint.load_newest(forked, device, note)
     if state is None or state["finished"] or phases(cell)[state["phase_index"]].name == "pretrain":
         return None
     epochs = state["phase_epoch"]
@@ -504,14 +502,15 @@ class _Run:
         sums: dict[str, Tensor] = {}
         for images, labels, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
             for name, value in self.step.evaluate(images, labels, self.plain, draws, aspects).items():
-                sums[name] = sums.get(name, 0) + value * len(labels)
-        means = {name: float(total) / len(split) for name, total in sums.items()}
-        for name, value in means.items():
-            if not math.isfinite(value):
+                total = value * len(labels)
+                sums[name] = sums[name] + total if name in sums else total
+        means = {name: float(value) / len(split) for name, value in sums.items()}
+        for name, mean in means.items():
+            if not math.isfinite(mean):
                 epoch = epoch or self.epoch
                 step = (epoch - self.epoch + self.phase_epoch) * self.steps_per_epoch - 1
                 raise NotFiniteError(
-                    f"{self.phase.name} {label}_{name} is {value} after step {step} (epoch {epoch}) "
+                    f"{self.phase.name} {label}_{name} is {mean} after step {step} (epoch {epoch}) "
                     f"of {self.cell.cell_id}"
                 )
         return means
@@ -524,7 +523,8 @@ class _Run:
         parts: dict[str, list[Tensor]] = {"pooled": [], "patches": []}
         labels = []
         for images, classes, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
-            plain = self.plain.apply_draws(images, self.plain.draw(*images.shape[:3], draws, aspects))
+            batch, height, width, _ = images.shape
+            plain = self.plain.apply_draws(images, self.plain.draw(batch, height, width, draws, aspects))
             with autocast(torch.device(self.device).type, self.cell.precision):
                 features = self.model.backbone(plain)
             parts["pooled"].append(features.pooled.float())
@@ -707,7 +707,7 @@ class _Run:
 
 
 def phase_augmentation(
-    cell: Cell, phase: Phase, *, mean: tuple[float, ...], std: tuple[float, ...], training: bool
+    cell: Cell, phase: Phase, *, mean: Sequence[float], std: Sequence[float], training: bool
 ) -> Augmentation:
     """The cell's augmentation of images and, for tasks, of patches; in evaluation the normalisation alone."""
     names = ["crop_padding", "crop_min_area", "flip_probability", "auto_augment", "erase_probability"]

@@ -72,7 +72,7 @@ def without_ray(monkeypatch):
     monkeypatch.setattr("sweeps.cluster.connection.gpus_per_trial", lambda asked: 0.0)
     monkeypatch.setattr("sweeps.cluster.connection.resource_problems", lambda cpus, gpus: [])
     monkeypatch.setattr("sweeps.cluster.nodes.node_problems", lambda *arguments, **options: [])
-    monkeypatch.setattr("sweeps.cli.console.open_tracker", lambda places: (Runs(), None))
+    monkeypatch.setattr("sweeps.cli.console.open_tracker", lambda places: Runs())
     monkeypatch.setattr("sweeps.driver.driver.tune_trials", ask_once)
     return asked
 

@@ -55,22 +55,22 @@ def measured_gpus(
     statuses = {item.cell: item.status for item in items}
     parts = {cell: max(micro_batches, status.micro_batches) for cell, status in statuses.items()}
     known = _known_peaks(account, statuses)
-    unknown = {_kind(cell, part): (cell.as_dict(), part, sources_of(cell.tasks_digest)) for cell, part in parts.items()}
-    unknown = [each for kind, each in unknown.items() if kind not in known]
+    kinds = {_kind(cell, part): (cell.as_dict(), part, sources_of(cell.tasks_digest)) for cell, part in parts.items()}
+    unknown = [each for kind, each in kinds.items() if kind not in known]
     measured, total = ray.get(ray.remote(num_gpus=1)(_measure).remote(unknown))
     if total is None:
         raise ClusterError(
             "--gpus auto reads the memory of a GPU, and the node that Ray gave a GPU to has none that torch can use; "
             "give a number: --gpus 0.5"
         )
-    if None in measured:
+    seen = [peak for peak in measured if peak is not None]
+    if len(seen) < len(measured):
         note(
             f"a GPU of {total / 1e9:.1f} GB does not hold a step of every cell: each trial gets a whole one, and "
             "those that run out of its memory go on in micro-batches"
         )
         return 1.0
-    peaks = [known[kind] for kind in (_kind(cell, part) for cell, part in parts.items()) if kind in known] + measured
-    return gpus_for(max(peaks), total)
+    return gpus_for(max([*seen, *(peak for kind, peak in known.items() if kind in kinds)]), total)
 
 
 def _kind(cell: Cell, micro_batches: int) -> tuple:

@@ -71,7 +71,7 @@ class PlanSource(Source):
         if self.progress:
             said = f"FAILED: {reason}" if failure else f"{_tested(row)}  {duration(row['training_seconds'])}"
             self.progress.ended(cell, said, failed=bool(failure))
-        then = ()
+        then: tuple[Callable[[], None], ...] = ()
         users = self._users.get(cell.pretraining()) if cell.has_pretraining else None
         if users and self._pending.keys().isdisjoint(users):
             then = (partial(self._drop_if_unused, cell.pretraining()),)

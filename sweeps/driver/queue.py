@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.tune.search import Searcher
 
+from relvit.cell import Cell
 from sweeps.account.account import Account, Status
 from sweeps.account.failures import Attempts, Setting
 from sweeps.account.work import WorkItem
@@ -56,7 +57,7 @@ class TrialQueue(Searcher):
         self._not_before = 0.0
         self._slots, self._counted = 1, -1e9
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray leaves out FINISHED
         """The configuration of the next trial, None while all that is left must wait, or Searcher.FINISHED."""
         if self._is_closed():
             return Searcher.FINISHED
@@ -71,14 +72,13 @@ class TrialQueue(Searcher):
                 done = not self._live and not self._again and self._source.is_done()
                 return Searcher.FINISHED if done else None
             pretraining = self._pretraining(item)
-            trains_it = pretraining is not None and not self._account.is_published(pretraining)
+            if pretraining is not None and not self._account.is_published(pretraining):
+                self._busy[pretraining.cell_id] = item.cell.cell_id
         except OSError:
             self._not_before = time.monotonic() + _PAUSE
             if item is not None:
                 self.again(item)
             return None
-        if trains_it:
-            self._busy[pretraining.cell_id] = item.cell.cell_id
         setting = self.attempts(item).setting
         self._live[trial_id] = item.cell.cell_id
         self._assigned[trial_id] = Assignment(item, setting)
@@ -138,7 +138,7 @@ class TrialQueue(Searcher):
         pretraining = self._pretraining(item)
         return pretraining is None or pretraining.cell_id not in self._busy
 
-    def _pretraining(self, item: WorkItem) -> Any:
+    def _pretraining(self, item: WorkItem) -> Cell | None:
         """The cell of the pre-training that a trial trains or takes over; None where it has none, or is past it, or its
         setting changes the result: a deviation stays with the cell that has it."""
         cell = item.cell

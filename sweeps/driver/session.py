@@ -114,7 +114,7 @@ def connected_problems(
     from sweeps.cluster.nodes import node_problems
 
     if gpus is None:
-        gpus = gpus_per_trial(None if sweep.gpus == AUTO else sweep.gpus)
+        gpus = gpus_per_trial(None if isinstance(sweep.gpus, str) else sweep.gpus)
     found = resource_problems(sweep.cpus, gpus)
     if sweep.gpu_hours and not gpus:
         found.append(f"--gpu-hours is a budget of GPUs, and trials get none here: use {instead}")
@@ -141,9 +141,9 @@ def _sweep(
         return refuse(problems + (_cluster_problems(sweep, cells) if cells else []))
     left = [item for item in items if item.status.state == FAILED and not sweep.is_to_train(item)]
     if not to_train:
-        tracker, problem = open_tracker(sweep.places)
-        if problem:
-            return refuse([problem])
+        tracker = open_tracker(sweep.places)
+        if isinstance(tracker, str):
+            return refuse([tracker])
         update_tracking(console, items, account, tracker)
         if not sweep.keep_pretrainings:
             account.drop_unused_pretrainings({item.cell: item.status for item in items})
@@ -151,9 +151,9 @@ def _sweep(
             say(console, f"all {len(items)} cells are finished; nothing to train")
         return _say_left(console, left)
     try:
-        with ray_and_mlflow(sweep.places, console) as (tracker, problem):
-            if problem:
-                raise PlanError([problem, *connected_problems(sweep, cells)])
+        with ray_and_mlflow(sweep.places, console) as tracker:
+            if isinstance(tracker, str):
+                raise PlanError([tracker, *connected_problems(sweep, cells)])
             source, outcome = _train(sweep, console, account, tracker, items, to_train, hold)
     except PlanError as error:
         return refuse(error.problems)
@@ -172,7 +172,7 @@ def _train(
     """Train on the connected cluster. Raises PlanError where it is not fit for the cells."""
     from sweeps.cluster import connection as cluster
 
-    if sweep.gpus == AUTO:
+    if isinstance(sweep.gpus, str):
         from sweeps.driver.gpu_packing import measured_gpus
 
         note = lambda text: say(console, f"note: {text}")  # noqa: E731
@@ -186,9 +186,8 @@ def _train(
         say(console, f"{gpus:g} GPUs a trial, by the memory that such trials need")
     update_tracking(console, items, account, tracker, mine=to_train)
     setting = Setting(sweep.cpus, gpus, sweep.micro_batches)
-    budget = {"hours": sweep.hours, "gpu_hours": sweep.gpu_hours}
-    how = {"compile": sweep.compile, "keep_pretrainings": sweep.keep_pretrainings}
-    options = Options(setting, sweep.places.data_root, sweep.checkpoints, **how, **budget)
+    what = (setting, sweep.places.data_root, sweep.checkpoints, sweep.compile)
+    options = Options(*what, sweep.hours, sweep.gpu_hours, sweep.keep_pretrainings)
     if sweep.hours or sweep.gpu_hours:
         place = {cell: number for number, cell in enumerate(by_row(item.cell for item in to_train))}
         to_train = sorted(to_train, key=lambda item: place[item.cell])

@@ -7,7 +7,7 @@ the storage path belongs to the cell, whoever trains it.
 
 import gc
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class CellTrainable(tune.Trainable):
         if self._last_epoch is None and not config["test"]:
             self._last_epoch = Cell(**config["cell"]).total_epochs
 
-    def _train(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _train(self, config: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         from relvit.data import fingerprint_of, load
         from relvit.train import train
         from sweeps.driver.usage import Usage
@@ -112,7 +112,7 @@ class CellTrainable(tune.Trainable):
         self._usage = Usage(on_gpu=self._device == "cuda")
 
         cell = Cell(**config["cell"])
-        datasets = [load(name, Path(config["data_root"]), *how) for name, *how in datasets_of([cell])]
+        datasets = [load(name, Path(config["data_root"]), size, whole) for name, size, whole in datasets_of([cell])]
         self._worker[DATA_FINGERPRINT] = fingerprint_of(dataset.fingerprint for dataset in datasets)
         yield from train(
             cell,
@@ -161,7 +161,6 @@ class CellTrainable(tune.Trainable):
         """Let go of the cell, and of the memory that it held: the actor may be waiting for its next while another's
         trial needs it."""
         self._rows.close()
-        self._rows = (row for row in ())
         gc.collect()
         if self._device == "cuda":
             import torch

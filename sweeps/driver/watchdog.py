@@ -16,7 +16,7 @@ STALL_FACTOR, STALL_SECONDS, FIRST_REPORT_SECONDS, UNKNOWN_SECONDS = 20.0, 120.0
 class Watchdog:
     """Knows when each trial last reported, and how long epochs of a kind usually take."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._last: dict[str, tuple[Cell, float, int]] = {}  # with the epoch of its last row, 0 before its first
         self._seconds: dict[tuple, deque[float]] = {}
 

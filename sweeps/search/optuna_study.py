@@ -24,6 +24,7 @@ from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages._rdb.models import TrialParamModel
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from relvit.cell import LATER_FIELDS
@@ -33,7 +34,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 DEFINITION = "definition"  # the study's attribute that tells it from another of the same name
 _SQLITE = "sqlite:///"  # and a path
-MAXIMIZE, MINIMIZE = "maximize", "minimize"
+MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 
 
 class DatabaseError(ValueError):
@@ -67,7 +68,7 @@ class DurableStudy:
         name: str,
         definition: Mapping[str, Any],
         *,
-        directions: Sequence[str],
+        directions: Sequence[StudyDirection],
         sampler: Callable[[int], BaseSampler],
         pruner: BasePruner,
     ):

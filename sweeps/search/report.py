@@ -5,6 +5,7 @@ import random
 import statistics
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,7 @@ def _write_csv(path: Path, head: list[str], rows: list[list[Any]]) -> None:
 def _history(search: Search, folder: Path) -> str:
     """Validation accuracy of each trial against the epochs spent until it ended."""
     ended = [trial for trial in search.trials if trial.state.is_finished() and not is_duplicate(trial)]
-    ended.sort(key=lambda trial: trial.datetime_complete)
+    ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     spent, best, line = 0, float("-inf"), []
     points: dict[TrialState, list[tuple[int, float]]] = {TrialState.COMPLETE: [], TrialState.PRUNED: []}
@@ -163,7 +164,8 @@ def _history(search: Search, folder: Path) -> str:
             line.append((spent, best))
     for state, marker, colour in ((TrialState.COMPLETE, "o", _COLOUR), (TrialState.PRUNED, "x", "#999999")):
         if points[state]:
-            axes.scatter(*zip(*points[state]), marker=marker, color=colour, s=28, label=state.name.lower())
+            epochs, values = zip(*points[state])
+            axes.scatter(epochs, values, marker=marker, color=colour, s=28, label=state.name.lower())
     if line:
         axes.step(*zip(*line), where="post", color=_COLOUR, linewidth=1.5, label="best complete")
     axes.set(xlabel="epochs trained by all trials", ylabel="validation accuracy in %", title=search.name)
@@ -192,10 +194,9 @@ def _slices(search: Search, trials: list[FrozenTrial], step: int | None, folder:
     for axes, name in zip(grid.flat, names):
         known = distribution(search.space.domains[name])
         having = [trial for trial in trials if name in trial.params]
-        choices = isinstance(known, CategoricalDistribution)
-        values = [known.choices.index(trial.params[name]) if choices else trial.params[name] for trial in having]
-        axes.scatter(values, [trial.value for trial in having], s=18, alpha=0.7, color=_COLOUR)
-        if choices:
+        values = [trial.params[name] for trial in having]
+        if isinstance(known, CategoricalDistribution):
+            values = [known.choices.index(value) for value in values]
             axes.set_xticks(range(len(known.choices)), [_short(choice) for choice in known.choices])
             axes.set_xlim(-0.5, len(known.choices) - 0.5)
         elif known.log:
@@ -205,6 +206,7 @@ def _slices(search: Search, trials: list[FrozenTrial], step: int | None, folder:
                 axes.xaxis.set_minor_formatter(NullFormatter())
         elif isinstance(known, IntDistribution):
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.scatter(values, [trial.value for trial in having], s=18, alpha=0.7, color=_COLOUR)
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(names) :]:
@@ -219,14 +221,14 @@ def _when(step: int | None) -> str:
 
 def _optunas_pictures(search: Search, folder: Path) -> list[str]:
     """Parallel coordinates of the complete trials, and the Pareto front of two objectives."""
-    drawn = []
+    drawn: list[str] = []
     complete = [trial for trial in search.trials if trial.state == TrialState.COMPLETE and not is_duplicate(trial)]
     if len(complete) < 2:
         return drawn
     study, many = search.study, search.multi_objective
-    shown = {"target": lambda trial: trial.values[0]} if many else {}
+    of = (lambda trial: trial.values[0]) if many else None
     kinds: dict[str, Callable[[], Any]] = {
-        "parallel": lambda: pictures.plot_parallel_coordinate(study, target_name="validation accuracy", **shown),
+        "parallel": lambda: pictures.plot_parallel_coordinate(study, target=of, target_name="validation accuracy"),
     }
     if many:
         names = ["validation accuracy in %", "seconds of training"]

@@ -14,7 +14,7 @@ from sweeps.account.secrets import holds_password, redacted
 from sweeps.cli.options import Places
 from sweeps.planning.plan import PlanError, Request, plan, study_name
 from sweeps.planning.recipes import recipe
-from sweeps.planning.studies import BEST
+from sweeps.planning.studies import BEST, Spec
 from sweeps.search.optuna_study import DatabaseError, require_usable
 from sweeps.search.population import PopulationSearch, boundaries, replaced
 from sweeps.search.search import (
@@ -89,7 +89,7 @@ class Prepared:
 
 def base_cells(request: SearchRequest) -> list[Cell]:
     """The recipe's cell for each search, with the search's seed. Raises PlanError."""
-    combinations, specs = None, ()
+    combinations, specs = None, list[Spec]()
     if request.per_cell:
         combinations = tuple(request.tasks.split(",")) if request.tasks else None
     else:
@@ -98,13 +98,14 @@ def base_cells(request: SearchRequest) -> list[Cell]:
         # As in the paper, a supervised baseline keeps its position embedding.
         embedding = {"pretrain_position_embedding": True} if tasks == NONE and protocol != "joint" else {}
         spec = {"dataset": "cifar10", "backbone": "vit_s4", "protocol": protocol, "tasks": tasks, **embedding}
-        specs = (spec,)
-    names = ("recipe", "dataset", "backbone", "image_size", "tasks_file", "settings")
-    given = {name: getattr(request, name) for name in names}
-    own = {"data_root": request.places.data_root, "combinations": combinations, "specs": specs}
+        specs = [spec]
     problems = _contradictions(request)
+    what = (request.per_cell or "--tasks", request.recipe, request.places.data_root)
+    where = (request.dataset, request.backbone, request.image_size)
+    how = (combinations, (request.search_seed,), request.settings)
+    asked = Request(*what, *where, *how, specs=tuple(specs), tasks_file=request.tasks_file)
     try:
-        cells = list(plan(Request(study=request.per_cell or "--tasks", seeds=(request.search_seed,), **given, **own)))
+        cells = list(plan(asked))
     except PlanError as error:
         raise PlanError([*error.problems, *problems]) from error
     problems += [f"--protocol {cell.protocol} has no phase that classifies" for cell in cells if not cell.epochs]
@@ -176,17 +177,18 @@ def prepare(request: SearchRequest, cells: list[Cell], account: Account) -> list
 
 def storage_url(request: SearchRequest, account: Account) -> str:
     """Where the searches' state is kept. Raises PlanError where it has no place."""
-    if request.optuna_storage is None and not isinstance(account.storage, Path):
+    given = request.optuna_storage
+    if given is None and not isinstance(account.storage, Path):
         raise PlanError([f"{account.storage} cannot hold a database: give one with --optuna-storage"])
-    if request.optuna_storage != os.environ.get("OPTUNA_STORAGE") and holds_password(request.optuna_storage):
+    if given and given != os.environ.get("OPTUNA_STORAGE") and holds_password(given):
         raise PlanError(
             [
-                f"--optuna-storage {redacted(request.optuna_storage)} holds a password, which ps and logs would show: "
+                f"--optuna-storage {redacted(given)} holds a password, which ps and logs would show: "
                 "set OPTUNA_STORAGE to the whole URL, or leave the password to what the database's client reads "
                 "(PGPASSWORD or ~/.pgpass)"
             ]
         )
-    url = request.optuna_storage or f"sqlite:///{account.storage}/optuna.db"
+    url = given or f"sqlite:///{account.storage}/optuna.db"
     problem = network_problem(Path(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") else ""
     if problem:
         raise PlanError([f"{problem}: name a file on a local disk of this machine, or a server, with --optuna-storage"])

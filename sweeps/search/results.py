@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from relvit.cell import Cell
 from relvit.files import write_atomic
+from relvit.vocabulary import SEARCH_SPACE, TUNED_BY, TUNING_BUDGET
 from sweeps.account.account import FINISHED, Account
 from sweeps.cli.options import Places
 from sweeps.cli.progress import duration
@@ -98,9 +99,9 @@ def report(
                 tracker.tag(
                     cell.cell_id,
                     {
-                        "tuned_by": search.name,
-                        "tuning_budget": budget_text(search),
-                        "search_space": ", ".join(search.space.domains),
+                        TUNED_BY: search.name,
+                        TUNING_BUDGET: budget_text(search),
+                        SEARCH_SPACE: ", ".join(search.space.domains),
                     },
                 )
         into = folder(search, account)
@@ -119,8 +120,10 @@ def report(
             numbers["best_val_accuracy"] = best.values[0]
         if tests:
             numbers["tuned_test_accuracy"] = sum(tests) / len(tests)
-        where = (places.tracking_uri, places.experiment, account.storage)
-        log_search_summary(*where, search.name, params, {"tuning_budget": budget_text(search)}, numbers, into)
+        log_search_summary(
+            places.tracking_uri, places.experiment, account.storage, search.name, params,
+            {TUNING_BUDGET: budget_text(search)}, numbers, into,
+        )  # fmt: skip
         yield summary(search, tests, into)
 
 

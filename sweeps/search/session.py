@@ -63,9 +63,9 @@ def _start(
     if problems:
         return refuse(problems)
     try:
-        with ray_and_mlflow(request.places, console) as (tracker, problem):
-            if problem:
-                return refuse([problem])
+        with ray_and_mlflow(request.places, console) as tracker:
+            if isinstance(tracker, str):
+                return refuse([tracker])
             return _search_and_test(request, console, account, searches, tracker, hold)
     except PlanError as error:
         return refuse(error.problems)
@@ -102,7 +102,7 @@ def _search_and_test(
         say(console, f"FAILED {name}: no trial was trained to its end, so there is no best configuration")
     winners = finals(request, searches, account)
     study = (finals_study(request, searches),)
-    studies = {cell: study for cells in winners.values() for cell in cells}
+    studies: dict[Cell, tuple[str, ...]] = {cell: study for cells in winners.values() for cell in cells}
     account.plan(studies)
     failed, interrupted = _test(studies, console, account, tracker, options)
     if interrupted:

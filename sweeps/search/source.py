@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from relvit.cell import Cell
+from relvit.files import Location
 from relvit.vocabulary import SEARCH, STOPPED_EPOCH, TRIAL, TRIAL_STATE
 from sweeps.account.account import FAILED, FINISHED, PRUNED, RUNNING, SEARCHED, Account
 from sweeps.account.work import WorkItem
@@ -149,8 +150,9 @@ class SearchSource(Source):
         return Ending(cell, state, reason, failure, tuple(tags.items()), tuple(then), studies, rows)
 
     def _remove_checkpoints(self, cell: Cell) -> None:
-        for checkpoint in list(self._account.folder(cell).glob("*-*.pt")):
-            checkpoint.unlink(missing_ok=True)
+        checkpoints: list[Location] = [*self._account.folder(cell).glob("*-*.pt")]
+        for path in checkpoints:
+            path.unlink(missing_ok=True)
 
 
 def trials_study(name: str) -> str:
