@@ -38,10 +38,10 @@ from analysis.paper.drawing import metrics_read
 from analysis.paper.figures import draw
 from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
-from analysis.runs import stores
 from analysis.runs.comparability import NotComparable, commits, conform
 from analysis.runs.gather import Gathered, GatherError, gather
 from relvit.cell import parse_value, unknown
+from relvit.secrets import holds_password
 from relvit.vocabulary import ANALYSIS, GIT_COMMIT
 
 DIFFERENT, BAD_REQUEST, INTERRUPTED = 1, 2, 130
@@ -50,7 +50,7 @@ REPORT = "report"  # the document, beside which a table of a study of that name 
 
 def tracking_uri(text: str) -> str:
     """The type of --tracking-uri."""
-    if stores.holds_password(text):
+    if holds_password(text):
         raise argparse.ArgumentTypeError(
             "the URI holds a password, which ps shows to everyone on this machine: leave it out and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a database of "

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from relvit.secrets import holds_password, redacted
 from sweeps import serve_mlflow, submit
 from sweeps.account import code_version
 from sweeps.account.code_version import COMMIT, DIRTY, code_line, git_state, source_digest
-from sweeps.account.secrets import holds_password, redacted
 from sweeps.cluster import jobs
 from sweeps.serve_mlflow import credentials, server_environment
 

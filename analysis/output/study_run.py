@@ -14,6 +14,7 @@ from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from analysis.runs import stores
+from relvit.secrets import redacted
 from relvit.vocabulary import ANALYSIS, KIND, NOTE, STUDY, STUDY_KIND
 
 _MOST = 5000  # characters that every MLflow store takes for a tag
@@ -38,7 +39,7 @@ def attach(
     programs made it at once, the older is used from then on. description: Markdown for the run's page.
     Raises AttachError where the store cannot be reached or written, or the experiment does not exist.
     """
-    name = stores.without_password(tracking_uri)
+    name = redacted(tracking_uri)
     try:
         client = MlflowClient(tracking_uri)
         found = client.get_experiment_by_name(experiment)

@@ -6,7 +6,6 @@ a database of an older schema, or none, with it would migrate or make it, which 
 
 import logging
 import os
-import re
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,8 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.dbmodels import models
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
+
+from relvit.secrets import redacted
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised here as a sentence
 
@@ -104,30 +105,13 @@ def open_store(uri: str) -> Store:
     return Client(uri)
 
 
-def holds_password(uri: str) -> bool:
-    """Whether a URI has a password in it, which every list of processes shows: http://user:password@host, or
-    postgresql://host/name?password=..."""
-    try:
-        return bool(urlsplit(uri).password) or bool(re.search(r"[?&;](pass(word|wd)?|pwd)=", uri, re.IGNORECASE))
-    except ValueError:
-        return "@" in uri
-
-
-def without_password(uri: str) -> str:
-    """A URI as it may be printed."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
-
-
 class Database:
     """A tracking database. Reads in short transactions, so that a sweep at work on it need not wait."""
 
     requests = 1
 
     def __init__(self, uri: str):
-        self._uri, self._name = uri, without_password(uri)
+        self._uri, self._name = uri, redacted(uri)
         try:
             self._engine = self._connect()
         except (sqlalchemy.exc.ArgumentError, ImportError) as error:
@@ -225,7 +209,7 @@ class Client:
     requests = 8
 
     def __init__(self, uri: str):
-        self._uri, self._name = uri, without_password(uri)
+        self._uri, self._name = uri, redacted(uri)
         with self._asking():
             self._client = MlflowClient(uri)
 

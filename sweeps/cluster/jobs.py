@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from relvit.secrets import redacted, secrets_of
 from relvit.vocabulary import GIT_COMMIT, GIT_DIRTY
 from sweeps.account.code_version import COMMIT, DIRTY, git_state
-from sweeps.account.secrets import redacted, secrets_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -28,6 +28,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from relvit.cell import LATER_FIELDS
+from relvit.secrets import redacted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -49,14 +50,14 @@ def require_usable(url: str, name: str, definition: Mapping[str, Any]) -> None:
             return
         if "studies" not in tables:  # Optuna would add its tables to any database, MLflow's included
             raise DatabaseError(
-                f"{_public(url)} is another program's database (tables {', '.join(sorted(tables)[:3])}, ...): name one "
-                "of its own with --optuna-storage"
+                f"{redacted(url)} is another program's database (tables {', '.join(sorted(tables)[:3])}, ...): name "
+                "one of its own with --optuna-storage"
             )
         database = optuna.storages.RDBStorage(url)
         if name in optuna.get_all_study_names(database):
             _require_same(optuna.load_study(study_name=name, storage=database), definition, url)
     except (OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-        raise DatabaseError(f"the Optuna storage {_public(url)} cannot be used: {error}") from error
+        raise DatabaseError(f"the Optuna storage {redacted(url)} cannot be used: {error}") from error
 
 
 class DurableStudy:
@@ -89,7 +90,7 @@ class DurableStudy:
                 storage=self._database, study_name=name, directions=list(directions), load_if_exists=True
             )
         except (OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-            raise DatabaseError(f"the Optuna storage {_public(url)} cannot be used: {error}") from error
+            raise DatabaseError(f"the Optuna storage {redacted(url)} cannot be used: {error}") from error
         if url.startswith("sqlite"):
             _enable_wal(self._database)
         self._stored = stored
@@ -250,7 +251,7 @@ def _exists(url: str) -> bool:
 def _require_same(stored: optuna.Study, definition: Mapping[str, Any], url: str) -> None:
     if DEFINITION not in stored.user_attrs:
         raise DatabaseError(
-            f"{_public(url)} holds a study {stored.study_name!r} that this program did not make; choose another --name"
+            f"{redacted(url)} holds a study {stored.study_name!r} that this program did not make; choose another --name"
         )
     # A field of a cell that came later than a search had its default there.
     theirs = LATER_FIELDS | json.loads(stored.user_attrs[DEFINITION])
@@ -259,14 +260,6 @@ def _require_same(stored: optuna.Study, definition: Mapping[str, Any], url: str)
     if changed:
         differences = "; ".join(f"{name} was {theirs.get(name)}, now {ours.get(name)}" for name in changed)
         raise DatabaseError(
-            f"{_public(url)} holds another study {stored.study_name!r}: {differences}. Give the same options to "
+            f"{redacted(url)} holds another study {stored.study_name!r}: {differences}. Give the same options to "
             "continue it, or another --name"
         )
-
-
-def _public(url: str) -> str:
-    """A database's URL without its password."""
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return "(not a database URL)"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import NONE, Cell
+from relvit.secrets import holds_password, redacted
 from sweeps.account.account import Account
-from sweeps.account.secrets import holds_password, redacted
 from sweeps.cli.options import Places
 from sweeps.planning.plan import PlanError, Request, plan, study_name
 from sweeps.planning.recipes import recipe

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sweeps.account.secrets import holds_password, redacted
+from relvit.secrets import holds_password, redacted
 
 # With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 18

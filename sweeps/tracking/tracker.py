@@ -29,6 +29,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from relvit.cell import Cell
 from relvit.files import Location
+from relvit.secrets import redacted
 from relvit.tasks import describe
 from relvit.vocabulary import (
     CELL_ID,
@@ -49,7 +50,6 @@ from relvit.vocabulary import (
     TEST,
 )
 from sweeps.account.code_version import code_tags
-from sweeps.account.secrets import redacted
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 
 # MLflow announces every table that it makes in a new database, and logs the traceback of each write to one that is
