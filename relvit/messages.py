@@ -5,6 +5,11 @@ import traceback
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """An error in at most 200 characters: of its first line that says anything, or what kind of error it is."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """A sentence for a name that does not exist: the valid ones, and the one that was probably meant."""
     valid = list(valid)

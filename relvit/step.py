@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from relvit.augment import Augmentation, Draws
 from relvit.losses import classification_loss, total_loss
+from relvit.messages import first_line
 from relvit.metrics import accuracy
 from relvit.model import CLASSIFICATION, RelViT
 from relvit.strong import mixed_labels
@@ -192,8 +193,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _give_up(self, error: Exception) -> None:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        text = f"the step cannot be compiled here ({type(error).__name__}: {reason[:200]})"
+        text = f"the step cannot be compiled here ({type(error).__name__}: {first_line(error)})"
         if self._compile == "always":
             raise ValueError(f"{text}; nothing was trained: use --compile auto or never") from error
         self._note(f"{text}: it runs eagerly, with the same results but for rounding")

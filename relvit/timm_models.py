@@ -15,7 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from relvit.backbones import Backbone, Features
-from relvit.messages import unknown
+from relvit.messages import first_line, unknown
 from relvit.specs import TIMM, TimmSpec
 
 _SEQUENCE, _CHANNELS_FIRST, _CHANNELS_LAST = "sequence", "channels first", "channels last"
@@ -68,7 +68,7 @@ def timm_spec(name: str, image_size: int) -> TimmSpec:
                 output = model.forward_features(images)
                 pooled = model.forward_head(output, pre_logits=True)
     except Exception as error:  # whatever a model raises is why it does not take images of this size
-        raise ValueError(f"{name} does not take images of {image_size} pixels: {_first_line(error)}") from error
+        raise ValueError(f"{name} does not take images of {image_size} pixels: {first_line(error)}") from error
     if not isinstance(output, Tensor) or not isinstance(pooled, Tensor) or pooled.dim() != 2:
         raise ValueError(f"{name} gives no single grid of tokens with one embedding of each image")
     layout, dim, sides, prefix = _read_shape(name, model, tuple(output.shape))
@@ -170,7 +170,3 @@ def _reduction(model: nn.Module) -> int | None:
     """Pixels a side of a token of the last grid, where the model says so."""
     stages = getattr(model, "feature_info", None)
     return int(stages[-1]["reduction"]) if isinstance(stages, list) and stages and "reduction" in stages[-1] else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

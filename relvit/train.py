@@ -26,6 +26,7 @@ from relvit.cell import NONE, Cell, digest_of
 from relvit.data import Dataset, Split
 from relvit.features import STRENGTHS, Linear, fit_logistic, knn_accuracy
 from relvit.files import Location, remove_leftovers
+from relvit.messages import first_line
 from relvit.metrics import accuracy
 from relvit.model import LogisticProbe, RelViT
 from relvit.step import Step, autocast
@@ -219,10 +220,9 @@ def _reading(folder: Location) -> Iterator[None]:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError) as error:
-        said = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(
-            f"the newest checkpoint in {folder} is none of this program's ({type(error).__name__}: {said}); remove it, "
-            "and the one before is continued"
+            f"the newest checkpoint in {folder} is none of this program's "
+            f"({type(error).__name__}: {first_line(error)}); remove it, and the one before is continued"
         ) from error
 
 

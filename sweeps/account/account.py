@@ -26,6 +26,7 @@ from typing import Any
 
 from relvit.cell import FIELDS, LATER_FIELDS, TASKS, Cell
 from relvit.files import Location, remove_leftovers, write_atomic
+from relvit.messages import first_line
 from relvit.vocabulary import LAST_PHASE, TEST
 from sweeps.account import leases
 
@@ -192,7 +193,7 @@ class Account:
                     [Cell(**cell) for cell in cells if _are_known(cell)]
             except (ValueError, AttributeError, TypeError, IsADirectoryError) as error:
                 return [
-                    f"{path} does not hold cells of this project ({_first_line(error)}): remove it if it was damaged "
+                    f"{path} does not hold cells of this project ({first_line(error)}): remove it if it was damaged "
                     "(the same command enters again what was planned), or use another place: --storage"
                 ]
             if differing:
@@ -404,10 +405,6 @@ def _cause(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
-
-
 def read_json(path: Location, empty: Any) -> Any:
     """What the file holds; `empty` where it is not there, or is damaged, of which a warning tells."""
     try:
@@ -418,7 +415,7 @@ def read_json(path: Location, empty: Any) -> Any:
     except FileNotFoundError:
         return empty
     except (ValueError, RecursionError, IsADirectoryError) as error:
-        why = _first_line(error)
+        why = first_line(error)
     _warn_of(path, why)
     return empty
 

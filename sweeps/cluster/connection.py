@@ -29,6 +29,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from relvit.host import private_folder
+from relvit.messages import first_line
 from sweeps.cluster.machine import available_cpus
 
 _CONNECT_SECONDS = 5
@@ -78,7 +79,7 @@ def connected(address: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # Ray raises OSError and Exception itself where its processes do not start
         ray.shutdown()
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        said = first_line(error)
         if address == "local":
             raise ClusterError(f"Ray cannot start on this machine: {said}; {_TMPDIR_REMEDY}") from error
         raise ClusterError(f"no Ray cluster at {address!r}: {said}") from error

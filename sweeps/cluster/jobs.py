@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from relvit.messages import first_line
 from relvit.secrets import redacted, secrets_of
 from relvit.vocabulary import GIT_COMMIT, GIT_DIRTY
 from sweeps.account.code_version import COMMIT, DIRTY, git_state
@@ -146,7 +147,7 @@ def connect(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise SubmitError(f"{address} refuses: {str(error).splitlines()[0]}; {_TOKEN_REMEDY}") from error
+        raise SubmitError(f"{address} refuses: {first_line(error)}; {_TOKEN_REMEDY}") from error
     except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
         raise SubmitError(f"{address} answers, but not as Ray's dashboard does: {error}") from error
 
@@ -185,7 +186,7 @@ def follow(client: "JobSubmissionClient", job_id: str) -> int:
     try:
         return _follow(client, job_id)
     except (OSError, RuntimeError, aiohttp.ClientError, requests.RequestException) as error:
-        raise NotFollowedError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        raise NotFollowedError(first_line(error)) from error
 
 
 def _follow(client: "JobSubmissionClient", job_id: str) -> int:

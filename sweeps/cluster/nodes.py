@@ -24,6 +24,7 @@ from typing import Any
 
 from relvit.data import DATASETS
 from relvit.files import Location, location, write_atomic
+from relvit.messages import first_line
 from sweeps.account import leases
 from sweeps.account.account import remedy
 from sweeps.account.code_version import ROOT, source_digest
@@ -186,7 +187,7 @@ def gpu_problem() -> str:
         return ""
     except (RuntimeError, AssertionError) as error:
         return (
-            f"has a GPU that torch {torch.__version__} cannot use ({str(error).strip().splitlines()[0]}): install a "
+            f"has a GPU that torch {torch.__version__} cannot use ({first_line(error)}): install a "
             "newer NVIDIA driver or the torch wheel for this one (https://pytorch.org/get-started/locally), or train "
             "on CPUs with --gpus 0"
         )
