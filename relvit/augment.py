@@ -149,8 +149,8 @@ class Augmentation(nn.Module):
             flip = torch.rand(batch, generator=generator, device=device) < self.flip_probability
         rows, cols = height // self.patch_size, width // self.patch_size
         if self.mega_grid:
-            bounds = (draw_mega_bounds(batch, rows, self.mega_grid, generator) for _ in range(2))
-            mega = (next(bounds), next(bounds))
+            row_bounds = draw_mega_bounds(batch, rows, self.mega_grid, generator)
+            mega = (row_bounds, draw_mega_bounds(batch, rows, self.mega_grid, generator))
             rows = cols = self.mega_grid
         count = batch * rows * cols
         if self.patch_crop_size < self.patch_size:
@@ -161,7 +161,8 @@ class Augmentation(nn.Module):
             grey = torch.rand(count, generator=generator, device=device) < self.greyscale_probability
         if self.permute_patches:
             permutation = torch.rand(batch, rows * cols, generator=generator, device=device).argsort(1)
-        operations, erasure, mix = (), None, None
+        operations: tuple[Operations, ...] = ()
+        erasure = mix = None
         if self.auto_augment != "none":
             if self.magnitudes is None:  # once: what is made on the host may not be in a step
                 self.magnitudes = magnitudes(self.auto_augment, height, width).to(device)

@@ -67,8 +67,8 @@ def test_a_database_that_is_locked_for_longer_than_mlflow_waits_is_a_sentence(st
         database.execute("BEGIN IMMEDIATE")  # others can read
         assert reconcile.main() == 2
     said = capfd.readouterr().err
-    assert said.startswith("nothing was changed: MLflow takes no writes now (") and "database is locked" in said
-    assert len(said.splitlines()) == 1
+    assert said.startswith("nothing was changed:\n  - MLflow takes no writes now (") and "database is locked" in said
+    assert len(said.splitlines()) == 2
     assert reconcile.main() == 0
 
 

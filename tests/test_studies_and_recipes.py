@@ -457,7 +457,9 @@ def test_a_study_file_joins_the_studies_of_the_paper(tmp_path):
     ("text", "message"),
     [
         pytest.param("1 / 0", "does not import in line 1 (1 / 0): ZeroDivisionError: division by zero", id="raises"),
-        pytest.param("cells = [", "does not import: SyntaxError: '[' was never closed", id="no Python"),
+        pytest.param(
+            "cells = [", "does not import in line 1 (cells = [): SyntaxError: '[' was never closed", id="no Python"
+        ),
         pytest.param(
             "import numpi", "does not import in line 1 (import numpi): ModuleNotFoundError: No module", id="no module"
         ),

@@ -19,14 +19,13 @@ A study file is code and runs with your rights: read one before you run it.
 """
 
 import runpy
-import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from relvit.cell import FIELDS, NONE, PAPER_TASKS, parse_value, task_combinations, type_errors
-from relvit.messages import unknown
+from relvit.messages import said_of, unknown
 from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
 from relvit.task_files import add_tasks_file
 
@@ -162,9 +161,7 @@ def run_file(path: Path, kind: str) -> dict[str, Any]:
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
-        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" in line {lines[-1].lineno} ({(lines[-1].line or '').strip()})" if lines else ""
-        raise ValueError(f"the {kind} file {path} does not import{where}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the {kind} file {path} does not import{said_of(error, str(path))}") from error
 
 
 def _from_file(path: Path) -> Study:
