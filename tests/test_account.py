@@ -143,9 +143,9 @@ def test_cells_with_other_fields_are_refused_by_name(tmp_path, cells):
     account = Account(tmp_path)
     account.mark(cells[0], RUNNING)
     path = account.folder(cells[0]) / "cell.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "label_smoothing": 0.1}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour_space": 0.1}))
     (problem,) = account.check()
-    assert "differ in label_smoothing" in problem
+    assert "differ in colour_space" in problem
 
 
 def planned_fields(account, cell, change) -> None:
@@ -156,9 +156,9 @@ def planned_fields(account, cell, change) -> None:
 
 
 def test_a_plan_with_other_fields_is_refused_and_not_written_to(tmp_path, cells):
-    planned_fields(Account(tmp_path), cells[0], lambda fields: {**fields, "label_smoothing": 0.1})
+    planned_fields(Account(tmp_path), cells[0], lambda fields: {**fields, "colour_space": 0.1})
     (problem,) = Account(tmp_path).check()
-    assert "(studies/table4.json), which differ in label_smoothing" in problem
+    assert "(studies/table4.json), which differ in colour_space" in problem
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drivers", "studies"]
 
 
