@@ -670,7 +670,8 @@ class _Run:
                 f"the checkpoint of {self.cell.cell_id} was made with another schedule: the data set has changed"
                 f" since ({len(self.train_split)} training images now); use another storage path, or remove the cell"
             )
-        self.history, self.results, self.best = list(state["history"]), dict(state["results"]), state["best"]
+        self.history, self.results = list(state["history"]), dict(state["results"])
+        self.best = {**state["best"], "accuracy": float(state["best"]["accuracy"])}
         self.model.load_state_dict(state["model"])
         self.step.restore_optimizer(state["optimizer"])
         if self.average is not None:

@@ -58,6 +58,8 @@ def server_environment(folder: Path, user: str, password: str) -> dict[str, str]
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Six more processes, for evaluations that nothing here asks for.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     return {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db", **os.environ, **ours}
 

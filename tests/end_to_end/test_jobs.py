@@ -4,7 +4,6 @@ a password; and everyone who lacks the token or the password."""
 import base64
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -83,18 +82,28 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 def site():
     # Not pytest's folder: Ray's sockets lie below, and their paths may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
+    folder.chmod(0o755)  # a home that others may enter; what they reach in it is for a test to say
     head_port, dashboard, client, mlflow = free_ports(4)
     subprocess.run(["git", "clone", "--quiet", ROOT, folder / "clone"], check=True)
-    token, token_file = secrets.token_hex(32), folder / "token"
-    token_file.write_text(token)
     # On the head the job's driver finds MLflow's password in ~/.mlflow/credentials, which the server makes.
-    environment = {**without_secrets(folder), "RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_MODE": "token"}
+    environment = {**without_secrets(folder), "RAY_AUTH_MODE": "token"}
+    # As docs/cluster.md says: Ray's token, and a folder for its files that nobody else enters.
+    token = subprocess.run(
+        [BIN / "ray", "get-auth-token", "--generate"], env=environment, capture_output=True, text=True, check=True,
+        umask=0o077,
+    ).stdout.strip().splitlines()[-1]  # fmt: skip
+    (folder / "r").mkdir(mode=0o700)
     head = [
         BIN / "ray", "start", "--head", "--block", f"--port={head_port}", f"--ray-client-server-port={client}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
-        "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=1", f"--temp-dir={folder / 'ray'}",
+        "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=1", f"--temp-dir={folder / 'r/ray'}",
         "--disable-usage-stats",
     ]  # fmt: skip
+    jobs_environment = {
+        "RELVIT_STORAGE": str(folder / "results"),
+        "RELVIT_DATA_ROOT": str(folder / "data"),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+    }
     server = [sys.executable, folder / "clone/sweeps/serve_mlflow.py", "--port", str(mlflow)]
     processes = []
     try:
@@ -102,8 +111,14 @@ def site():
             with (folder / f"{name}.log").open("w") as log:
                 processes.append(
                     subprocess.Popen(
-                        command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-                    )
+                        command,
+                        cwd=folder,
+                        env=environment | jobs_environment,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        umask=0o077,
+                    )  # fmt: skip
                 )
         paths = ("api/version", "api/2.0/mlflow/experiments/search")
         for process, name, port, path in zip(processes, ("head", "mlflow"), (dashboard, mlflow), paths):
@@ -158,11 +173,17 @@ def command_lines() -> list[str]:
     return lines
 
 
-def study(site: Site, *arguments: str) -> tuple[str, ...]:
-    return (
-        "python", "sweeps/ablation.py", *SMALL, "--storage", str(site.folder / "results"),
-        "--data-root", str(site.folder / "data"), "--tracking-uri", site.mlflow, *arguments,
-    )  # fmt: skip
+def study(*arguments: str) -> tuple[str, ...]:
+    """Where everything is says the cluster's environment."""
+    return ("python", "sweeps/ablation.py", *SMALL, *arguments)
+
+
+def submitted(site: Site, *entrypoint: str) -> subprocess.CompletedProcess:
+    """By Ray's own command."""
+    command = [BIN / "ray", "job", "submit", "--address", site.ray, "--working-dir", "."]
+    return subprocess.run(
+        [*command, "--", *entrypoint], cwd=site.clone, env=site.environment, capture_output=True, text=True
+    )
 
 
 def call(url: str, body: dict, headers: dict[str, str]) -> int:
@@ -191,7 +212,7 @@ def client(site, monkeypatch) -> MlflowClient:
 
 
 def test_a_study_from_a_fresh_clone_runs_on_the_cluster_and_its_run_leads_back_to_the_commit(site, client):
-    result = submit(site, *study(site))
+    result = submit(site, *study())
     assert result.returncode == 0, result.stdout
     assert "1 cells finished" in result.stdout
     (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
@@ -202,7 +223,7 @@ def test_a_study_from_a_fresh_clone_runs_on_the_cluster_and_its_run_leads_back_t
     for seen in (result.stdout, str(run.data.tags), str(run.data.params), json.dumps(jobs(site))):
         assert site.password not in seen
         assert site.token not in seen
-    logs = [path.read_bytes() for path in (site.folder / "ray").rglob("*.log")] + [
+    logs = [path.read_bytes() for path in (site.folder / "r/ray").rglob("*.log")] + [
         (site.folder / "mlflow.log").read_bytes()
     ]
     assert len(logs) > 3
@@ -210,21 +231,23 @@ def test_a_study_from_a_fresh_clone_runs_on_the_cluster_and_its_run_leads_back_t
 
 
 def test_a_request_that_is_wrong_fails_the_job_with_its_own_exit_status(site):
-    result = submit(site, *study(site, "--study", "tabel4"))
+    result = submit(site, *study("--study", "tabel4"))
     assert result.returncode == 2
     assert "unknown study 'tabel4'" in result.stdout
     (job,) = [job for job in jobs(site) if "tabel4" in job["entrypoint"]]
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
 
 
-def test_rays_own_command_submits_too(site):
-    """With a tracking server that is not there: named within seconds, and the job has failed."""
+def test_rays_own_command_runs_the_same_study_which_is_done(site):
+    result = submitted(site, *study())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all 1 cells are finished; nothing to train" in result.stdout
+    assert (site.folder / "results/account.json").exists()
+
+
+def test_a_tracking_server_that_is_not_there_is_named_and_the_job_has_failed(site):
     (port,) = free_ports(1)
-    command = [BIN / "ray", "job", "submit", "--address", site.ray, "--working-dir", ".", "--", *study(site)]
-    result = subprocess.run(
-        [*command, "--tracking-uri", f"http://127.0.0.1:{port}", "--set", "train_images=300"],
-        cwd=site.clone, env=site.environment, capture_output=True, text=True,
-    )  # fmt: skip
+    result = submitted(site, *study("--tracking-uri", f"http://127.0.0.1:{port}", "--set", "train_images=300"))
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"no MLflow server answers at http://127.0.0.1:{port}" in result.stdout
 
