@@ -40,11 +40,11 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
 from relvit.checkpoint import load_newest
+from relvit.vocabulary import SPEEDS
 
 STORAGE_MEGABYTES = 400
 TAKEN_OVER = 50.0  # seconds after which a suspended driver's lease has expired and another holds its cells
 STOPPED = 3.0  # seconds that Ray gives a job which it stops, before it kills it
-SPEEDS = {"images_per_second", "epoch_seconds", "training_seconds"}  # all that two equal runs may differ in
 # How a driver may end beside another: 2 where MLflow is away when it starts, 4 where the cells are the other's.
 BESIDE = {0, 1, 2, 4, 130}
 

@@ -50,6 +50,7 @@ from relvit.model import RelViT
 from relvit.specs import BACKBONES
 from relvit.step import INDUCTOR, Step
 from relvit.train import phase_augmentation, phases, train
+from relvit.vocabulary import SPEEDS
 from sweeps.planning.recipes import recipe
 
 VIT, AT_224 = "vit_s4", ("vit_s32", "swin_t", "t2t_vit_14")
@@ -232,8 +233,7 @@ def resumes_to_the_bit(setting: Setting) -> str:
             parts = list(run(Path(folder) / "parts"))
     finally:
         torch.use_deterministic_algorithms(False)
-    speeds = ("images_per_second", "epoch_seconds", "training_seconds")
-    one, other = ([{k: v for k, v in row.items() if k not in speeds} for row in rows] for rows in (whole, parts))
+    one, other = ([{k: v for k, v in row.items() if k not in SPEEDS} for row in rows] for rows in (whole, parts))
     return "yes" if one == other else f"no: {one[-1]} against {other[-1]}"
 
 
@@ -401,7 +401,7 @@ def paper(report: Report, setting: Setting, dataset: Dataset, speed: float, out:
                     break
 
 
-_OF_A_ROW = ("epoch", "phase", "images_per_second", "epoch_seconds", "training_seconds")
+_OF_A_ROW = ("epoch", "phase", *SPEEDS)
 
 
 # What there is

@@ -149,9 +149,10 @@ def train(
     permit: called before each checkpoint is published. What it raises ends the run, which then has written nothing.
 
     Yields one row per epoch with "epoch" (1-based, over all phases), "phase" and the epoch's metrics, all floats:
-    losses, accuracies in percent, squared errors times 100, learning_rate, images_per_second, epoch_seconds. The
-    last row has phase "test" and holds the result, measured once on the test split: test_accuracy and, for each
-    task, its metric at the end of its phase.
+    losses, accuracies in percent, squared errors times 100, learning_rate, images_per_second, epoch_seconds, and
+    epoch_processor_seconds, this process's on all its cores, whatever else the machine does. The last row has phase
+    "test" and holds the result, measured once on the test split: test_accuracy and, for each task, its metric at the
+    end of its phase.
 
     On resume: 1. a final checkpoint ends the run at once; 2. else the newest whole epoch's checkpoint is continued;
     3. else that of `forked`; 4. else `pretrained` is taken over; 5. else the cell starts from its seed. The outcome is
@@ -416,7 +417,7 @@ class _Run:
         if self.at_end_of_phase:
             self._start_phase(self.phase_index + 1, self.model.state_dict())
         self._follow_schedule()
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         losses = self._fit_probe() if self.phase.logistic else self._train_steps()
         trained = time.perf_counter()
         self.phase_epoch += 1
@@ -439,6 +440,7 @@ class _Run:
             "learning_rate": float(self.schedule[self.phase_epoch * self.steps_per_epoch - 1]),
             "images_per_second": len(self.train_split) / (trained - started),
             "epoch_seconds": time.perf_counter() - started,
+            "epoch_processor_seconds": time.process_time() - used,
         }
         self.history.append(row)
         return row
@@ -609,13 +611,17 @@ class _Run:
         return row
 
     def _result_row(self, selected_epoch: int) -> Row:
-        return {
+        row: Row = {
             "epoch": self.epoch,
             "phase": "test",
             **self.results,
             "selected_epoch": selected_epoch,
             "training_seconds": sum(float(row["epoch_seconds"]) for row in self.history),
         }
+        used = [row.get("epoch_processor_seconds") for row in self.history]
+        if None not in used:  # epochs that an older version trained do not say
+            row["training_processor_seconds"] = sum(map(float, used))
+        return row
 
     # Checkpoints
 

@@ -43,7 +43,10 @@ ANALYSIS = "analysis"  # the folder of analysis/make_tables.py in the run of a s
 
 # Results: the row that a run ends with
 SELECTED_EPOCH, TRAINING_SECONDS, TEST_ACCURACY = "selected_epoch", "training_seconds", "test_accuracy"
+PROCESSOR_SECONDS = "training_processor_seconds"
 TEST = "test"  # the phase of that row
+# All that the rows of two equal runs may differ in.
+SPEEDS = ("images_per_second", "epoch_seconds", "epoch_processor_seconds", TRAINING_SECONDS, PROCESSOR_SECONDS)
 
 # By protocol, the phase that a cell is tested after, with whose name its metrics start.
 LAST_PHASE = {"joint": "joint", "pretrain_finetune": "finetune", "pretrain_probe": "probe", "pretrain": "pretrain"}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import SPEEDS, TINY, newest, silent, take, unreadable, without_speeds
+from helpers.tiny import TINY, newest, silent, take, unreadable, without_speeds
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -28,6 +28,7 @@ from relvit.model import RelViT
 from relvit.pictures import trained_backbone
 from relvit.targets import spatial_relations
 from relvit.train import NotFiniteError, Phase, learning_rates, phases, train
+from relvit.vocabulary import SPEEDS
 
 # Schedule and phases
 
@@ -87,8 +88,8 @@ def test_the_phases_of_each_protocol():
 
 # What is reported
 
-OF_AN_EPOCH = {"epoch", "phase", "learning_rate", "images_per_second", "epoch_seconds"}
-OF_THE_END = {"epoch", "phase", "selected_epoch", "training_seconds"}
+OF_AN_EPOCH = {"epoch", "phase", "learning_rate", *SPEEDS[:3]}
+OF_THE_END = {"epoch", "phase", "selected_epoch", *SPEEDS[3:]}
 KNN = {"test_knn_accuracy", "test_knn_pooled_accuracy"}
 
 

@@ -15,6 +15,7 @@ from relvit import data
 from relvit.augment import Augmentation, centre_windows, draw_windows, window_crop
 from relvit.cell import make_cell
 from relvit.train import train
+from relvit.vocabulary import SPEEDS
 from sweeps.planning.plan import prepare_data
 
 BLACK_TO_WHITE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -147,9 +148,8 @@ def test_a_cell_trains_on_whole_images_resumes_to_the_same_rows_and_has_another_
     assert cell.cell_id != dataclasses.replace(cell, crop_from="resized").cell_id
     assert dataclasses.replace(cell, crop_from="resized") == make_cell(**fields | {"batch_size": 8})
     dataset = data.prepare("photos", tmp_path, cell.image_size, whole=True)
-    speeds = ("images_per_second", "epoch_seconds", "training_seconds")
     once, again = (
-        [{name: value for name, value in row.items() if name not in speeds} for row in rows]
+        [{name: value for name, value in row.items() if name not in SPEEDS} for row in rows]
         for rows in (
             list(train(cell, dataset, tmp_path / "once")),
             [*train(cell, dataset, tmp_path / "again", stop_after=2), *train(cell, dataset, tmp_path / "again")][2:],

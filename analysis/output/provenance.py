@@ -31,7 +31,9 @@ from relvit.vocabulary import (
     GIT_COMMIT,
     GIT_DIRTY,
     HOST,
+    PROCESSOR_SECONDS,
     SOURCE_DIGEST,
+    TRAINING_SECONDS,
     VERSIONS,
 )
 
@@ -192,7 +194,7 @@ def row_digest(run: Mapping[str, Any], history: str = "") -> str:
 
 
 def _is_result(name: str) -> bool:
-    return str(name).startswith("test_") or name == "training_seconds"
+    return str(name).startswith("test_") or name in (TRAINING_SECONDS, PROCESSOR_SECONDS)
 
 
 def _canonical(name: str, value: Any) -> Any:

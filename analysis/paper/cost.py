@@ -1,4 +1,8 @@
-"""Accuracy against training time, for any study."""
+"""Accuracy against training time, for any study.
+
+On a CPU it is the processor's time, which another load of the machine leaves as it is; on a GPU, and where a run of an
+older version does not know that, the clock's.
+"""
 
 import numpy as np
 import pandas as pd
@@ -12,6 +16,7 @@ from analysis.paper import drawing
 from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.paper.numbers import number_entry
 from relvit.cell import DRLOC
+from relvit.vocabulary import DEVICE, PROCESSOR_SECONDS, TEST_ACCURACY, TRAINING_SECONDS
 
 
 def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
@@ -30,12 +35,13 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     for axes in grid.flat[len(groups) :]:
         axes.set_visible(False)
     unit, length = _time_unit(table["minutes"].max())
+    time = "Processor time" if table.attrs["seconds"] == PROCESSOR_SECONDS else "Training time"
     for axes, ((dataset, backbone), part) in zip(grid.flat, groups):
         _draw_cost(axes, part.droplevel(["dataset", "backbone"]), length)
         if len(groups) > 1:
             axes.set_title(f"{dataset}, {backbone}")
     if key:
-        grid[0, 0].set(xlabel=f"Training time ({unit})", ylabel="Test accuracy (%)")
+        grid[0, 0].set(xlabel=f"{time} ({unit})", ylabel="Test accuracy (%)")
         handles = [Line2D([], [], linestyle="none") for _ in key]
         figure.legend(
             handles, key, loc="outside lower center", ncols=key_columns, fontsize=7, handlelength=0, handletextpad=0,
@@ -43,7 +49,7 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         )  # fmt: skip
     else:
         figure.supylabel("Test accuracy (%)", fontsize=8)
-        figure.supxlabel(f"Training time ({unit})", fontsize=8)
+        figure.supxlabel(f"{time} ({unit})", fontsize=8)
     drawing.shared_legend(figure, grid)
     named = "; ".join(f"{', '.join(place)}: {', '.join(front)}" for place, front in fronts.items() if not key)
     finished = drawing.finished_runs(runs)
@@ -51,9 +57,10 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     machine = f" Measured on {', '.join(map(str, devices))}." if devices else ""
     interval = " Bars are 95 % t intervals over seeds." if table["low"].notna().any() else ""
     caption = (
-        "Test accuracy against training time, means over seeds; the line joins the cells that no other beats in both, "
-        f"numbered from left to right{f' ({named})' * bool(named)}. "
-        "The time includes the whole pre-training, also where cells share it, and depends on what else the machine did."
+        f"Test accuracy against {time.lower()}, means over seeds, the faint dots; the line joins the cells "
+        f"that no other beats in both, numbered from left to right{f' ({named})' * bool(named)}. "
+        "The time includes the whole pre-training, also where cells share it"
+        f"{', and depends on what else the machine did' * (time == 'Training time')}."
         f"{machine}{interval} {drawing.source_sentence(finished)}"
     )
     numbers = {
@@ -72,22 +79,27 @@ def _time_unit(minutes: float) -> tuple[str, float]:
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Index: dataset, backbone, kind. Columns: minutes (mean of training_seconds / 60), and of test accuracy in %
-    mean, std, n, low and high (95 % interval); runs, their ids; front, whether no other of its data set and backbone is
+    """Index: dataset, backbone, kind. Columns: minutes (mean; the attribute "seconds" names the result that they come
+    from), and of test accuracy in % mean, std, n, low and high (95 % interval); runs, their ids; each, the seconds and
+    the accuracies of the single runs; front, whether no other of its data set and backbone is
     at least as good in both and better in one."""
-    finished = drawing.finished_runs(runs).reindex(
-        columns=[*runs.columns.difference(["training_seconds"]), "training_seconds"]
-    )
-    finished = drawing.where_true(
-        finished, finished.reindex(columns=["training_seconds", "test_accuracy"]).notna().all(axis=1)
-    )
+    finished = drawing.finished_runs(runs)
+    times = finished.reindex(columns=[TRAINING_SECONDS, PROCESSOR_SECONDS])
+    finished = finished.assign(**{name: times[name] for name in times})
+    finished = drawing.where_true(finished, finished[[TRAINING_SECONDS, TEST_ACCURACY]].notna().all(axis=1))
     if finished.empty:
         raise NothingToDraw("no finished run has both training_seconds and test_accuracy")
+    on_cpu = finished.reindex(columns=[DEVICE])[DEVICE].astype("string").str.startswith("cpu").fillna(False).all()
+    seconds = PROCESSOR_SECONDS if on_cpu and finished[PROCESSOR_SECONDS].notna().all() else TRAINING_SECONDS
     parts = []
     for (dataset, backbone), group in finished.groupby(["dataset", "backbone"], sort=False):
         group = group.assign(kind=drawing.kinds(group))
         part = drawing.mean_points(group, "kind")
-        part["minutes"] = group.groupby("kind")["training_seconds"].mean().astype(float) / 60
+        part["minutes"] = group.groupby("kind")[seconds].mean().astype(float) / 60
+        of_kind = group.groupby("kind")
+        part["each"] = [
+            tuple(of_kind.get_group(kind)[[seconds, TEST_ACCURACY]].T.to_numpy(float)) for kind in part.index
+        ]
         part["front"] = [
             not (
                 (part["minutes"] <= row.minutes)
@@ -98,7 +110,9 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
         ]
         names = pd.MultiIndex.from_product([[dataset], [backbone], part.index], names=["dataset", "backbone", "kind"])
         parts.append(part.set_axis(names))
-    return pd.concat(parts)
+    table = pd.concat(parts)
+    table.attrs["seconds"] = seconds
+    return table
 
 
 def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
@@ -115,6 +129,8 @@ def _draw_cost(axes: Axes, table: pd.DataFrame, length: float) -> None:
         part = table[chosen]
         if part.empty:
             continue
+        for seconds, accuracies in part.loc[part["n"] > 1, "each"]:
+            axes.plot(seconds / 60 / length, accuracies, "o", color=look.color, **drawing.SEED)
         errors = np.nan_to_num(np.stack([part["mean"] - part["low"], part["high"] - part["mean"]]))
         axes.errorbar(
             times[chosen], part["mean"], yerr=errors, fmt=look.marker, color=look.color, markersize=3.6,

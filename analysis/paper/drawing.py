@@ -75,6 +75,7 @@ LOOKS = (
     Look(SKY, (0, (8, 2)), "P"),
     Look(BLACK, (0, (2, 2)), "X"),
 )
+SEED: Mapping[str, Any] = {"markersize": 1.8, "markeredgewidth": 0, "alpha": 0.35, "zorder": 2}  # behind a mean
 BASELINE = Look(VERMILLION, (0, (4, 1.5)), "s")  # the paper's red dashed line
 PHASE_NAMES = {"finetune": "fine-tuning", "joint": "joint training", "probe": "linear probing"}  # those that classify
 
@@ -192,14 +193,25 @@ def draw_curve(axes: Axes, table: pd.DataFrame, look: Look, label: str | None, *
         axes.fill_between(epochs, low.to_numpy(), high.to_numpy(), color=look.color, alpha=0.18, linewidth=0)
 
 
-def draw_points(axes: Axes, table: pd.DataFrame, rows: np.ndarray, look: Look, label: str) -> None:
-    """Means with their intervals, where there are any, along the horizontal axis."""
+def draw_points(
+    axes: Axes, table: pd.DataFrame, rows: np.ndarray, look: Look, label: str, face: str | None = None
+) -> None:
+    """Means with their intervals, where there are any, along the horizontal axis. face: of the marker, if another."""
     mean, low, high = (table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
     errors = np.nan_to_num(np.stack([mean - low, high - mean]))
     axes.errorbar(
         mean, rows, xerr=errors, fmt=look.marker, color=look.color, markersize=3.6, elinewidth=1.1, capthick=0.8,
-        capsize=2.8 if errors.any() else 0, label=label, zorder=4,  # taller than the dot, which hides a short bar
+        capsize=2.8 if errors.any() else 0, label=label, zorder=4,
+        markerfacecolor=face or look.color,  # the caps are taller than the dot, which hides a short bar
     )  # fmt: skip
+
+
+def draw_seeds(axes: Axes, wide: pd.DataFrame, rows: np.ndarray, look: Look) -> None:
+    """Every seed as a faint dot along the horizontal axis: a row a column of `wide` that has several."""
+    for row, (_, values) in zip(rows, wide.items()):
+        values = values.dropna()
+        if len(values) > 1:
+            axes.plot(values, [row] * len(values), "o", color=look.color, **SEED)
 
 
 def where_true(runs: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from analysis.output import typeset
 from analysis.output.typeset import Column, Entry, Row, Table
 from analysis.paper.drawing import STYLE, metrics_read
-from analysis.paper.entries import Drawing, NothingToDraw, PaperTable
+from analysis.paper.entries import Drawing, Entries, NothingToDraw, PaperTable
 from analysis.stats.seeds import SeveralRuns
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,12 @@ def draw(
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # what the user's matplotlibrc says does not change a paper's figures
         matplotlib.rcParams.update(STYLE)
-        for suffix, build in table.figures.items():
+        builds = {suffix: partial(build, runs, metrics) for suffix, build in table.figures.items()}
+        builds |= {suffix: partial(build, Entries(table, runs)) for suffix, build in table.comparisons.items()}
+        for suffix, build in builds.items():
             stem = typeset.label(name or table.name) + suffix
             try:
-                drawing = build(runs, metrics)
+                drawing = build()
             except (NothingToDraw, SeveralRuns) as reason:
                 note(f"{stem} is not drawn: {reason}")
                 continue

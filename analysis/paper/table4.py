@@ -13,8 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from analysis.output.typeset import CROSS, DASH, UP, Column, Entry, Row, Table
 from analysis.paper import drawing
 from analysis.paper.cost import cost
+from analysis.paper.critical import critical_difference
 from analysis.paper.curves import COMBINED, curves_by_tasks
 from analysis.paper.entries import Claim, Drawing, Entries, NothingToDraw, PaperTable, departures
+from analysis.paper.forest import forest
 from analysis.paper.numbers import (
     OURS,
     PAPER,
@@ -120,6 +122,7 @@ def table4_accuracy(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     theirs.axvline(published[NONE], color=drawing.VERMILLION, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
     # On one axis the two are set a little apart, so that neither hides the other.
     shift = 0 if rest else 0.16
+    drawing.draw_seeds(ours, by_seed(finished).reindex(columns=table.index), rows - shift - 0.22, drawing.LOOKS[0])
     drawing.draw_points(ours, table, rows - shift, drawing.LOOKS[0], "ours")
     theirs.plot(
         published.reindex(table.index).to_numpy(dtype=float), rows + shift, "D", color=drawing.VERMILLION,
@@ -139,11 +142,13 @@ def table4_accuracy(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         handletextpad=0.1,
         columnspacing=0.6,
     )
-    interval = "Bars are 95 % t intervals over seeds." if table["low"].notna().any() else "Too few seeds for intervals."
-    apart = f" Not comparable with the paper, which has an axis of its own: {'; '.join(reasons)}." if rest else ""
+    several = table["low"].notna().any()
+    interval = (
+        "Bars are 95 % t intervals over seeds, which are the faint dots." if several else "Too few seeds for intervals."
+    )
     caption = (
         "Fine-tuning accuracy by pre-training tasks (Table 4): dots mark the tasks, ours is the mean over seeds on the "
-        f"test split, hollow the published value, the vertical lines the supervised cells. {interval}{apart} "
+        f"test split, hollow the published value, the vertical lines the supervised cells. {interval}{_apart(reasons)} "
         f"{drawing.source_sentence(finished)}"
     )
     numbers = {
@@ -151,6 +156,10 @@ def table4_accuracy(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         for tasks, row in zip(table.index, table.to_dict("records"))
     }
     return Drawing(figure, caption, numbers)
+
+
+def _apart(reasons: list[str]) -> str:
+    return f" Not comparable with the paper, which has an axis of its own: {'; '.join(reasons)}." if reasons else ""
 
 
 def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
@@ -177,7 +186,8 @@ def _draw_matrix(axes: Axes, combinations: list[str]) -> None:
 def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     """What each task adds: main effects, interactions, left out of all four, Shapley shares; ours beside the paper's.
 
-    The paper's are worked out from its Table 4 in the same way; it has one number a cell, hence no intervals.
+    The paper's are worked out from its Table 4 in the same way; it has one number a cell, hence no intervals. They
+    have an axis of their own where runs cannot be held against the paper's.
     """
     finished = drawing.finished_runs(runs)
     groups = [(*names, *(of(each) for each in (finished, _published_runs()))) for *names, of in _EFFECTS]
@@ -185,8 +195,13 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     if not groups:
         lacking = effects.missing(finished)
         raise NothingToDraw(f"no seed has all cells that an effect needs; {len(lacking)} are not finished")
+    reasons = departures(finished, TABLE)
     figure = Figure(figsize=(drawing.COLUMN, 0.75 + 0.145 * sum(len(mine) + 1.3 for *_, mine, _ in groups)))
-    axes = figure.subplots()
+    axes, *rest = figure.subplots(
+        1, 1 + bool(reasons), sharey=True, squeeze=False, width_ratios=[2, 1][: 1 + bool(reasons)]
+    )[0]
+    theirs = rest[0] if rest else axes
+    shift = 0 if rest else 0.14
     top, ticks, labels, numbers = 0.0, [], [], {}
     for number, (kind, heading, mine, paper) in enumerate(groups):
         axes.text(
@@ -194,9 +209,9 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the line at zero stops there
         )  # fmt: skip
         rows = top + 1 + np.arange(len(mine))
-        drawing.draw_points(axes, mine, rows - 0.14, drawing.LOOKS[0], "" if number else "ours")
-        axes.plot(
-            paper["mean"].reindex(mine.index).to_numpy(dtype=float), rows + 0.14, "D", color=drawing.VERMILLION,
+        drawing.draw_points(axes, mine, rows - shift, drawing.LOOKS[0], "" if number else "ours")
+        theirs.plot(
+            paper["mean"].reindex(mine.index).to_numpy(dtype=float), rows + shift, "D", color=drawing.VERMILLION,
             markerfacecolor="white", markersize=3.6, markeredgewidth=0.9, label="" if number else "paper", zorder=3,
         )  # fmt: skip
         for effect, row in mine.iterrows():
@@ -206,16 +221,18 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         ticks += list(rows)
         labels += [" × ".join(TASKS[task].title for task in effect.split(":")) for effect in mine.index]
         top = rows[-1] + 1.4
-    axes.axvline(0, color=drawing.BLACK, linewidth=0.6, zorder=1)
+    for each in (axes, *rest):
+        each.axvline(0, color=drawing.BLACK, linewidth=0.6, zorder=1)
+        each.tick_params(axis="y", length=0)
+        each.grid(axis="x")
+        each.set_axisbelow(True)
+        each.spines["left"].set_visible(False)
+    theirs.margins(x=0.12)
     axes.set_yticks(ticks, labels)
-    axes.tick_params(axis="y", length=0)
     axes.set_ylim(top - 0.6, -0.7)
-    axes.grid(axis="x")
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("Effect on fine-tuning accuracy (percentage points)")
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside upper right", ncols=2)  # ours first
+    figure.supxlabel("Effect on fine-tuning accuracy (percentage points)", fontsize=8)
+    handles = {name: handle for each in (*rest, axes) for handle, name in zip(*each.get_legend_handles_labels())}
+    figure.legend([handles[name] for name in ("ours", "paper")], ["ours", "paper"], loc="outside upper right", ncols=2)
     seeds = sorted({int(mine["n"].max()) for *_, mine, _ in groups})
     interval = (
         "Bars are 95 % intervals with seeds as blocks." if seeds[-1] > 1 else "A single seed: there are no intervals."
@@ -223,7 +240,7 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     caption = (
         "Effects of the four tasks on fine-tuning accuracy within the 15 pre-trained cells of Table 4, seeds as blocks "
         f"({' or '.join(map(str, seeds))}); hollow: the same from the paper's numbers. "
-        f"{interval} {drawing.source_sentence(finished)}"
+        f"{interval}{_apart(reasons)} {drawing.source_sentence(finished)}"
     )
     return Drawing(figure, caption, numbers)
 
@@ -337,6 +354,7 @@ TABLE = PaperTable(
         "-pretraining": table4_pretraining,
         "-cost": cost,
     },
+    comparisons={"-forest": forest, "-order": critical_difference},
     behind=lambda entries, name: [task_effects(entries, f"{name}-effects")],
     claims=CLAIMS,
     in_full=True,

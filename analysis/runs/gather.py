@@ -44,7 +44,7 @@ __all__ = ["Gathered", "GatherError", "gather"]
 
 METRICS_SCHEMA = pa.schema([POINTS.field(0), pa.field(CELL_ID, POINTS.field(0).type), *list(POINTS)[1:]])
 _ATTRIBUTES = ("run_id", CELL_ID, "status", "start_time", "end_time")
-_RESULTS = (vocabulary.SELECTED_EPOCH, vocabulary.TRAINING_SECONDS)
+_RESULTS = (vocabulary.SELECTED_EPOCH, vocabulary.TRAINING_SECONDS, vocabulary.PROCESSOR_SECONDS)
 
 # Changed whenever the files change their meaning: those of another version are made anew.
 _VERSION = "2"

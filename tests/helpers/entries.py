@@ -19,6 +19,8 @@ from unittest import mock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from relvit.vocabulary import SPEEDS
+
 ROOT = Path(__file__).resolve().parents[2]
 _USERS_OWN = (
     *("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "RELVIT_WEBHOOK", "RELVIT_WEBHOOK_FILE"),
@@ -101,10 +103,9 @@ def steps(folder: Path, run: Run, metric: str) -> list[int]:
 
 def histories(folder: Path) -> dict[str, list[dict]]:
     """What each finished cell's account says of its training, without what depends on the machine's speed."""
-    speeds = ("images_per_second", "epoch_seconds", "training_seconds")
     return {
         path.parent.name: [
-            {name: value for name, value in row.items() if name not in speeds} for row in json.loads(path.read_text())
+            {name: value for name, value in row.items() if name not in SPEEDS} for row in json.loads(path.read_text())
         ]
         for path in folder.glob("results/cells/*/history.json")
     }

@@ -4,6 +4,7 @@ import itertools
 
 from relvit import checkpoint
 from relvit.data import Split
+from relvit.vocabulary import SPEEDS
 
 # 72 of the small digits below in batches of 32: two full ones and one of 8. Four patches each.
 TINY = {
@@ -44,8 +45,6 @@ TINY = {
     "greyscale_probability": 0.2,
     "mega_grid": 0,
 }
-
-SPEEDS = ("images_per_second", "epoch_seconds", "training_seconds")
 
 
 class Unreadable(Split):
