@@ -75,9 +75,35 @@ def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
     assert run.data.params == {name: str(value) for name, value in cell.as_dict().items()}
     assert run.data.tags["host"] == "node-7"
     assert run.data.tags["source_digest"] == source_digest()
-    assert run.data.tags["cell_id"] == run.info.run_name == cell.cell_id
+    assert run.data.tags["cell_id"] == cell.cell_id
+    assert run.info.run_name == "sprel · seed 0"
     assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
     assert points(uri, "test_accuracy") == [(2, 45.0)]
+
+
+def test_a_run_has_its_data_sets_as_inputs_by_name_and_fingerprint(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4)
+    for row in ROWS:
+        tracking.log(cell.cell_id, row, WORKER | {"data_fingerprint": "0123456789abcdef"})
+    again = tracker(uri, tmp_path)  # the next driver logs them no second time
+    again.begin(cell, TABLE4)
+    again.log(cell.cell_id, ROWS[0] | {"epoch": 3}, WORKER | {"data_fingerprint": "0123456789abcdef"})
+    (run,) = all_runs(uri)
+    (known,) = run.inputs.dataset_inputs
+    assert (known.dataset.name, known.dataset.digest) == ("digits", "0123456789abcdef")
+
+
+def test_a_description_is_the_users_once_there_is_one_and_a_name_follows_the_plan(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4, "", "sprel · seed 0", "what it is")
+    (run,) = all_runs(uri)
+    assert run.data.tags["mlflow.note.content"] == "what it is"
+    MlflowClient(uri).set_tag(run.info.run_id, "mlflow.note.content", "odd: look at epoch 3")
+    tracker(uri, tmp_path).begin(cell, TABLE4, "", "digits · sprel · seed 0", "what it is")
+    (run,) = all_runs(uri)
+    assert run.data.tags["mlflow.note.content"] == "odd: look at epoch 3"
+    assert run.info.run_name == "digits · sprel · seed 0"
 
 
 def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path, cell):

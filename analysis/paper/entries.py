@@ -86,7 +86,7 @@ class PaperTable:
     places: the table in published.csv that has its data sets and backbones, where that is another.
     combinations: the tasks of its cells, where `sweeps/ablation.py --tasks` picks among them.
     figures: by how their files' names end, what draws them from runs and metrics, in the order to be read.
-    comparisons: further figures, behind those, from its entries.
+    comparisons: further figures, behind those, by their names in `figures.COMPARISONS`.
     behind: further tables behind it, from its entries and a name for their files.
     in_full: whether study "full" has its cells. of_all_runs: whether it shows runs of every study.
     """
@@ -104,7 +104,7 @@ class PaperTable:
     places: str = ""
     combinations: tuple[str, ...] = ()
     figures: Mapping[str, Build] = field(default_factory=dict)
-    comparisons: Mapping[str, Callable[["Entries"], Drawing]] = field(default_factory=dict)
+    comparisons: tuple[str, ...] = ()
     behind: Callable[["Entries", str], list[Table | None]] = lambda entries, name: []
     claims: tuple[Claim, ...] = ()
     in_full: bool = False

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from analysis.output.typeset import CROSS, UP, Column, Entry, Row, Table
 from analysis.paper import drawing
 from analysis.paper.cost import cost
-from analysis.paper.critical import critical_difference
 from analysis.paper.entries import Claim, Drawing, Entries, NothingToDraw, PaperTable
 from analysis.paper.numbers import (
     how_to_read,
@@ -204,6 +203,6 @@ TABLE = PaperTable(
     varying=VARYING,
     places="table4",  # it shares its data set and backbone
     figures={"a": figure2a, "b": figure2b, "-cost": cost},
-    comparisons={"-order": critical_difference},
+    comparisons=("order",),
     claims=CLAIMS,
 )

@@ -1,7 +1,7 @@
 """Draw the figures of a study into files."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +12,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.output import typeset
 from analysis.output.typeset import Column, Entry, Row, Table
+from analysis.paper.across import across_datasets
+from analysis.paper.critical import critical_difference
 from analysis.paper.drawing import STYLE, metrics_read
 from analysis.paper.entries import Drawing, Entries, NothingToDraw, PaperTable
+from analysis.paper.forest import forest
 from analysis.stats.seeds import SeveralRuns
 
 logger = logging.getLogger(__name__)
+
+# What a table may name as its comparisons.
+COMPARISONS: Mapping[str, Callable[[Entries], Drawing]] = {
+    "forest": forest,
+    "order": critical_difference,
+    "across": across_datasets,
+}
 
 
 class Drawn(NamedTuple):
@@ -47,7 +57,8 @@ def draw(
         matplotlib.rcdefaults()  # what the user's matplotlibrc says does not change a paper's figures
         matplotlib.rcParams.update(STYLE)
         builds = {suffix: partial(build, runs, metrics) for suffix, build in table.figures.items()}
-        builds |= {suffix: partial(build, Entries(table, runs)) for suffix, build in table.comparisons.items()}
+        entries = Entries(table, runs)
+        builds |= {f"-{each}": partial(COMPARISONS[each], entries) for each in table.comparisons}
         for suffix, build in builds.items():
             stem = typeset.label(name or table.name) + suffix
             try:

@@ -5,11 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from analysis.output.typeset import Column, Entry, Row, Table
-from analysis.paper.across import across_datasets
 from analysis.paper.cost import cost
 from analysis.paper.curves import curves
 from analysis.paper.entries import Claim, Entries, PaperTable
-from analysis.paper.forest import forest
 from analysis.paper.numbers import (
     METHOD_OF_TASKS,
     OURS,
@@ -104,7 +102,7 @@ TABLE = PaperTable(
     group=lambda label: label.rpartition(" ")[0],
     varying=("dataset", "backbone"),
     figures={"-curves": curves, "-cost": cost},
-    comparisons={"-forest": forest, "-across": across_datasets},
+    comparisons=("forest", "across"),
     claims=CLAIMS,
     in_full=True,
 )

@@ -13,10 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from analysis.output.typeset import CROSS, DASH, UP, Column, Entry, Row, Table
 from analysis.paper import drawing
 from analysis.paper.cost import cost
-from analysis.paper.critical import critical_difference
 from analysis.paper.curves import COMBINED, curves_by_tasks
 from analysis.paper.entries import Claim, Drawing, Entries, NothingToDraw, PaperTable, departures
-from analysis.paper.forest import forest
 from analysis.paper.numbers import (
     OURS,
     PAPER,
@@ -354,7 +352,7 @@ TABLE = PaperTable(
         "-pretraining": table4_pretraining,
         "-cost": cost,
     },
-    comparisons={"-forest": forest, "-order": critical_difference},
+    comparisons=("forest", "order"),
     behind=lambda entries, name: [task_effects(entries, f"{name}-effects")],
     claims=CLAIMS,
     in_full=True,

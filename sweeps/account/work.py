@@ -9,7 +9,8 @@ from sweeps.account.account import FINISHED, PLANNED, Account, Status
 
 @dataclass(frozen=True)
 class WorkItem:
-    """A cell, its status when its driver took hold of it, and the studies that its run is tagged with.
+    """A cell, its status when its driver took hold of it, the studies that its run is tagged with, and the run's name
+    and description; empty where the tracker is to find a name.
 
     What only a search does: test=False ends the training with the last epoch and leaves the test split alone;
     stop_after ends it with this epoch, counted over all phases; forked: the cell whose checkpoint it goes on from;
@@ -23,6 +24,8 @@ class WorkItem:
     stop_after: int | None = None
     forked: Cell | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    note: str = ""
 
     @property
     def is_foreign(self) -> bool:

@@ -200,7 +200,7 @@ class Reporter(Callback):
         if not item.is_foreign:
             mark = partial(self._account.mark, item.cell, RUNNING, micro_batches=setting.micro_batches)
             self._accounting.put(mark)
-            self._tracking.put(self._tracker.begin, item.cell, item.studies, setting.deviation)
+            self._tracking.put(self._tracker.begin, item.cell, item.studies, setting.deviation, item.name, item.note)
             if item.tags:
                 self._tracking.put(self._tracker.tag, item.cell.cell_id, item.tags)
 

@@ -28,6 +28,7 @@ from sweeps.cli.plan_view import summary
 from sweeps.cli.progress import SweepProgress, duration
 from sweeps.driver.options import Checkpoints, Options, Outcome
 from sweeps.planning.plan import PlanError, by_row, datasets_of, other_images, prepare_data
+from sweeps.tracking.naming import named
 
 if TYPE_CHECKING:
     from sweeps.driver.plan_source import PlanSource
@@ -65,7 +66,7 @@ def hold_and_sweep(sweep: Sweep, console: Console, account: Account, studies: Ma
     with account.hold(studies, lost=lambda: stop_for_another(console)) as hold:
         for who in hold.replaced:
             say(console, f"note: took over from {who}, which is dead")
-        items = work_items(account, studies)
+        items = named(work_items(account, studies))
         wanted = [item for item in items if sweep.is_to_train(item)]
         to_train = [item for item in wanted if item.cell.cell_id in hold.held]
         hold.narrow(item.cell.cell_id for item in to_train)

@@ -19,6 +19,7 @@ from sweeps.account.work import WorkItem
 from sweeps.cli.progress import duration
 from sweeps.driver.source import Ending, Source, Verdict
 from sweeps.search.search import ActiveTrial, Search, forked_epochs
+from sweeps.tracking.naming import note, repeat_command
 from sweeps.tracking.tracker import Tracker
 
 
@@ -54,7 +55,9 @@ class SearchSource(Source):
             (self._foreign.add if items[cell_id].is_foreign else self._foreign.discard)(cell_id)
             tags = _tags(search, active.number, "running")
             study = (trials_study(search.name),)
-            return WorkItem(active.cell, status, study, False, active.stop_after, active.forked, tags)
+            name = f"trial {active.number} · {search.name}"
+            said = note(active.cell, repeat_command())
+            return WorkItem(active.cell, status, study, False, active.stop_after, active.forked, tags, name, said)
         return None
 
     def is_done(self) -> bool:

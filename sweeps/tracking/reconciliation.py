@@ -46,7 +46,7 @@ def _reconcile(
         if status.state == FINISHED:
             changes += _finished(item, account, tracker, thorough)
         elif status.state == FAILED and tracker.status(cell.cell_id) != "FAILED":
-            tracker.begin(cell, item.studies, _deviation(status))
+            tracker.begin(cell, item.studies, _deviation(status), item.name, item.note)
             for row in account.history(cell):
                 tracker.log(cell.cell_id, row)
             tracker.fail(cell.cell_id, status.reason, status.failure)
@@ -70,7 +70,7 @@ def _finished(item: WorkItem, account: Account, tracker: Tracker, thorough: bool
         change = f"rebuilt the run of {cell.cell_id} from the account"
     else:
         change = f"completed the run of {cell.cell_id} from the account"
-    tracker.rebuild(cell, account.history(cell), item.studies, _deviation(item.status))
+    tracker.rebuild(cell, account.history(cell), item.studies, _deviation(item.status), item.name, item.note)
     if item.status.data_fingerprint:
         tracker.tag(cell.cell_id, {DATA_FINGERPRINT: item.status.data_fingerprint})
     return [change]

@@ -5,6 +5,7 @@ and continued, no step is logged twice, and no run is left RUNNING that nothing 
 storage paths of their own have a run each.
 """
 
+import json
 import logging
 import os
 import platform
@@ -23,7 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -33,11 +34,13 @@ from relvit.secrets import redacted
 from relvit.tasks import describe
 from relvit.vocabulary import (
     CELL_ID,
+    DATA_FINGERPRINT,
     DEVIATION,
     DRIVER_HOST,
     DUPLICATE,
     FAILURE,
     METHOD,
+    NOTE,
     PACKAGES,
     PHASE,
     PYTHON_VERSION,
@@ -51,6 +54,7 @@ from relvit.vocabulary import (
 )
 from sweeps.account.code_version import code_tags
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
+from sweeps.tracking.naming import name_alone
 
 # MLflow announces every table that it makes in a new database, and logs the traceback of each write to one that is
 # locked; the outbox says in a line what waits.
@@ -61,6 +65,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _RUNNING, _FINISHED, _FAILED, _KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 _PAGE = 1000
+_MOST_DIGEST = 36  # characters that MLflow takes of a data set's digest
 
 # What MLflow will answer again however often it is asked.
 _LASTING = {
@@ -112,6 +117,7 @@ class Tracker:
             if kept is not run:
                 self._duplicates.append((run, kept))
         self._origin = _origin()
+        self._without_data: dict[str, Cell] = {}  # cells whose runs do not have their data sets as inputs yet
         self._logged: dict[str, set[int]] = {}
         # Every point of the runs that this tracker has made, which need not be read back when they end.
         self._points: dict[str, list[Metric]] = {}
@@ -153,12 +159,14 @@ class Tracker:
             self._end(cell_id, _KILLED, "the driver died")
         return orphans
 
-    def begin(self, cell: Cell, studies: Iterable[str] = (), deviation: str = "") -> None:
+    def begin(
+        self, cell: Cell, studies: Iterable[str] = (), deviation: str = "", name: str = "", note: str = ""
+    ) -> None:
         """Make the cell's run, or take it up again, and set it RUNNING. studies: names that are added to those of the
-        run; deviation: what in this training differs from the cell's own settings (sweeps/account/failures.py)."""
+        run; deviation: what in this training differs from the cell's own settings (sweeps/account/failures.py); name
+        and note: of the run, a description that it has already stays."""
         cell_id = cell.cell_id
         tags = {
-            RUN_NAME: cell_id,
             CELL_ID: cell_id,
             STORAGE: self._storage,
             STUDY: self._studies(cell_id, studies),
@@ -174,15 +182,21 @@ class Tracker:
             # There may be one after all: of a request that was carried out and not answered.
             run = next(iter(self._search(f"tags.{CELL_ID} = '{cell_id}'")), None)
         if run is None:
-            run = self._client.create_run(self._experiment, tags=tags, run_name=cell_id)
+            name = name or name_alone(cell)
+            tags |= {NOTE: note} if note else {}
+            run = self._client.create_run(self._experiment, tags=tags, run_name=name)
             self._logged[cell_id], self._points[cell_id] = set(), []
         else:
+            tags |= {RUN_NAME: name} if name else {}
+            tags |= {NOTE: note} if note and not run.data.tags.get(NOTE) else {}
             self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
             self._client.update_run(run.info.run_id, status=_RUNNING)
         if not run.data.params:
             params = [Param(name, str(value)) for name, value in cell.as_dict().items()]
             self._client.log_batch(run.info.run_id, params=params)
         self._runs[cell_id] = run
+        if not (run.inputs and run.inputs.dataset_inputs):
+            self._without_data[cell_id] = cell
         if cell_id not in self._points:
             self._logged[cell_id] = self._epochs(run)
 
@@ -232,8 +246,25 @@ class Tracker:
         self._client.log_batch(run_id, metrics=metrics, tags=tags)
         if cell_id in self._points:
             self._points[cell_id] += metrics
+        self._log_data(cell_id, (worker or {}).get(DATA_FINGERPRINT, ""))
         if not is_result:
             self._logged[cell_id].add(epoch)
+
+    def _log_data(self, cell_id: str, fingerprints: str) -> None:
+        """Log the cell's data sets as its run's inputs, once their fingerprints are known."""
+        if not fingerprints or cell_id not in self._without_data:
+            return
+        cell = self._without_data[cell_id]
+        uses = [(cell.dataset, "training"), (cell.pretrain_dataset, "pre-training")]
+        inputs = [
+            DatasetInput(
+                Dataset(name, digest[:_MOST_DIGEST], "local", json.dumps({"uri": name})),
+                [InputTag("mlflow.data.context", use)],
+            )
+            for (name, use), digest in zip(uses, fingerprints.split("+"))
+        ]
+        self._client.log_inputs(self._runs[cell_id].info.run_id, inputs)
+        del self._without_data[cell_id]
 
     def _has_result(self, cell_id: str) -> bool:
         if cell_id in self._points:
@@ -278,10 +309,16 @@ class Tracker:
         return sorted(set(range(1, cell.total_epochs + 1)) - self._epochs(self._runs[cell.cell_id]))
 
     def rebuild(
-        self, cell: Cell, history: list[dict[str, Any]], studies: Iterable[str] = (), deviation: str = ""
+        self,
+        cell: Cell,
+        history: list[dict[str, Any]],
+        studies: Iterable[str] = (),
+        deviation: str = "",
+        name: str = "",
+        note: str = "",
     ) -> None:
         """Make the run of a finished cell whole again from its rows in the account."""
-        self.begin(cell, studies, deviation)
+        self.begin(cell, studies, deviation, name, note)
         for row in history:
             self.log(cell.cell_id, row)
         self.finish(cell.cell_id)
