@@ -5,6 +5,7 @@ checkpoint already holds is yielded again without training, so that a resumed ru
 never interrupted (apart from speeds).
 """
 
+import json
 import logging
 import math
 import time
@@ -24,11 +25,12 @@ from relvit.backbones import build_backbone, start_as_published
 from relvit.batches import Batches
 from relvit.cell import NONE, Cell, digest_of
 from relvit.data import Dataset, Split
+from relvit.evaluation import EVALUATION, evaluated
 from relvit.features import STRENGTHS, Linear, fit_logistic, knn_accuracy
-from relvit.files import Location, remove_leftovers
+from relvit.files import Location, remove_leftovers, write_atomic
 from relvit.messages import first_line
 from relvit.metrics import accuracy
-from relvit.model import LogisticProbe, RelViT
+from relvit.model import CLASSIFICATION, LogisticProbe, RelViT
 from relvit.step import Step, autocast
 from relvit.tasks import TASKS
 
@@ -152,7 +154,7 @@ def train(
     losses, accuracies in percent, squared errors times 100, learning_rate, images_per_second, epoch_seconds, and
     epoch_processor_seconds, this process's on all its cores, whatever else the machine does. The last row has phase
     "test" and holds the result, measured once on the test split: test_accuracy and, for each task, its metric at the
-    end of its phase.
+    end of its phase. How it did on each class is in the folder, as `relvit.evaluation` says.
 
     On resume: 1. a final checkpoint ends the run at once; 2. else the newest whole epoch's checkpoint is continued;
     3. else that of `forked`; 4. else `pretrained` is taken over; 5. else the cell starts from its seed. The outcome is
@@ -208,6 +210,8 @@ def train(
     if not test or not run.done:
         return
     result = run.result()
+    if run.evaluation:
+        write_atomic(folder / EVALUATION, json.dumps(run.evaluation).encode(), permit)
     checkpoint.save(run.final_state(), folder, None, keep, permit)
     remove_leftovers(folder)
     yield result
@@ -308,6 +312,7 @@ class _Run:
         self.datasets = [pretrain_dataset if phase.name == "pretrain" else dataset for phase in self.phases]
         self.history: list[Row] = []
         self.results: dict[str, float] = {}
+        self.evaluation: dict[str, Any] = {}  # of the classifier on the test split, class by class
         self.current = cell.after(0)  # the fields that hold now, of which a schedule may change some
         self._start_phase(0, None)
 
@@ -534,6 +539,19 @@ class _Run:
             labels.append(classes)
         return {name: torch.cat(values) for name, values in parts.items()}, torch.cat(labels)
 
+    @torch.no_grad()
+    def _answers(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The classifier's logits [n, K] on a split without augmentation, and the labels [n]."""
+        self.model.eval()
+        draws = torch.Generator(self.device).manual_seed(self.cell.seed)
+        logits, labels = [], []
+        for images, classes, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
+            plain = self.plain.apply_draws(images, self.plain.draw(*images.shape[:3], draws, aspects))
+            with autocast(torch.device(self.device).type, self.cell.precision):
+                logits.append(self.model(plain)[CLASSIFICATION].float())
+            labels.append(classes)
+        return torch.cat(logits), torch.cat(labels)
+
     def _evaluate_features(self, split: Split) -> dict[str, float]:
         """At the end of a phase: after a pre-training the accuracy of k-NN among the training images, and of a logistic
         probe those of both its classifiers. "knn_accuracy" and "patches_accuracy" are of the mean of the patch tokens,
@@ -605,6 +623,7 @@ class _Run:
             self.model.load_state_dict(self.average.module.state_dict())
         if self.phase.name != "pretrain":
             self._keep_results(self._evaluate(self.dataset.test, "test", selected_epoch))
+            self.evaluation = evaluated(*self._answers(self.dataset.test), self.dataset.classes)
             self._keep_results(self._evaluate_features(self.dataset.test))
         row = self._result_row(selected_epoch)
         self.history.append(row)

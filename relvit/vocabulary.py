@@ -38,6 +38,7 @@ NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # what MLflow's own pa
 
 # Artifacts
 HISTORY = "history.parquet"  # every metric of a run that has ended
+CLASSES_TABLE, CONFUSION_TABLE = "evaluation/classes.csv", "evaluation/confusion.csv"  # of the test split
 PICTURES = "pictures"  # the folder of sweeps/pictures.py
 ANALYSIS = "analysis"  # the folder of analysis/make_tables.py in the run of a study
 

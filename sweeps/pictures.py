@@ -3,15 +3,16 @@
     python sweeps/pictures.py --study table4
 
 For each finished run: the similarity of its learned position embeddings, the principal components of its patch
-filters, and the attention of the class token on a few test images, the same for all runs of a data set. Drawn after
-the sweep from the weights in its storage, about a second a run, so that no training waits for a picture; a run that
-has all its pictures (tag "pictures") is left alone, because finished weights do not change. A Swin Transformer has none
-of them, T2T-ViT only attention. Exit status: 0, 1 where a run did not get its pictures, for instance because its
-weights are missing, 2 where there is nothing to draw.
+filters, the attention of the class token over a few test images, the same for all runs of a data set, and the
+confusion matrix of the test split. Drawn after the sweep from the weights in its storage, about a second a run, so that
+no training waits for a picture; a run that has all its pictures (tag "pictures") is left alone, because finished
+weights do not change. A Swin Transformer has only the matrix, T2T-ViT that and attention. Exit status: 0, 1 where a run
+did not get its pictures, for instance because its weights are missing, 2 where there is nothing to draw.
 """
 
 import argparse
 import io
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,8 @@ from relvit import data
 from relvit.augment import Augmentation
 from relvit.backbones import Backbone
 from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, add_described, parse_value, unknown
+from relvit.evaluation import EVALUATION
+from relvit.files import Location
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
 from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY, TASK_ROWS
 from sweeps.account.account import Account
@@ -130,12 +133,14 @@ def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, i
     if lacking:
         raise ValueError(f"its run lacks parameters, without which its weights cannot be found: {', '.join(lacking)}")
     params = {name: parse_value(name, run.data.params[name]) for name in FIELDS if name in run.data.params}
-    cell, backbone = trained_backbone(account.folder(Cell(**params)))
+    folder = account.folder(Cell(**params))
+    cell, backbone = trained_backbone(folder)
     drawn, absent = {}, []
     for name, draw in (
         ("position_similarity", lambda: draw_position_similarity(position_similarity(backbone))),
         ("patch_filters", lambda: draw_patch_filters(*patch_filters(backbone))),
         ("attention", lambda: _attention(cell, backbone, data_root, images)),
+        ("confusion", lambda: draw_confusion(_evaluation(folder))),
     ):
         try:
             with matplotlib.rc_context(_STYLE):
@@ -160,6 +165,12 @@ def _attention(cell: Cell, backbone: Backbone, data_root: Path, count: int) -> F
     return draw_attention(pixels, [dataset.classes[label] for label in labels], attention(backbone, inputs))
 
 
+def _evaluation(folder: Location) -> dict[str, Any]:
+    if not (folder / EVALUATION).exists():
+        raise NoPicture("nothing is classified, or an older version did not keep how each class came out")
+    return json.loads((folder / EVALUATION).read_text())
+
+
 @cache
 def _test_images(name: str, data_root: Path, image_size: int, count: int) -> tuple[data.Dataset, Any, Any]:
     """The first test image of each of the first `count` classes: the same for every run, and no one's choice."""
@@ -176,7 +187,7 @@ def draw_position_similarity(similarity: Tensor) -> Figure:
     rows, columns = similarity.shape[:2]
     figure = Figure(figsize=(4.2, 3.8 * rows / columns))
     axes = figure.subplots()
-    shown = axes.imshow(tiled(similarity.flatten(0, 1), columns), cmap="viridis", vmin=-1, vmax=1)
+    shown = axes.imshow(tiled(similarity.flatten(0, 1), columns), cmap="RdBu_r", vmin=-1, vmax=1)
     step = similarity.shape[3] + 1
     axes.set_xticks(
         [step * column + (step - 2) / 2 for column in range(columns)], [str(number) for number in range(1, columns + 1)]
@@ -210,7 +221,9 @@ def draw_patch_filters(components: Tensor, explained: Tensor) -> Figure:
 
 
 def draw_attention(pixels: np.ndarray, names: list[str], weights: Tensor) -> Figure:
-    """pixels: uint8 [B, S, S, 3]; names: their classes; weights: [B, H, R, C]. Each map is stretched to its range."""
+    """pixels: uint8 [B, S, S, 3]; names: their classes; weights: [B, H, R, C], laid over the image in colour. One scale
+    for all, from no attention to the largest."""
+    side, largest = pixels.shape[1], float(weights.max())
     heads = weights.shape[1]
     columns = ["image", "mean", *(f"head {head + 1}" for head in range(heads))]
     figure = Figure(figsize=(0.3 + 0.85 * len(columns), 0.5 + 0.85 * len(pixels)))
@@ -219,14 +232,48 @@ def draw_attention(pixels: np.ndarray, names: list[str], weights: Tensor) -> Fig
         grid[row, 0].imshow(image)
         grid[row, 0].set_ylabel(name)
         for axes, weight in zip(grid[row, 1:], [by_head.mean(0), *by_head]):
-            axes.imshow(weight.numpy(), cmap="viridis", vmin=0)
+            axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
+            shown = axes.imshow(
+                weight.numpy(),
+                cmap="inferno",
+                vmin=0,
+                vmax=largest,
+                alpha=0.6,
+                extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+            )
     for axes, title in zip(grid[0], columns):
         axes.set_title(title)
     for axes in grid.flat:
         axes.set_xticks([])
         axes.set_yticks([])
         _bare(axes)
+    figure.colorbar(shown, ax=grid, label="Share of the attention", shrink=0.6)
     figure.suptitle("Attention of the class token to the patches, last block", fontsize=8)
+    return figure
+
+
+def draw_confusion(evaluation: dict[str, Any]) -> Figure:
+    """`relvit.evaluation`'s content. A row a true class, in per cent of its images."""
+    names, counts = evaluation["classes"], np.array(evaluation["confusion"], dtype=float)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = len(names) <= 20
+    side = 1.6 + 0.24 * len(names) if few else 6.4
+    figure = Figure(figsize=(side + 0.7, side))
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if few:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for row, column in zip(*np.nonzero(counts)):
+            colour = "white" if shares[row, column] > 60 else "black"
+            text = f"{shares[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+    axes.tick_params(length=0)
+    axes.set_xlabel("Answered")
+    axes.set_ylabel("True class")
+    axes.set_title(f"Test split: {100 * counts.trace() / counts.sum():.2f} % right")
+    _bare(axes)
+    figure.colorbar(shown, label="Images of the class (%)", shrink=0.7)
     return figure
 
 

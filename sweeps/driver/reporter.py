@@ -255,7 +255,7 @@ class Reporter(Callback):
                 self._accounting.put(call)
             self._accounting.put(self.queue.settle, *cells)
         if ending.state == FINISHED:
-            self._tracking.put(self._tracker.finish, cell_id)
+            self._tracking.put(self._tracker.finish, cell_id, self._account.folder(cell))
         elif ending.state == FAILED:
             self._tracking.put(self._tracker.fail, cell_id, ending.reason, ending.failure)
         else:

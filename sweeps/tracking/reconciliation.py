@@ -70,7 +70,9 @@ def _finished(item: WorkItem, account: Account, tracker: Tracker, thorough: bool
         change = f"rebuilt the run of {cell.cell_id} from the account"
     else:
         change = f"completed the run of {cell.cell_id} from the account"
-    tracker.rebuild(cell, account.history(cell), item.studies, _deviation(item.status), item.name, item.note)
+    tracker.rebuild(
+        cell, account.history(cell), item.studies, _deviation(item.status), item.name, item.note, account.folder(cell)
+    )
     if item.status.data_fingerprint:
         tracker.tag(cell.cell_id, {DATA_FINGERPRINT: item.status.data_fingerprint})
     return [change]

@@ -53,6 +53,7 @@ from relvit.vocabulary import (
     TEST,
 )
 from sweeps.account.code_version import code_tags
+from sweeps.tracking.evaluation import attach_evaluation
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 from sweeps.tracking.naming import name_alone
 
@@ -271,8 +272,10 @@ class Tracker:
             return any(point.key == SELECTED_EPOCH for point in self._points[cell_id])
         return SELECTED_EPOCH in self._client.get_run(self._runs[cell_id].info.run_id).data.metrics
 
-    def finish(self, cell_id: str) -> None:
-        """The cell is finished."""
+    def finish(self, cell_id: str, folder: Location | None = None) -> None:
+        """The cell is finished. folder: its own; how it did on each class is logged from there, as tables."""
+        if folder is not None:
+            attach_evaluation(self._client, self._runs[cell_id].info.run_id, folder)
         self._end(cell_id, _FINISHED, "")
 
     def fail(self, cell_id: str, reason: str, failure: str = "") -> None:
@@ -316,12 +319,13 @@ class Tracker:
         deviation: str = "",
         name: str = "",
         note: str = "",
+        folder: Location | None = None,
     ) -> None:
-        """Make the run of a finished cell whole again from its rows in the account."""
+        """Make the run of a finished cell whole again from its rows in the account, and its folder as in `finish`."""
         self.begin(cell, studies, deviation, name, note)
         for row in history:
             self.log(cell.cell_id, row)
-        self.finish(cell.cell_id)
+        self.finish(cell.cell_id, folder)
 
     def _end(self, cell_id: str, status: str, reason: str, more: Mapping[str, str] | None = None) -> None:
         run_id = self._runs[cell_id].info.run_id

@@ -46,7 +46,7 @@ def test_each_finished_run_gets_its_pictures_once(finished):
     folder, cells = finished
     first = pictures(folder, "--study", "table4", "--images", "3")
     assert first.returncode == 1  # of one run the weights are missing, which holds up no other
-    assert first.stdout.count("logged position_similarity, patch_filters, attention") == 2
+    assert first.stdout.count("logged position_similarity, patch_filters, attention, confusion") == 2
     assert "has no final weights" in first.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
@@ -55,7 +55,7 @@ def test_each_finished_run_gets_its_pictures_once(finished):
     }
     assert set(logged) == {"none", "sprel"}
     for run_id in logged.values():
-        for name in ("position_similarity", "patch_filters", "attention"):
+        for name in ("position_similarity", "patch_filters", "attention", "confusion"):
             path = client.download_artifacts(run_id, f"pictures/{name}.png", str(folder))
             with Image.open(path) as image:
                 assert np.asarray(image.convert("L")).std() > 5  # not a blank sheet
