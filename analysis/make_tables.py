@@ -222,12 +222,18 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
         which = "that of the paper's data set and backbone, or the newest" if study == FULL else "the newest setting"
         say(console, f"shown is {which}; --where FIELD=VALUE picks another")
     if options.attach:
-        attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages)
+        attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages, main_tables[0])
     return 0
 
 
 def attach(
-    options: argparse.Namespace, console: Console, study: str, files: list[Path], runs: pd.DataFrame, pages: list[Path]
+    options: argparse.Namespace,
+    console: Console,
+    study: str,
+    files: list[Path],
+    runs: pd.DataFrame,
+    pages: list[Path],
+    table: Table,
 ) -> None:
     """Log the outputs to the MLflow run that stands for the study. They stay where they are if MLflow takes none."""
     description = document.summary(study, runs)
@@ -236,6 +242,8 @@ def attach(
             f"\n\n**Open `{ANALYSIS}/{report.name}` under Artifacts**: verdicts, tables, figures and how to "
             "reproduce them."
         )
+    shown = f"{description}\n\n{WRITERS['markdown'](table)}"
+    description = shown if len(shown) <= study_run.MOST else description
     try:
         run_id = study_run.attach(
             options.tracking_uri,

@@ -48,6 +48,18 @@ def test_later_calls_find_the_studys_run_and_renew_its_files(store, tmp_path):
     assert content(client, run_id, "table4.html", tmp_path / "back") == "page"
 
 
+def test_the_experiments_page_leads_to_the_studies_unless_somebody_has_described_it(store):
+    uri, client, experiment = store
+    runs = {name: attach(uri, "relvit", name, []) for name in ("table2", "table4")}
+    note = client.get_experiment(experiment).tags["mlflow.note.content"]
+    for name, run_id in runs.items():
+        assert f"[{name}](#/experiments/{experiment}/runs/{run_id})" in note
+    client.set_experiment_tag(experiment, "mlflow.note.content", "my own words")
+    attach(uri, "relvit", "table3", [])
+    assert client.get_experiment(experiment).tags["mlflow.note.content"] == "my own words"
+    client.set_experiment_tag(experiment, "mlflow.note.content", note)
+
+
 def test_it_is_no_cells_run_and_leaves_those_alone(store):
     uri, client, experiment = store
     attach(uri, "relvit", "table4", [], tags={"git_commit": "4567"})

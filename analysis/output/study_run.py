@@ -10,14 +10,15 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Run, RunTag
+from mlflow.entities import Experiment, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from analysis.runs import stores
 from relvit.secrets import redacted
 from relvit.vocabulary import ANALYSIS, KIND, NOTE, STUDY, STUDY_KIND
 
-_MOST = 5000  # characters that every MLflow store takes for a tag
+_STUDIES = "Tables and figures of the studies:"  # how the experiment's description begins
+MOST = 5000  # characters that every MLflow store takes for a tag
 
 
 class AttachError(ValueError):
@@ -53,12 +54,24 @@ def attach(
         for path in files:
             client.log_artifact(run_id, str(path), ANALYSIS)
         texts = {**(tags or {}), NOTE: description}
-        client.log_batch(run_id, tags=[RunTag(name, text[:_MOST]) for name, text in texts.items()])
+        client.log_batch(run_id, tags=[RunTag(name, text[:MOST]) for name, text in texts.items()])
         client.set_terminated(run_id)
+        _list_studies(client, found)
     except (MlflowException, OSError) as error:
         why = stores.reason(error, tracking_uri)
         raise AttachError(f"MLflow at {name} did not take the outputs of {study}: {why}") from error
     return run_id
+
+
+def _list_studies(client: MlflowClient, experiment: Experiment) -> None:
+    """Let the experiment's page lead to the studies' pages, unless somebody has described it otherwise."""
+    known = experiment.tags.get(NOTE, "")
+    if known and not known.startswith(_STUDIES):
+        return
+    runs = stores.search(client, experiment.experiment_id, f"tags.{KIND} = '{STUDY_KIND}'")
+    of = {run.data.tags[STUDY]: run.info.run_id for run in runs if run.data.tags.get(STUDY)}
+    links = [f"[{name}](#/experiments/{experiment.experiment_id}/runs/{of[name]})" for name in sorted(of)]
+    client.set_experiment_tag(experiment.experiment_id, NOTE, f"{_STUDIES} {', '.join(links)}"[:MOST])
 
 
 def find(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
