@@ -40,9 +40,10 @@ from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
 from analysis.runs.comparability import NotComparable, commits, conform
 from analysis.runs.gather import Gathered, GatherError, gather
+from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
 from relvit.cell import parse_value, unknown
 from relvit.secrets import holds_password
-from relvit.vocabulary import ANALYSIS, GIT_COMMIT
+from relvit.vocabulary import ANALYSIS, GIT_COMMIT, TEST
 
 DIFFERENT, BAD_REQUEST, INTERRUPTED = 1, 2, 130
 REPORT = "report"  # the document, beside which a table of a study of that name has another one
@@ -88,6 +89,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="FIELD=VALUE",
         help="only runs with this value, for instance dataset=cifar10; may be repeated",
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default=TEST,
+        help="report results of this split, for published numbers that are of val; files are then named "
+        "STUDY-val... (default: %(default)s)",
     )
     parser.add_argument(
         "--strict",
@@ -169,8 +177,13 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     if fitting.empty:
         raise GatherError(f"no run fits --where {' '.join(options.where)}")
     study = options.study or newest_study(fitting)
+    raw = runs_of(study, fitting, gathered.runs)
+    called = provenance.outputs_name(study, options.split)
+    if options.split == VAL:
+        fitting = on_val(fitting, gathered.history(val_metrics(fitting), set(fitting["run_id"])))
     runs = runs_of(study, fitting, gathered.runs)
-    made = tables_of(study, runs, f"study-{REPORT}" if label(study) == REPORT else None)
+    name = f"study-{REPORT}" if label(study) == REPORT else None if called == study else called
+    made = tables_of(study, runs, name)
     # Tuned beside untuned, where there are both.
     beside = tuned.beside(fitting, study)
     if options.strict:
@@ -189,12 +202,12 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
             texts[f"{label(one.table.name)}-camera.tex"] = text
     shown, notes = made[0].entries, []
     history = gathered.history(metrics_read(), set(shown.runs["run_id"]))
-    drawn = draw(shown.of, shown.runs, history, options.out, notes.append, study)
+    drawn = draw(shown.of, shown.runs, history, options.out, notes.append, called)
     if "latex" in formats:
         texts[f"{REPORT}.tex"] = document.report(study, runs, everything, document.captions(drawn.paths), notes)
     for name, text in texts.items():
         provenance.replace_text(options.out / name, text)
-    report = options.out / f"{label(study)}-report.html"
+    report = options.out / f"{label(called)}-report.html"
     if "html" in formats:
         page.write_page(
             study,
@@ -211,18 +224,20 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     pages = [report] if "html" in formats else []
     outputs = [*(options.out / name for name in texts), *drawn.paths, *pages]
     shown_numbers = [*everything, *drawn.numbers]
-    recorded = provenance.record(study, options.where, runs, shown_numbers, outputs, gathered.digests)
+    recorded = provenance.record(study, options.where, raw, shown_numbers, outputs, gathered.digests, options.split)
     notes += provenance.write(options.out, recorded)
     show(console, main_tables[0])
     for note in notes:
         say(console, f"note: {note}")
-    names = [path.name for path in (*outputs, provenance.sidecar(options.out, study))]
+    names = [path.name for path in (*outputs, provenance.sidecar(options.out, called))]
     say(console, f"written to {options.out}: {', '.join(names)}")
     if len(shown_first) < len(made):
         which = "that of the paper's data set and backbone, or the newest" if study == FULL else "the newest setting"
         say(console, f"shown is {which}; --where FIELD=VALUE picks another")
     if options.attach:
-        attach(options, console, study, [*outputs, provenance.sidecar(options.out, study)], runs, pages, main_tables[0])
+        attach(
+            options, console, called, [*outputs, provenance.sidecar(options.out, called)], runs, pages, main_tables[0]
+        )
     return 0
 
 
@@ -350,7 +365,9 @@ def check(options: argparse.Namespace, console: Console) -> int:
         runs = conform(gathered.runs)
         for content in contents:
             fitting = select(runs, content["where"])
-            found = provenance.outdated(content, of_study(fitting, content["study"]), gathered.digests)
+            found = provenance.outdated(
+                content, of_study(fitting, content.get("of", content["study"])), gathered.digests
+            )
             problems += [f"{content['study']}: {each}" for each in found]
         status = DIFFERENT if problems else 0
     except GatherError as error:

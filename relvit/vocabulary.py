@@ -45,7 +45,8 @@ ANALYSIS = "analysis"  # the folder of analysis/make_tables.py in the run of a s
 # Results: the row that a run ends with
 SELECTED_EPOCH, TRAINING_SECONDS, TEST_ACCURACY = "selected_epoch", "training_seconds", "test_accuracy"
 PROCESSOR_SECONDS = "training_processor_seconds"
-TEST = "test"  # the phase of that row
+TEST = "test"  # the phase of that row, and the split that it is of
+SPLIT = "split"  # of which a study reports its results
 # All that the rows of two equal runs may differ in.
 SPEEDS = ("images_per_second", "epoch_seconds", "epoch_processor_seconds", TRAINING_SECONDS, PROCESSOR_SECONDS)
 

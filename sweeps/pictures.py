@@ -147,9 +147,9 @@ def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, i
                 drawn[name] = _png(draw())
         except NoPicture as reason:
             absent.append(f"no {name}: {reason}")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as scratch:
         for name, content in drawn.items():
-            path = Path(folder, f"{name}.png")
+            path = Path(scratch, f"{name}.png")
             path.write_bytes(content)
             client.log_artifact(run.info.run_id, str(path), PICTURES)
     client.set_tag(run.info.run_id, PICTURES_DRAWN, ", ".join(drawn) or NONE)

@@ -1,6 +1,6 @@
 """Where every number comes from: a sidecar beside a study's outputs, STUDY.provenance.json.
 
-study, where     what the outputs were made of
+study, where     what the outputs were made of; with results of another split than test also that, and of, the study
 rows             by run id a digest of what the outputs use of it, over all runs of the study
 outputs          by file name, the digest of its content
 earlier          by file name, its digest and that of the data it was made of, for outputs that an earlier call wrote
@@ -33,6 +33,7 @@ from relvit.vocabulary import (
     HOST,
     PROCESSOR_SECONDS,
     SOURCE_DIGEST,
+    TEST,
     TRAINING_SECONDS,
     VERSIONS,
 )
@@ -54,6 +55,11 @@ def sidecar(folder: Path, study: str) -> Path:
     return folder / f"{label(study)}{_ENDING}"
 
 
+def outputs_name(study: str, split: str = TEST) -> str:
+    """With what the names of a study's outputs begin."""
+    return study if split == TEST else f"{study}-{split}"
+
+
 def record(
     study: str,
     where: Iterable[str],
@@ -61,8 +67,10 @@ def record(
     tables: Iterable[Table],
     outputs: Iterable[Path],
     histories: Mapping[str, str] | None = None,
+    split: str = TEST,
 ) -> dict[str, Any]:
-    """What the sidecar of a study holds.
+    """What the sidecar of a study holds; split: that its results are of, where it is another, the name of the outputs
+    ends in it.
 
     runs: all of the study that fit `where`. tables: also what figures show, as tables. histories: by run id, a digest
     that changes with the run's metrics.
@@ -71,7 +79,8 @@ def record(
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
     return {
         "version": _VERSION,
-        "study": study,
+        "study": outputs_name(study, split),
+        **({} if split == TEST else {"of": study, "split": split}),
         "where": list(where),
         "rows": {run: row_digest(row, (histories or {}).get(run, "")) for run, row in by_id.items()},
         "outputs": {path.name: file_digest(path) for path in outputs},

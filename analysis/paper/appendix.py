@@ -16,6 +16,7 @@ from analysis.paper.numbers import beside, metric_title, p_value, plus_minus, pu
 from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, SIMILAR, compare_entries
 from analysis.paper.table1 import layout_table1
 from analysis.paper.verdicts import MARGIN, paper_against_itself, published_numbers, sentences
+from analysis.runs.splits import split_of
 from analysis.stats.seeds import ALPHA, seeds_to_find
 
 
@@ -79,7 +80,7 @@ def differences(entries: Entries, name: str) -> Table | None:
         else "One seed: nothing is tested."
     )
     caption = (
-        f"Differences in test accuracy to {baseline}, in percentage points. {tested} Seeds needed: "
+        f"Differences in {split_of(entries.runs)} accuracy to {baseline}, in percentage points. {tested} Seeds needed: "
         "in all, to find the difference seen, if it is what there is, with a power of 80 %."
     )
     made = Table(name, f"Differences to {baseline}", tuple(columns), tuple(rows), caption)

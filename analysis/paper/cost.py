@@ -15,6 +15,7 @@ from analysis.output.typeset import Entry
 from analysis.paper import drawing
 from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.paper.numbers import number_entry
+from analysis.runs.splits import split_of
 from relvit.cell import DRLOC
 from relvit.vocabulary import DEVICE, PROCESSOR_SECONDS, TEST_ACCURACY, TRAINING_SECONDS
 
@@ -41,14 +42,14 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         if len(groups) > 1:
             axes.set_title(f"{dataset}, {backbone}")
     if key:
-        grid[0, 0].set(xlabel=f"{time} ({unit})", ylabel="Test accuracy (%)")
+        grid[0, 0].set(xlabel=f"{time} ({unit})", ylabel=f"{split_of(runs).capitalize()} accuracy (%)")
         handles = [Line2D([], [], linestyle="none") for _ in key]
         figure.legend(
             handles, key, loc="outside lower center", ncols=key_columns, fontsize=7, handlelength=0, handletextpad=0,
             labelspacing=0.25, columnspacing=1.5,
         )  # fmt: skip
     else:
-        figure.supylabel("Test accuracy (%)", fontsize=8)
+        figure.supylabel(f"{split_of(runs).capitalize()} accuracy (%)", fontsize=8)
         figure.supxlabel(f"{time} ({unit})", fontsize=8)
     drawing.shared_legend(figure, grid)
     named = "; ".join(f"{', '.join(place)}: {', '.join(front)}" for place, front in fronts.items() if not key)
@@ -57,8 +58,8 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     machine = f" Measured on {', '.join(map(str, devices))}." if devices else ""
     interval = " Bars are 95 % t intervals over seeds." if table["low"].notna().any() else ""
     caption = (
-        f"Test accuracy against {time.lower()}, means over seeds, the faint dots; the line joins the cells "
-        f"that no other beats in both, numbered from left to right{f' ({named})' * bool(named)}. "
+        f"{split_of(runs).capitalize()} accuracy against {time.lower()}, means over seeds, the faint dots; the line "
+        f"joins the cells that no other beats in both, numbered from left to right{f' ({named})' * bool(named)}. "
         "The time includes the whole pre-training, also where cells share it"
         f"{', and depends on what else the machine did' * (time == 'Training time')}."
         f"{machine}{interval} {drawing.source_sentence(finished)}"

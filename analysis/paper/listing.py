@@ -12,6 +12,7 @@ from analysis.paper.entries import Entries, PaperTable, footnoted
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
 from analysis.paper.task_effects import effects_of_swept_tasks
 from analysis.runs.comparability import chosen_fields, deviations, is_engines
+from analysis.runs.splits import split_of
 from relvit.cell import FIELDS, TASKS
 
 
@@ -40,7 +41,7 @@ def layout_listing(entries: Entries, name: str) -> Table:
     if by_knn.any():
         tests["knn", "k-NN accuracy"] = measured(newest[by_knn], "label", "test_knn_accuracy")
     if not by_knn.all():
-        tests["accuracy", "Test accuracy"] = measured(newest[~by_knn], "label", "test_accuracy")
+        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(newest[~by_knn], "label", "test_accuracy")
     columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
     rows = []
     for key, place in zip(runs["label"], runs.index):

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.output.typeset import DASH, DOWN, UP, Column, Entry
 from analysis.runs.comparability import commits
+from analysis.runs.splits import split_of
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
 from relvit.cell import DRLOC, LATER_FIELDS, NONE
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
@@ -188,7 +189,7 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
         f"{epochs} ({values('warmup_epochs')} of warm-up), batches of {values('batch_size')}, AdamW with learning "
         f"rate {' and '.join(rates)}, weight decay {values('weight_decay')}, {values('precision')}{more}"
         + (f", {values('train_images', runs[runs['train_images'] != 0])} training images" if images else "")
-        + f"; {chosen or 'unknown selection'}, test split; {counted(len(seeds), 'seed')} "
+        + f"; {chosen or 'unknown selection'}, {split_of(runs)} split; {counted(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds))}); commit {', '.join(commits(runs))}."
     )
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from relvit.cell import DRLOC, NONE
 from relvit.paper import DATASET_NAMES, FAMILIES, METHODS
+from relvit.vocabulary import TEST
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 AUTHORS = "Camporese et al."  # the paper's own
@@ -35,10 +36,10 @@ def _published() -> pd.DataFrame:
     return rows.assign(**{name: pd.to_numeric(rows[name]) for name in ("images", "corrected")})
 
 
-def reservations(row: Mapping[str, Any]) -> list[str]:
-    """Why a published number cannot be held against runs that the paper's recipe trained and the test split tested."""
+def reservations(row: Mapping[str, Any], split: str = TEST) -> list[str]:
+    """Why a published number cannot be held against runs that the paper's recipe trained, with results of `split`."""
     found = []
-    if row["split"] != "test":
+    if row["split"] != split:
         found.append(f"published on the {row['images']:,.0f} images of the {row['split']} split")
     if row["trained_by"] != AUTHORS:
         found.append(f"trained by {row['trained_by']} with another recipe, tested on {row['images']:,.0f} images")
@@ -47,12 +48,12 @@ def reservations(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def remark(rows: pd.DataFrame) -> str:
+def remark(rows: pd.DataFrame, split: str = TEST) -> str:
     """The reservations about some published numbers in a sentence each, with what they concern."""
     concerned: dict[str, list[str]] = {}
     for row in rows.to_dict("records"):
         name = f"{METHODS[row['method']]} with {FAMILIES[row['family']]} on {DATASET_NAMES[row['dataset']]}"
-        for reason in reservations(row):
+        for reason in reservations(row, split):
             concerned.setdefault(reason, []).append(name)
     return " ".join(f"{', '.join(names)}: {reason}." for reason, names in concerned.items())
 

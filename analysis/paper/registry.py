@@ -77,7 +77,9 @@ def tables_of(study: str, runs: pd.DataFrame, name: str | None = None) -> list[M
     for table in TABLES.values():
         part = of_study(runs, table.name)
         if table.in_full and (part["status"] == "FINISHED").any():
-            made += _set(table, sorted(table.split(part), key=partial(_is_others, table)), f"{FULL}-{table.name}")
+            made += _set(
+                table, sorted(table.split(part), key=partial(_is_others, table)), f"{name or FULL}-{table.name}"
+            )
     return made or _set(find(study), [runs], study)
 
 

@@ -27,6 +27,7 @@ from analysis.paper.numbers import (
 from analysis.paper.published import published, reservations
 from analysis.paper.rules import all_above, on_every_dataset, stated_gains
 from analysis.paper.settings import newest_of_each_place
+from analysis.runs.splits import split_of
 from relvit.paper import BACKBONE_NAMES, DATASET_NAMES
 
 
@@ -50,7 +51,7 @@ def layout_table2(entries: Entries, name: str) -> Table:
         told[DATASET_NAMES.get(dataset, dataset)] = both
         texts += [replace(entry, underline=False) for entry in both]
         texts.append(improvement_entry(here, "method", "relvit", "supervised"))
-        remarks = {row["method"]: "; ".join(reservations(row)) for row in there.to_dict("records")}
+        remarks = {row["method"]: "; ".join(reservations(row, split_of(runs))) for row in there.to_dict("records")}
         texts += [
             published_entry(theirs[method], best[method], remark=remarks.get(method, ""))
             for method in ("supervised", "relvit")

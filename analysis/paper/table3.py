@@ -29,6 +29,7 @@ from analysis.paper.numbers import (
 from analysis.paper.published import family, published, reservations
 from analysis.paper.rules import all_above, on_every_dataset, stated_gains
 from analysis.paper.settings import newest_of_each_place
+from analysis.runs.splits import split_of
 from relvit.paper import BACKBONE_NAMES, DATASET_NAMES, FAMILIES, METHODS
 
 
@@ -78,7 +79,7 @@ def _table3_group(
     if here.empty and there.empty:
         return {}
     theirs = there.set_index("method")["value"]
-    remarks = {row["method"]: "; ".join(reservations(row)) for row in there.to_dict("records")}
+    remarks = {row["method"]: "; ".join(reservations(row, split_of(runs))) for row in there.to_dict("records")}
     methods = [method for method in METHODS if method in theirs or (here["method"] == method).any()]
     ours = measured(here, "method", "test_accuracy").reindex(methods)
     theirs = theirs.reindex(methods)

@@ -30,6 +30,7 @@ from analysis.paper.published import published, published_runs
 from analysis.paper.rules import SIMILAR, all_above, all_similar, fixed, stated_gains
 from analysis.paper.settings import settings
 from analysis.paper.task_effects import task_effects
+from analysis.runs.splits import split_of
 from analysis.stats import effects
 from analysis.stats.seeds import by_seed
 from relvit.cell import NONE, PAPER_TASKS, TASKS, parse_tasks, task_combinations
@@ -146,8 +147,8 @@ def table4_accuracy(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     )
     caption = (
         "Fine-tuning accuracy by pre-training tasks (Table 4): dots mark the tasks, ours is the mean over seeds on the "
-        f"test split, hollow the published value, the vertical lines the supervised cells. {interval}{_apart(reasons)} "
-        f"{drawing.source_sentence(finished)}"
+        f"{split_of(runs)} split, hollow the published value, the vertical lines the supervised cells. "
+        f"{interval}{_apart(reasons)} {drawing.source_sentence(finished)}"
     )
     numbers = {
         tasks: {"ours": number_entry(row), "paper": published_entry(published[tasks])}

@@ -21,6 +21,7 @@ from analysis.paper.entries import Claim, Entries, Judgement, PaperTable, depart
 from analysis.paper.published import published, published_runs, remark, reservations
 from analysis.paper.rules import NOT_COMPARABLE, UNDECIDED
 from analysis.runs.comparability import conform
+from analysis.runs.splits import split_of
 from analysis.stats.seeds import SeveralRuns, by_seed, equivalent
 from relvit.cell import DRLOC
 
@@ -47,7 +48,7 @@ def sentences(entries: Entries, margin: float = MARGIN, printed: bool = False) -
     for claim in entries.of.claims:
         row = _judged(claim, entries, margin, printed)
         labels = row.pop("labels")
-        row["remark"] = remark(paper[paper["label"].isin(labels)])
+        row["remark"] = remark(paper[paper["label"].isin(labels)], split_of(entries.runs))
         reasons = list(entries.departures)
         if row.pop("stated") and row["remark"] and not printed:
             # A gain that is stated of other images or another recipe is nothing to hold these runs to.
@@ -122,7 +123,9 @@ def published_numbers(entries: Entries, margin: float = MARGIN) -> pd.DataFrame:
     parts = []
     for metric, numbers in paper.groupby("metric", sort=False):
         numbers = numbers.set_index("label")
-        remarks = {label: "; ".join(reservations(row)) for label, row in numbers.to_dict("index").items()}
+        remarks = {
+            label: "; ".join(reservations(row, split_of(runs))) for label, row in numbers.to_dict("index").items()
+        }
         column = f"test_{metric}"
         here = runs.assign(**{column: runs.get(column, np.nan)})
         spread = (numbers["value"].max() - numbers["value"].min()) / 2

@@ -23,8 +23,9 @@ from analysis.paper.entries import Entries
 from analysis.paper.registry import TABLES, find
 from analysis.paper.verdicts import paper_against_itself, sentences
 from analysis.runs.comparability import acting_fields, commits
+from analysis.runs.splits import split_of
 from relvit.cell import FIELDS
-from relvit.vocabulary import DEVICE, GIT_COMMIT, HOST, PACKAGES, PYTHON_VERSION
+from relvit.vocabulary import DEVICE, GIT_COMMIT, HOST, PACKAGES, PYTHON_VERSION, TEST
 
 _TEMPLATE = "page.html.jinja"
 _DASH = "–"
@@ -201,7 +202,8 @@ def commands(study: str, runs: pd.DataFrame) -> str:
     )
     known = runs.reindex(columns=["git_commit"])["git_commit"].dropna().unique()
     checkouts = [f"git checkout {shlex.quote(str(commit))}" for commit in known if len(known) == 1]
-    return "\n".join([*checkouts, sweep, f"python analysis/make_tables.py --study {shlex.quote(study)}"])
+    tables = f"python analysis/make_tables.py --study {shlex.quote(study)}"
+    return "\n".join([*checkouts, sweep, tables if split_of(runs) == TEST else f"{tables} --split {split_of(runs)}"])
 
 
 def _caveats(runs: pd.DataFrame) -> list[str]:
