@@ -107,7 +107,7 @@ def test_pictures_are_the_files_with_their_captions_and_texts_for_who_cannot_see
     runs, _ = table4
     found = read(write_page("table4", runs, tmp_path / "page.html", figures=drawn))
     pngs = [path for path in drawn if path.suffix == ".png"]
-    assert len(found.all("img")) == len(pngs) == 5
+    assert len(found.all("img")) == len(pngs) == 6
     for path, image in zip(pngs, found.all("img")):
         assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == path.read_bytes()
         assert image["alt"]

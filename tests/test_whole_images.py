@@ -117,24 +117,34 @@ def gradient_energy(images):
     return float((images.diff(dim=2) ** 2).mean() + (images.diff(dim=3) ** 2).mean())
 
 
-def test_training_crops_are_as_sharp_as_those_of_the_public_pipeline(tmp_path):
+def blown_up(path: Path) -> np.ndarray:
+    """A photograph of 224 x 224 pixels enlarged to 672 x 448."""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB").resize((672, 672), Image.Resampling.BICUBIC))[112:-112]
+
+
+@pytest.mark.parametrize(("kind", "size", "draws"), [("noise", 32, 10), ("flowers", 224, 4)])
+def test_training_crops_are_as_sharp_as_those_of_the_public_pipeline(tmp_path, kind, size, draws):
     """RandomResizedCrop from the original; from an image that was brought to the square before, a crop is blurred."""
-    size, originals = 32, [photograph(80, 120, seed) for seed in range(40)]
+    if kind == "flowers" and not FLOWERS.is_dir():
+        pytest.skip(f"needs the photographs of flowers under {FLOWERS}")
+    paths = sorted(FLOWERS.glob("train/*/*.jpg"))[::9]
+    originals = [photograph(80, 120, seed) for seed in range(40)] if kind == "noise" else [*map(blown_up, paths)]
     write(tmp_path / "photos", "train", originals)
     write(tmp_path / "photos", "test", originals[:2])
     torch.manual_seed(0)
     public = transforms.RandomResizedCrop(size, antialias=True)
     tensors = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in originals]
-    theirs = gradient_energy(torch.stack([public(image) for image in tensors for _ in range(10)]))
+    theirs = gradient_energy(torch.stack([public(image) for image in tensors for _ in range(draws)]))
     energies = {}
     for name, whole in (("original", True), ("resized", False)):
         split = data.prepare("photos", tmp_path, size, whole=whole).train
         crop = Augmentation(patch_size=4, crop_min_area=0.08, output_size=size * whole, **BLACK_TO_WHITE)
-        images = torch.from_numpy(split.read(np.arange(40))[0])
+        images = torch.from_numpy(split.read(np.arange(len(originals)))[0])
         aspects = torch.from_numpy(split.aspects[split.rows]) if whole else None
         energies[name] = [
             gradient_energy(crop.apply_draws(images, crop.draw(*images.shape[:3], generator(seed), aspects)))
-            for seed in range(10)
+            for seed in range(draws)
         ]
     assert np.mean(energies["original"]) == pytest.approx(theirs, rel=0.1)
     assert np.mean(energies["resized"]) < 0.8 * theirs
