@@ -546,7 +546,8 @@ class _Run:
         draws = torch.Generator(self.device).manual_seed(self.cell.seed)
         logits, labels = [], []
         for images, classes, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
-            plain = self.plain.apply_draws(images, self.plain.draw(*images.shape[:3], draws, aspects))
+            drawn = self.plain.draw(images.shape[0], images.shape[1], images.shape[2], draws, aspects)
+            plain = self.plain.apply_draws(images, drawn)
             with autocast(torch.device(self.device).type, self.cell.precision):
                 logits.append(self.model(plain)[CLASSIFICATION].float())
             labels.append(classes)
@@ -637,9 +638,8 @@ class _Run:
             "selected_epoch": selected_epoch,
             "training_seconds": sum(float(row["epoch_seconds"]) for row in self.history),
         }
-        used = [row.get("epoch_processor_seconds") for row in self.history]
-        if None not in used:  # epochs that an older version trained do not say
-            row["training_processor_seconds"] = sum(map(float, used))
+        if all("epoch_processor_seconds" in each for each in self.history):  # of an older version they do not say
+            row["training_processor_seconds"] = sum(float(each["epoch_processor_seconds"]) for each in self.history)
         return row
 
     # Checkpoints

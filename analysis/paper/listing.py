@@ -41,7 +41,9 @@ def layout_listing(entries: Entries, name: str) -> Table:
     if by_knn.any():
         tests["knn", "k-NN accuracy"] = measured(newest[by_knn], "label", "test_knn_accuracy")
     if not by_knn.all():
-        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(newest[~by_knn], "label", "test_accuracy")
+        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(
+            newest[~by_knn], "label", "test_accuracy"
+        )
     columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
     rows = []
     for key, place in zip(runs["label"], runs.index):
