@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import FIELDS, NONE, Cell
-from sweeps.account.secrets import redacted
+from relvit.secrets import redacted
 from sweeps.account.work import WorkItem
 
 VISIBLE = 20  # characters of a name that MLflow's list of runs shows
