@@ -253,10 +253,10 @@ def test_a_tracking_server_that_is_not_there_is_named_and_the_job_has_failed(sit
 
 
 @pytest.mark.parametrize("token", [None, "not-the-token"])
-def test_without_the_token_nothing_is_submitted(site, token):
+def test_without_the_token_nothing_is_submitted(site, token, tmp_path):
     known = len(jobs(site))
-    environment = {**without_secrets(site.folder), **({"RAY_AUTH_TOKEN": token} if token else {})}
-    result = submit(site, *study(site), environment=environment)
+    environment = {**without_secrets(tmp_path), **({"RAY_AUTH_TOKEN": token} if token else {})}
+    result = submit(site, *study(), environment=environment)
     assert result.returncode == 2
     assert "refuses" in result.stdout
     assert "put the cluster's token into ~/.ray/auth_token" in result.stdout
