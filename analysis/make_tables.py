@@ -39,7 +39,7 @@ from analysis.paper.figures import draw
 from analysis.paper.registry import FULL, TABLES, of_study, tables_of
 from analysis.report import document, page
 from analysis.runs.comparability import NotComparable, commits, conform
-from analysis.runs.gather import Gathered, GatherError, gather
+from analysis.runs.gather import Gathered, GatherError, gather, read_gathered
 from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
 from relvit.cell import parse_value, unknown
 from relvit.secrets import holds_password
@@ -113,6 +113,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="the runs, seeds and commits behind numbers, for instance table4:sprel+abspos",
     )
     parser.add_argument(
+        "--no-gather",
+        dest="gather",
+        action="store_false",
+        help="take the Parquet tables under --out as they are and ask no tracking store, for instance for --check of "
+        "outputs that somebody published",
+    )
+    parser.add_argument(
         "--no-attach",
         dest="attach",
         action="store_false",
@@ -161,7 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_runs(options: argparse.Namespace) -> Gathered:
-    """The runs as they are now; the Parquet files are brought up to date."""
+    """The runs as they are now; the Parquet files are brought up to date, unless they are to be taken as they are."""
+    if not options.gather:
+        return read_gathered(options.out)
     return gather(options.tracking_uri, options.experiment, options.out)
 
 
@@ -234,7 +243,7 @@ def make(options: argparse.Namespace, console: Console, gathered: Gathered, form
     if len(shown_first) < len(made):
         which = "that of the paper's data set and backbone, or the newest" if study == FULL else "the newest setting"
         say(console, f"shown is {which}; --where FIELD=VALUE picks another")
-    if options.attach:
+    if options.attach and options.gather:
         attach(
             options, console, called, [*outputs, provenance.sidecar(options.out, called)], runs, pages, main_tables[0]
         )

@@ -7,7 +7,7 @@ from helpers.paper_runs import entries, line, planned, published_as_runs, row
 from analysis.output.typeset import Table
 from analysis.paper.appendix import appendix
 from analysis.paper.published import published
-from analysis.paper.registry import find
+from analysis.paper.registry import TABLES
 from analysis.paper.verdicts import paper_against_itself
 from relvit.cell import task_combinations
 
@@ -103,7 +103,7 @@ def test_the_papers_numbers_as_runs_decide_nothing_and_as_printed_what_they_say(
     # As runs they are one seed, which decides nothing; the last column takes them as they are printed.
     for study in ("table2", "table3", "table4"):
         made = of(study, published_as_runs(tmp_path, study))[f"{study}-verdicts"]
-        own = paper_against_itself(find(study))["verdict"]
+        own = paper_against_itself(TABLES[study])["verdict"]
         stated = {"joint-gains", "variants-gains"}  # on Flower-102, of other images than ours
         for claim, verdict in made.texts("verdict").items():
             here = "one seed: undecided"
@@ -162,7 +162,34 @@ def test_what_is_not_comparable_says_so_and_why(additive):
 
 
 def test_a_study_of_ones_own_decides_no_sentence_of_the_paper(additive):
-    assert set(of("heads", additive)) == {"heads-models", "heads-effects"}
+    assert set(of("heads", additive)) == {"heads-differences", "heads-models", "heads-effects"}
+
+
+def test_a_study_of_ones_own_has_its_differences_to_the_supervised_cell(additive):
+    """Those of Table 4, where its cells are Table 4's."""
+    own, table4 = (of(name, additive)[f"{name}-differences"] for name in ("heads", "table4"))
+    assert {row.key: row.entries[1].text for row in own.rows} == {row.key: row.entries[1].text for row in table4.rows}
+    assert own.title == "Differences to the supervised cell"
+
+
+def test_each_entry_of_several_settings_has_the_supervised_one_of_its_own(additive):
+    more = [
+        each | {"epochs": 40, "run_id": each["run_id"] + "-long", "test_accuracy": each["test_accuracy"] + 5}
+        for each in additive
+    ]
+    both = [each | {"study": "heads"} for each in [*additive, *more] if each["tasks"] in ("none", "sprel")]
+    made = of("heads", both)["heads-differences"]
+    short, long = (row.entries[1].text for row in made.rows)
+    assert [row.key for row in made.rows] == ["sprel 20", "sprel 40"]
+    assert short == long == of("table4", additive)["table4-differences"].entry("sprel", "difference").text
+
+
+def test_without_a_supervised_cell_a_study_of_one_field_is_compared_with_its_first(additive):
+    low = [each for each in additive if each["tasks"] == "sprel"]
+    three = [each | {"pair_head": "low_rank", "run_id": "low", "test_accuracy": 50.0} for each in low]
+    made = of("heads", [*low, *three])["heads-differences"]
+    assert made.title == "Differences to the first cell"
+    assert [row.entries[1].text for row in made.rows] == [f"{50.0 - low[0]['test_accuracy']:+.2f}"]
 
 
 def test_a_study_of_all_combinations_of_its_tasks_has_their_effects(additive):

@@ -9,7 +9,7 @@ from analysis.paper.entries import Claim, Entries, PaperTable
 from analysis.paper.entries import departures as departures_of
 from analysis.paper.published import published as published_rows
 from analysis.paper.published import published_runs
-from analysis.paper.registry import TABLES, find, of_study
+from analysis.paper.registry import TABLES, of_study
 from analysis.paper.rules import all_above, all_similar, fixed, level_above, no_help, stated_gains
 from analysis.paper.verdicts import MARGIN, ROUNDING, margin_of, published_numbers, sentences
 from analysis.runs.comparability import conform
@@ -50,7 +50,7 @@ CLAIMS: list[Claim] = [claim for table in TABLES.values() for claim in table.cla
 
 def entries(runs: pd.DataFrame, study: str) -> Entries:
     """Those of the paper's table, whatever their settings."""
-    return Entries(find(study), conform(of_study(runs, study)))
+    return Entries(TABLES[study], conform(of_study(runs, study)))
 
 
 def verdicts(runs: pd.DataFrame, margin: float = MARGIN, printed: bool = False) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def verdicts(runs: pd.DataFrame, margin: float = MARGIN, printed: bool = False) 
 
 
 def departures(runs: pd.DataFrame, study: str) -> list[str]:
-    return departures_of(conform(runs), find(study))
+    return departures_of(conform(runs), TABLES[study])
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from analysis.paper.curves import curves, curves_by_tasks
 from analysis.paper.drawing import BLACK, LOOKS, NothingToDraw, kinds
 from analysis.paper.figure2 import figure2a, figure2b
 from analysis.paper.figures import draw
-from analysis.paper.registry import find
+from analysis.paper.registry import TABLES, find
 from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
 from analysis.stats import effects
 from relvit.cell import PAPER_TASKS, task_combinations
@@ -323,7 +323,7 @@ OTHER_DATA = "table4-forest is not drawn: no finished run has a data set and bac
 
 
 def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4, tmp_path):
-    paths = draw(find("table4"), *table4, tmp_path).paths
+    paths = draw(TABLES["table4"], *table4, tmp_path).paths
     assert [path.name for path in paths] == [
         f"table4-{name}{suffix}"
         for name in ("accuracy", "effects", "curves", "pretraining", "cost", "order")
@@ -339,13 +339,13 @@ def test_files_are_as_wide_as_a_column_or_the_page_and_hold_their_caption(table4
 
 
 def test_the_same_frames_give_the_same_bytes_whatever_the_users_settings(figure2, tmp_path):
-    first = draw(find("figure2"), *figure2, tmp_path / "first").paths
+    first = draw(TABLES["figure2"], *figure2, tmp_path / "first").paths
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):
-        second = draw(find("figure2"), *figure2, tmp_path / "second").paths
+        second = draw(TABLES["figure2"], *figure2, tmp_path / "second").paths
         assert matplotlib.rcParams["font.size"] == 20  # and leaves them alone
     runs, metrics = figure2  # as they are after Parquet, where repeated texts are categories
     third = draw(
-        find("figure2"), runs.convert_dtypes(), metrics.astype({"run_id": "category", "metric": "category"}), tmp_path
+        TABLES["figure2"], runs.convert_dtypes(), metrics.astype({"run_id": "category", "metric": "category"}), tmp_path
     ).paths
     assert third
     for one, other in zip([*first, *first], [*second, *third]):
@@ -358,7 +358,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
     (tmp_path / "table4-effects.pdf").write_text("older")
     notes = []
     some = runs[runs["tasks"].isin(["none", "sprel", "dist+ang"])]
-    paths = draw(find("table4"), some, metrics, tmp_path, notes.append).paths
+    paths = draw(TABLES["table4"], some, metrics, tmp_path, notes.append).paths
     drawn = ("accuracy", "curves", "pretraining", "cost", "order")
     assert {path.stem for path in paths} == {f"table4-{name}" for name in drawn}
     assert notes == [
@@ -372,7 +372,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
 def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, table4, tmp_path):
     runs, metrics = table4
     notes = []
-    assert draw(find(study), runs.assign(status="FAILED"), metrics, tmp_path, notes.append).paths == []
+    assert draw(find(study, runs), runs.assign(status="FAILED"), metrics, tmp_path, notes.append).paths == []
     assert notes
     assert all(note.endswith(": no run is finished") for note in notes)
 
@@ -380,7 +380,7 @@ def test_without_a_finished_run_nothing_is_drawn_and_each_figure_says_so(study, 
 def test_runs_without_a_history_still_have_their_points(table4, tmp_path):
     runs, metrics = table4
     notes = []
-    paths = draw(find("table4"), runs, metrics[:0], tmp_path, notes.append).paths
+    paths = draw(TABLES["table4"], runs, metrics[:0], tmp_path, notes.append).paths
     assert {path.stem for path in paths} == {"table4-accuracy", "table4-effects", "table4-cost", "table4-order"}
     assert len(notes) == 3
 
@@ -392,8 +392,8 @@ def test_a_run_that_a_crash_left_without_its_fields_is_passed_over(table4, figur
         types = {"tasks": "string", "status": "string", "pretrain_position_embedding": "boolean"}
         both = pd.concat([bare, runs], ignore_index=True).astype(types)
         notes = []
-        clean = draw(find(study), runs, metrics, tmp_path / "clean", notes.append).paths
-        drawn = draw(find(study), both, metrics, tmp_path / "bare", notes.append).paths
+        clean = draw(find(study, runs), runs, metrics, tmp_path / "clean", notes.append).paths
+        drawn = draw(find(study, runs), both, metrics, tmp_path / "bare", notes.append).paths
         assert set(notes) <= {OTHER_DATA}
         for one, other in zip(clean, drawn, strict=True):
             assert one.name == other.name
@@ -405,7 +405,7 @@ def test_two_settings_in_one_figure_are_refused_not_averaged(table4, tmp_path):
     runs, metrics = table4
     twice = pd.concat([runs, runs.assign(run_id=runs["run_id"] + "again")], ignore_index=True)
     notes = []
-    assert draw(find("table4"), twice, metrics, tmp_path, notes.append).paths == []
+    assert draw(TABLES["table4"], twice, metrics, tmp_path, notes.append).paths == []
     assert all("several finished runs" in note for note in notes if note != OTHER_DATA)
 
 
@@ -420,4 +420,4 @@ def test_a_dollar_in_a_name_is_a_dollar(table4, tmp_path):
     runs, metrics = table4
     some = runs[runs["tasks"].isin(["none", "sprel"])]
     named = some.assign(dataset=np.where(some["tasks"] == "none", "$_$", "a$b"))
-    assert draw(find("own"), named, metrics, tmp_path).paths  # as mathematics "$_$" could not be drawn
+    assert draw(find("own", named), named, metrics, tmp_path).paths  # as mathematics "$_$" could not be drawn

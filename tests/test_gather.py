@@ -12,7 +12,7 @@ from mlflow.entities import Metric
 from rich.console import Console
 
 from analysis.runs import gather as module
-from analysis.runs.gather import METRICS_SCHEMA, GatherError, gather
+from analysis.runs.gather import METRICS_SCHEMA, GatherError, gather, read_gathered
 from analysis.runs.stores import Database
 from relvit.cell import FIELDS, Cell
 from sweeps.planning.plan import Request, plan_cells
@@ -584,3 +584,17 @@ def test_a_copy_of_the_outputs_that_followed_the_links_is_brought_up_to_date(uri
     gather(uri, "relvit", tmp_path / "copy")
     assert_whole(uri, tmp_path / "copy")
     assert_whole(uri, tmp_path / "out")
+
+
+def test_gathered_tables_are_read_again_without_their_store(uri, tmp_path):
+    before = gather(uri, "relvit", tmp_path / "analysis")
+    shutil.rmtree(tmp_path / "store")
+    again = read_gathered(tmp_path / "analysis")
+    pd.testing.assert_frame_equal(again.runs[list(before.runs.columns)], before.runs)
+    pd.testing.assert_frame_equal(again.metrics, before.metrics)
+    assert again.digests == before.digests
+
+
+def test_where_nothing_was_gathered_that_is_said(tmp_path):
+    with pytest.raises(GatherError, match="holds no gathered runs; gather them from their store first"):
+        read_gathered(tmp_path)

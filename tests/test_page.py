@@ -11,7 +11,7 @@ import pytest
 from helpers.made_runs import conformed_runs, planned
 
 from analysis.paper.figures import draw
-from analysis.paper.registry import find
+from analysis.paper.registry import TABLES
 from analysis.report import page
 from analysis.report.page import TableHtml, write_page
 from sweeps.ablation import parse_arguments, request_of
@@ -56,7 +56,7 @@ def table4(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(table4, tmp_path_factory):
-    return draw(find("table4"), *table4, tmp_path_factory.mktemp("figures")).paths
+    return draw(TABLES["table4"], *table4, tmp_path_factory.mktemp("figures")).paths
 
 
 def verdicts(**changes: str) -> pd.DataFrame:

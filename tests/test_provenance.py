@@ -20,7 +20,7 @@ from analysis.output.provenance import ProvenanceError
 from analysis.output.typeset import to_markdown
 from analysis.paper.appendix import appendix
 from analysis.paper.figures import draw
-from analysis.paper.registry import find, tables_of
+from analysis.paper.registry import TABLES, find, tables_of
 from analysis.runs.comparability import conform
 
 
@@ -57,7 +57,7 @@ def test_every_printed_number_of_every_table_and_figure_has_runs_or_is_the_paper
         planned_runs(tmp_path, "table4" if study == "table1" else study, (0, 1), **recipe), study
     )
     made = tables_of(study, runs)
-    drawn = draw(find(study), made[0].entries.runs, metrics, tmp_path).numbers
+    drawn = draw(find(study, made[0].entries.runs), made[0].entries.runs, metrics, tmp_path).numbers
     assert [table.name for table in drawn if table.name.endswith("-cost")]
     everything = [one.table for one in made] + appendix(made[0].entries) + drawn
     provenance.write(tmp_path, provenance.record(study, [], runs, everything, []))
@@ -84,7 +84,7 @@ def used(runs: pd.DataFrame) -> set[str]:
 
 def test_a_figures_numbers_are_explained_as_a_tables(tmp_path):
     runs, metrics = conformed_runs(planned_runs(tmp_path, "table4"), "table4")
-    drawn = draw(find("table4"), runs, metrics, tmp_path)
+    drawn = draw(TABLES["table4"], runs, metrics, tmp_path)
     provenance.write(tmp_path, provenance.record("table4", [], runs, drawn.numbers, drawn.paths))
     own = runs[runs["tasks"] == "sprel"]
     (point,) = provenance.explain(tmp_path, "table4-accuracy:sprel:ours")

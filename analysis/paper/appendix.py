@@ -45,7 +45,7 @@ def differences(entries: Entries, name: str) -> Table | None:
         return None
     groups = pd.Series([group_of(label) for label in wide.columns]).value_counts()
     needed = {}
-    for group, part in compared.groupby([group_of(cell) for cell, _ in compared.index], sort=False):
+    for group, part in compared.groupby(np.array([group_of(cell) for cell, _ in compared.index]), sort=False):
         needed |= seeds_to_find(part, int(groups[group]))
     ids = run_ids(known, "label")
     # Every comparison rests on all cells of its group: they tell the spread, and are what is corrected for.

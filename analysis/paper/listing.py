@@ -1,5 +1,6 @@
 """The table of any other study."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,42 +9,33 @@ import pandas as pd
 from analysis.output.typeset import CROSS, DASH, UP, Column, Entry, Row, Table
 from analysis.paper.cost import cost
 from analysis.paper.curves import curves
-from analysis.paper.entries import Entries, PaperTable, footnoted
+from analysis.paper.entries import Entries, PaperTable
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
 from analysis.paper.task_effects import effects_of_swept_tasks
-from analysis.runs.comparability import chosen_fields, deviations, is_engines
+from analysis.runs.comparability import chosen_fields, is_engines
 from analysis.runs.splits import split_of
-from relvit.cell import FIELDS, TASKS
+from relvit.cell import FIELDS, NONE, TASKS
 
 
 def layout_listing(entries: Entries, name: str) -> Table:
     """Any study: a row for each kind of cell, by the fields in which the study's cells differ, and its accuracy."""
-    study, runs = entries.of.name, entries.runs.dropna(subset=["tasks", "seed"])
-    acting = [chosen_fields(row) | {"tasks": row["tasks"]} for row in runs.to_dict("records")]
-    values = {field: {fields[field] for fields in acting if field in fields} for field in FIELDS}
-    varying = [field for field in FIELDS if len(values[field]) > 1] or ["tasks"]
-    keys = runs[varying].astype(object).map(lambda value: DASH if pd.isna(value) else _plain(value))
-    runs = runs.assign(label=keys.agg(" ".join, axis=1))
-    newest = runs.assign(own=[is_engines(run) for run in runs.to_dict("records")]).sort_values(["own", "start_time"])
-    newest = newest.drop_duplicates(["label", "seed", "status"], keep="last")
-    seeds = sorted(int(seed) for seed in newest["seed"].unique())
-    trained = {task for tasks in newest["tasks"].unique() for task in tasks.split("+")}
+    study, runs, varying = entries.of.name, entries.labelled.dropna(subset="seed"), list(entries.of.varying)
+    keys = runs[varying].astype(object).map(_plain)
+    trained = {task for tasks in runs["tasks"].unique() for task in tasks.split("+")}
     own = {
-        task.name: measured(newest, "label", f"test_{task.metric_name}", task.metric.higher_is_better)
+        task.name: measured(runs, "label", f"test_{task.metric_name}", task.metric.higher_is_better)
         for task in TASKS.values()
-        if task.name in trained and f"test_{task.metric_name}" in newest
+        if task.name in trained and f"test_{task.metric_name}" in runs
     }
     columns = [Column(field, field.replace("_", " "), align="l") for field in varying]
     columns += map(task_column, own)
     # A pre-training alone is tested by k-NN, where it is.
-    by_knn = (newest["protocol"] == "pretrain") & ("test_knn_accuracy" in newest)
+    by_knn = (runs["protocol"] == "pretrain") & ("test_knn_accuracy" in runs)
     tests = {}
     if by_knn.any():
-        tests["knn", "k-NN accuracy"] = measured(newest[by_knn], "label", "test_knn_accuracy")
+        tests["knn", "k-NN accuracy"] = measured(runs[by_knn], "label", "test_knn_accuracy")
     if not by_knn.all():
-        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(
-            newest[~by_knn], "label", "test_accuracy"
-        )
+        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(runs[~by_knn], "label", "test_accuracy")
     columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
     rows = []
     for key, place in zip(runs["label"], runs.index):
@@ -54,13 +46,13 @@ def layout_listing(entries: Entries, name: str) -> Table:
         texts += [_plain_number(numbers.loc[key]) if task in has else Entry(CROSS) for task, numbers in own.items()]
         texts += [_plain_number(each.loc[key]) if key in each.index else Entry(CROSS) for each in tests.values()]
         runs_of_cell = next((each.loc[key, "runs"] for each in tests.values() if key in each.index), ())
-        texts.append(Entry(f"{len(runs_of_cell)}/{len(seeds)}", runs=runs_of_cell, noted=False))
+        texts.append(Entry(f"{len(runs_of_cell)}/{len(entries.seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(texts)))
     told = {title: [row.entries[place] for row in rows] for place, (_, title) in enumerate(tests, -len(tests) - 1)}
     how = how_to_read("below it the", told)
     caption = f"{' and '.join(told)} in % of the cells of {study}. {recipe_sentence(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
-    return footnoted(made, runs, deviations(runs, varying))
+    return entries.footnoted(made)
 
 
 def _plain_number(row: pd.Series) -> Entry:
@@ -68,12 +60,61 @@ def _plain_number(row: pd.Series) -> Entry:
 
 
 def _plain(value: Any) -> str:
+    if pd.isna(value):
+        return DASH
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def table_of(study: str) -> PaperTable:
-    """What stands for a study that is none of the paper's."""
-    figures = {"-curves": curves, "-cost": cost}
+def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
+    """What stands for a study that is none of the paper's, made of these conformed runs.
+
+    An entry goes by the values of the fields in which the study's cells differ. Each is compared with the supervised
+    entry, where there is one, or the one of several that shares most of its values; where none is supervised and the
+    entries differ in one field alone, with the first.
+    """
+    varying = _varying(runs)
+
+    def label(run: Mapping[str, Any]) -> str:
+        return " ".join(_plain(run.get(name)) for name in varying)
+
+    known = runs.dropna(subset=["tasks"]).to_dict("records")
+    values = {label(run): [_plain(run.get(name)) for name in varying] for run in known}
+    supervised = list(dict.fromkeys(label(run) for run in known if run["tasks"] == NONE))
+
+    def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
+        if not supervised:
+            return [(each, labels[0]) for each in labels[1:]] if len(varying) == 1 else []
+        found = []
+        for each in labels:
+            shared = {one: sum(map(str.__eq__, values[each], values[one])) for one in supervised}
+            nearest = [one for one, count in shared.items() if count == max(shared.values())]
+            if each not in supervised and len(nearest) == 1:
+                found.append((each, nearest[0]))
+        return found
+
+    def newest(runs: pd.DataFrame) -> list[pd.DataFrame]:
+        rows = runs.to_dict("records")
+        ranked = runs.assign(label=[label(row) for row in rows], own=[is_engines(row) for row in rows])
+        ranked = ranked.sort_values(["own", "start_time"]).drop_duplicates(["label", "seed", "status"], keep="last")
+        return [runs[runs.index.isin(ranked.index)]]
+
     return PaperTable(
-        name=study, title=f"Study {study}", layout=layout_listing, figures=figures, behind=effects_of_swept_tasks
+        name=study,
+        title=f"Study {study}",
+        layout=layout_listing,
+        split=newest,
+        label=label,
+        pairs=pairs,
+        baseline="the supervised cell" if supervised else "the first cell",
+        varying=varying,
+        figures={"-curves": curves, "-cost": cost},
+        behind=effects_of_swept_tasks,
     )
+
+
+def _varying(runs: pd.DataFrame) -> tuple[str, ...]:
+    """The fields in which the cells of these runs differ, the seed left out; the tasks where there are none."""
+    known = runs.dropna(subset=["tasks", "seed"]).to_dict("records")
+    acting = [chosen_fields(row) | {"tasks": row["tasks"]} for row in known]
+    values = {name: {fields[name] for fields in acting if name in fields} for name in FIELDS}
+    return tuple(name for name in FIELDS if len(values[name]) > 1) or ("tasks",)

@@ -33,9 +33,9 @@ class Made(NamedTuple):
     first: bool
 
 
-def find(study: str) -> PaperTable:
-    """The paper's table of that name; of any other study a list of its cells."""
-    return TABLES.get(study) or listing.table_of(study)
+def find(study: str, runs: pd.DataFrame) -> PaperTable:
+    """The paper's table of that name; of any other study a list of the cells that these runs trained."""
+    return TABLES.get(study) or listing.table_of(study, runs)
 
 
 def of_study(runs: pd.DataFrame, study: str) -> pd.DataFrame:
@@ -44,12 +44,12 @@ def of_study(runs: pd.DataFrame, study: str) -> pd.DataFrame:
     For a table or figure of the paper also those that were planned for another or for "full", where their cell is one
     of this table's and no run of the study itself stands for it.
     """
-    table = find(study)
-    if table.of_all_runs:
+    table = TABLES.get(study)
+    if table and table.of_all_runs:
         return runs
     names = [set(text.split(",")) for text in runs["study"].fillna("")]
     tagged = np.array([study in each for each in names], dtype=bool)
-    if study not in TABLES:
+    if not table:
         return runs[tagged]
 
     def place(run: dict) -> tuple:
@@ -71,7 +71,7 @@ def tables_of(study: str, runs: pd.DataFrame, name: str | None = None) -> list[M
     those of the tables whose cells it trains, and first one on the paper's data set and backbone.
     """
     if study != FULL:
-        table = find(study)
+        table = find(study, runs)
         return _set(table, table.split(runs), name or study)
     made = []
     for table in TABLES.values():
@@ -80,7 +80,10 @@ def tables_of(study: str, runs: pd.DataFrame, name: str | None = None) -> list[M
             made += _set(
                 table, sorted(table.split(part), key=partial(_is_others, table)), f"{name or FULL}-{table.name}"
             )
-    return made or _set(find(study), [runs], study)
+    if made:
+        return made
+    table = listing.table_of(study, runs)
+    return _set(table, table.split(runs), study)
 
 
 def _set(table: PaperTable, parts: list[pd.DataFrame], name: str) -> list[Made]:

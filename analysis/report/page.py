@@ -191,7 +191,7 @@ def commands(study: str, runs: pd.DataFrame) -> str:
     options = [["--study", study], ["--recipe", "paper"]]
     options += [[option, shared[name]] for name, option in _OPTIONS.items() if name in shared]
     options.append(["--seeds", ",".join(str(seed) for seed in sorted(runs["seed"].dropna().unique()))])
-    combinations = find(study).combinations
+    combinations = find(study, runs).combinations
     trained = [tasks for tasks in combinations if (runs["tasks"] == tasks).any()]
     if len(trained) < len(combinations):
         options.append(["--tasks", ",".join(trained)])

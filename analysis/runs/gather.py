@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
@@ -40,11 +40,18 @@ from relvit import vocabulary
 from relvit.cell import FIELDS, LATER_FIELDS, add_described, parse_value
 from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY, TASK_ROWS
 
-__all__ = ["Gathered", "GatherError", "gather"]
+__all__ = ["Gathered", "GatherError", "gather", "read_gathered"]
 
 METRICS_SCHEMA = pa.schema([POINTS.field(0), pa.field(CELL_ID, POINTS.field(0).type), *list(POINTS)[1:]])
 _ATTRIBUTES = ("run_id", CELL_ID, "status", "start_time", "end_time")
 _RESULTS = (vocabulary.SELECTED_EPOCH, vocabulary.TRAINING_SECONDS, vocabulary.PROCESSOR_SECONDS)
+
+_DTYPES = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+    pa.string(): pd.StringDtype(),
+}
 
 # Changed whenever the files change their meaning: those of another version are made anew.
 _VERSION = "2"
@@ -106,7 +113,7 @@ def gather(tracking_uri: str, experiment: str, folder: Path, console: Console | 
     if not runs:
         others = f"; its {len(listed)} runs carry no tag {CELL_ID!r}, so they are not of this project" * bool(listed)
         raise GatherError(f"experiment {experiment!r} has no runs of cells yet{others}")
-    _know_tasks(runs, notes)
+    _know_tasks((run.tags[TASK_ROWS] for run in reversed(runs) if run.tags.get(TASK_ROWS)), notes)
     frame = _runs_frame(runs, notes)
     home = folder / ".gathered"
     home.mkdir(parents=True, exist_ok=True)
@@ -122,6 +129,31 @@ def gather(tracking_uri: str, experiment: str, folder: Path, console: Console | 
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     return Gathered(frame, folder, histories.read, notes, histories.digests())
+
+
+def read_gathered(folder: Path) -> Gathered:
+    """The tables under `folder` as the last gathering left them, without a store. Raises GatherError where there are
+    none or they are of another version of this project."""
+    notes: list[str] = []
+    home = folder / ".gathered"
+    published = _Published.find(home, notes)
+    if published.folder is None:
+        raise GatherError(notes[0] if notes else f"{home} holds no gathered runs; gather them from their store first")
+    path = published.folder / "runs.parquet"
+    try:
+        parts = [
+            pq.read_table(file, partitioning=None).append_column(STUDY, pa.array([study or None] * rows, pa.string()))
+            for study, file in sorted((unquote(each.parent.name[len(STUDY) + 1 :]), each) for each in path.glob("*/*"))
+            for rows in [pq.read_metadata(file).num_rows]
+        ]
+        frame = pa.concat_tables(parts, promote_options="permissive").to_pandas(types_mapper=_DTYPES.get)
+    except (OSError, pa.ArrowException) as error:
+        raise GatherError(f"{path} cannot be read: {error}") from error
+    order = ["run_id", CELL_ID, STUDY, *frame.columns.difference(["run_id", CELL_ID, STUDY], sort=False)]
+    frame = frame[order].sort_values(["start_time", "run_id"], ignore_index=True)
+    _know_tasks(frame[TASK_ROWS].dropna()[::-1] if TASK_ROWS in frame else (), notes)
+    digests = {run_id: entry.digest for run_id, entry in published.runs.items()}
+    return Gathered(frame, folder, 0, notes, digests)
 
 
 def _runs_of_cells(listed: list[Run], notes: list[str]) -> list[Run]:
@@ -151,9 +183,10 @@ def _runs_of_cells(listed: list[Run], notes: list[str]) -> list[Run]:
     return sorted(chosen.values(), key=lambda run: (run.start_time, run.run_id))
 
 
-def _know_tasks(runs: list[Run], notes: list[str]) -> None:
-    """Make the tasks known that come from files, as their runs describe them: of two under one name, the newer."""
-    for text in dict.fromkeys(run.tags[TASK_ROWS] for run in reversed(runs) if run.tags.get(TASK_ROWS)):
+def _know_tasks(texts: Iterable[str], notes: list[str]) -> None:
+    """Make the tasks known that come from files, as their runs, the newest first, describe them: of two under one name,
+    the newer."""
+    for text in dict.fromkeys(texts):
         try:
             add_described(text)
         except ValueError as error:
@@ -209,13 +242,7 @@ def _runs_frame(runs: list[Run], notes: list[str]) -> pd.DataFrame:
     for name in tags:
         columns[name] = pa.array([run.tags.get(name) for run in runs], text)
     notes += [f"a run's parameter is not as we write it and was left out: {error}" for error in unreadable.values()]
-    dtypes = {
-        pa.int64(): pd.Int64Dtype(),
-        pa.float64(): pd.Float64Dtype(),
-        pa.bool_(): pd.BooleanDtype(),
-        text: pd.StringDtype(),
-    }
-    return pa.table(columns).to_pandas(types_mapper=dtypes.get)
+    return pa.table(columns).to_pandas(types_mapper=_DTYPES.get)
 
 
 def _write_runs(frame: pd.DataFrame, folder: Path) -> None:

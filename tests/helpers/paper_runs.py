@@ -58,8 +58,9 @@ def line(table: Table, key: str) -> list[str]:
 
 def entries(study: str, runs: list[dict] | pd.DataFrame) -> Entries:
     """Runs of one setting as the entries of a study's table; of several settings those of the first."""
-    table = find(study)
-    return Entries(table, table.split(conform(pd.DataFrame(runs)))[0])
+    conformed = conform(pd.DataFrame(runs))
+    table = find(study, conformed)
+    return Entries(table, table.split(conformed)[0])
 
 
 def table(study: str, runs: list[dict] | pd.DataFrame, name: str | None = None) -> Table:
