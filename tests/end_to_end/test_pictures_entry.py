@@ -105,7 +105,7 @@ def test_what_keeps_one_run_from_its_pictures_is_said_and_tried_again_and_holds_
     assert said.err.count("MLflow did not take its pictures: the disk is full") == 2
     assert said.err.count("old: not drawn: its run lacks parameters") == 2
     assert entry.main() == 1
-    assert drawn() == [3, 3]
+    assert drawn() == [4, 4]
     assert entry.main() == 1
     assert capsys.readouterr().out.count("has its pictures") == 2
 
