@@ -247,7 +247,7 @@ def test_all_that_is_wrong_is_said_at_once_before_anything_starts(tmp_path):
     assert result.returncode == 2
     for sentence in (
         "unknown study 'tabel4': one of table2, table3, table4, figure2, full, probe, mega; did you mean 'table4'?",
-        "unknown recipe 'papper': one of paper, reference, demo, cpu; did you mean 'paper'?",
+        "unknown recipe 'papper': one of paper, reference, liu2021, demo, cpu; did you mean 'paper'?",
         "unknown task 'dits': one of sprel, dist, ang, abspos, drloc, none; did you mean 'dist'?",
         "unknown backbone 'vit_s5'",
         "unknown data set 'digit': one of digits, cifar10, cifar100, svhn, flowers102, tiny_imagenet; did you mean",

@@ -151,7 +151,7 @@ def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(served, tmp_path)
     for width, found in measured(result).items():
         assert found["scrollWidth"] <= int(width)
         assert found["out"] == []
-        assert (found["images"], found["broken"]) == (5, 0)
+        assert (found["images"], found["broken"]) == (6, 0)
         assert found["smallest"] >= 12  # pixels
 
 
@@ -165,7 +165,7 @@ def test_the_page_of_make_tables_fits_too_and_a_desk_shows_table_4_whole(served,
     for width, each in found.items():
         assert each["scrollWidth"] <= int(width)
         assert each["out"] == []
-        assert (each["images"], each["broken"]) == (5, 0)
+        assert (each["images"], each["broken"]) == (6, 0)
     assert found[str(DESKTOP)]["scrolled"] == 0
     assert found[str(PHONE)]["scrolled"] > 0
 
