@@ -19,7 +19,7 @@ from rich.console import Console
 
 from analysis.paper.entries import Entries
 from analysis.paper.figures import draw
-from analysis.paper.registry import find
+from analysis.paper.registry import TABLES
 from analysis.paper.verdicts import sentences
 from analysis.report.page import TableHtml, write_page
 
@@ -80,13 +80,13 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     runs, metrics = conformed_runs(planned(folder, "table4"), "table4")
     wide = "<table><tbody><tr>" + "<td>90.13&nbsp;±&nbsp;0.42</td>" * 12 + "</tr></tbody></table>"
-    judged = sentences(Entries(find("table4"), runs))
+    judged = sentences(Entries(TABLES["table4"], runs))
     write_page(
         "table4",
         runs,
         folder / "table4.html",
         tables=[TableHtml("A table wider than a phone", wide)],
-        figures=draw(find("table4"), runs, metrics, folder).paths,
+        figures=draw(TABLES["table4"], runs, metrics, folder).paths,
         verdicts=judged[judged["table"] == "table4"],
         notes=["a-note-without-a-single-space-" * 8],
     )
