@@ -44,6 +44,7 @@ ANALYSIS = "analysis"  # the folder of analysis/make_tables.py in the run of a s
 
 # Results: the row that a run ends with
 SELECTED_EPOCH, TRAINING_SECONDS, TEST_ACCURACY = "selected_epoch", "training_seconds", "test_accuracy"
+TEST_KNN_ACCURACY = "test_knn_accuracy"  # what tells of a pre-training alone
 PROCESSOR_SECONDS = "training_processor_seconds"
 TEST = "test"  # the phase of that row, and the split that it is of
 SPLIT = "split"  # of which a study reports its results

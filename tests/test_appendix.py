@@ -204,3 +204,20 @@ def test_a_study_of_all_combinations_of_its_tasks_has_their_effects(additive):
         *("main-sprel", "main-dist", "main-ang", "main-sprel:dist", "main-sprel:ang", "main-dist:ang")
     ]
     assert "heads-effects" not in of("heads", three[:-1])  # a cell was never begun
+
+
+def test_an_entry_without_a_supervised_one_of_its_own_data_set_and_backbone_is_compared_with_none(additive):
+    some = [each for each in additive if each["tasks"] in ("none", "sprel")]
+    elsewhere = [
+        each | {name: value, "pretrain_dataset": value if name == "dataset" else "digits", "run_id": value}
+        for each in some[1:]
+        for name, value in (("dataset", "svhn"), ("backbone", "vit_xs8"))
+    ]
+    made = of("heads", [*some, *elsewhere])["heads-differences"]
+    assert [row.key for row in made.rows] == ["digits vit_xs4 sprel digits"]
+
+
+def test_data_sets_are_not_compared_with_each_other(additive):
+    (one,) = [each for each in additive if each["tasks"] == "sprel"]
+    other = one | {"dataset": "svhn", "pretrain_dataset": "svhn", "run_id": "svhn"}
+    assert "heads-differences" not in of("heads", [one, other])

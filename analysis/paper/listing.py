@@ -15,6 +15,7 @@ from analysis.paper.task_effects import effects_of_swept_tasks
 from analysis.runs.comparability import chosen_fields, is_engines
 from analysis.runs.splits import split_of
 from relvit.cell import FIELDS, NONE, TASKS
+from relvit.vocabulary import TEST_KNN_ACCURACY
 
 
 def layout_listing(entries: Entries, name: str) -> Table:
@@ -30,10 +31,10 @@ def layout_listing(entries: Entries, name: str) -> Table:
     columns = [Column(field, field.replace("_", " "), align="l") for field in varying]
     columns += map(task_column, own)
     # A pre-training alone is tested by k-NN, where it is.
-    by_knn = (runs["protocol"] == "pretrain") & ("test_knn_accuracy" in runs)
+    by_knn = (runs["protocol"] == "pretrain") & (TEST_KNN_ACCURACY in runs)
     tests = {}
     if by_knn.any():
-        tests["knn", "k-NN accuracy"] = measured(runs[by_knn], "label", "test_knn_accuracy")
+        tests["knn", "k-NN accuracy"] = measured(runs[by_knn], "label", TEST_KNN_ACCURACY)
     if not by_knn.all():
         tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(runs[~by_knn], "label", "test_accuracy")
     columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
@@ -69,8 +70,8 @@ def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
     """What stands for a study that is none of the paper's, made of these conformed runs.
 
     An entry goes by the values of the fields in which the study's cells differ. Each is compared with the supervised
-    entry, where there is one, or the one of several that shares most of its values; where none is supervised and the
-    entries differ in one field alone, with the first.
+    entry of its data set, backbone and protocol, of several with the one that shares most of its values; where none is
+    supervised and the entries differ in one field alone, other than the data set or the protocol, with the first.
     """
     varying = _varying(runs)
 
@@ -78,15 +79,19 @@ def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
         return " ".join(_plain(run.get(name)) for name in varying)
 
     known = runs.dropna(subset=["tasks"]).to_dict("records")
+    groups = {label(run): f"{run['dataset']} {run['protocol']}" for run in known}
+    backbones = {label(run): run["backbone"] for run in known}
     values = {label(run): [_plain(run.get(name)) for name in varying] for run in known}
     supervised = list(dict.fromkeys(label(run) for run in known if run["tasks"] == NONE))
 
     def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
         if not supervised:
-            return [(each, labels[0]) for each in labels[1:]] if len(varying) == 1 else []
+            one_field = len(varying) == 1 and len(set(groups.values())) == 1
+            return [(each, labels[0]) for each in labels[1:]] if one_field else []
         found = []
         for each in labels:
-            shared = {one: sum(map(str.__eq__, values[each], values[one])) for one in supervised}
+            alike = [one for one in supervised if groups[one] == groups[each] and backbones[one] == backbones[each]]
+            shared = {one: sum(map(str.__eq__, values[each], values[one])) for one in alike}
             nearest = [one for one, count in shared.items() if count == max(shared.values())]
             if each not in supervised and len(nearest) == 1:
                 found.append((each, nearest[0]))
@@ -106,6 +111,7 @@ def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
         label=label,
         pairs=pairs,
         baseline="the supervised cell" if supervised else "the first cell",
+        group=lambda each: groups.get(each, ""),
         varying=varying,
         figures={"-curves": curves, "-cost": cost},
         behind=effects_of_swept_tasks,

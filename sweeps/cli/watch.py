@@ -12,14 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from relvit.cell import Cell
-from relvit.vocabulary import TEST_ACCURACY
+from relvit.vocabulary import TEST_ACCURACY, TEST_KNN_ACCURACY
 from sweeps.account.account import FAILED, FINISHED, RUNNING, Account, Status
 from sweeps.account.failures import CRASH
 from sweeps.cli.console import SOME_FAILED, refuse
 from sweeps.cli.plan_view import summary
 from sweeps.cli.progress import duration, labels
-
-KNN = "test_knn_accuracy"  # what tells of a pre-training alone
 
 
 def watch(console: Console, account: Account, studies: Collection[str], seconds: float) -> int:
@@ -64,7 +62,7 @@ def _look(account: Account, studies: Collection[str], results: dict[Cell, float]
     for cell, status in statuses.items():
         if status.state == FINISHED and cell not in results:
             row = (account.history(cell) or [{}])[-1]
-            results[cell] = float(row.get(TEST_ACCURACY, row.get(KNN, float("nan"))))
+            results[cell] = float(row.get(TEST_ACCURACY, row.get(TEST_KNN_ACCURACY, float("nan"))))
     held = account.apparently_held()
     running = [cell for cell, status in statuses.items() if status.state == RUNNING and cell.cell_id in held]
     left = [cell for cell, status in statuses.items() if status.state not in (FINISHED, FAILED)]
