@@ -22,7 +22,7 @@ $(BIN)/.installed: pyproject.toml
 	  { echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ...'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
 # The tables are of the runs that the sweep tracks; a plan, or a question for help, leaves none.

@@ -87,6 +87,13 @@ def test_the_plan_says_which_cells_are_done_and_starts_nothing(finished):
     assert set(runs_by_tasks(finished)) == {"none", "sprel", "sprel+abspos"}
 
 
+def test_a_plan_that_is_refused_makes_nothing(tmp_path):
+    result = ablation(tmp_path, "--tasks", "sprell", "--plan")
+    assert result.returncode == 2
+    assert "unknown task 'sprell'" in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_lost_tracking_database_is_rebuilt_from_the_account(finished, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     result = ablation(finished, "--tasks", "sprel", "--tracking-uri", uri)
