@@ -39,9 +39,9 @@ def uri(empty_database, tmp_path) -> str:
     tracking = tracker(uri)
     for cell in (none, sprel, dist):
         tracking.begin(cell, TABLE4)
-        tracking.log(cell.cell_id, {"epoch": 1, "phase": "pretrain", "learning_rate": 0.5}, {"host": "node-7"})
-    tracking.log(none.cell_id, {"epoch": 2, "phase": "finetune", "learning_rate": 0.25, "finetune_val_accuracy": 91.0})
-    tracking.log(none.cell_id, {"epoch": 2, "phase": "test", "test_accuracy": 95.5, "selected_epoch": 2})
+        tracking.log(cell.cell_id, [{"epoch": 1, "phase": "pretrain", "learning_rate": 0.5}], {"host": "node-7"})
+    last = {"epoch": 2, "phase": "finetune", "learning_rate": 0.25, "finetune_val_accuracy": 91.0}
+    tracking.log(none.cell_id, [last, {"epoch": 2, "phase": "test", "test_accuracy": 95.5, "selected_epoch": 2}])
     tracking.finish(none.cell_id)
     tracking.fail(sprel.cell_id, "loss is nan")
     tracking.interrupt(dist.cell_id, "interrupted by the user")
@@ -143,7 +143,7 @@ def test_metrics_have_a_row_for_each_run_metric_and_step(uri, tmp_path):
 def test_what_is_not_a_number_stays_so_by_either_way(uri, tmp_path):
     tracking, cell = tracker(uri), cells()[3]
     tracking.begin(cell, TABLE4)
-    tracking.log(cell.cell_id, {"epoch": 1, "phase": "joint", "joint_train_loss": float("nan")})
+    tracking.log(cell.cell_id, [{"epoch": 1, "phase": "joint", "joint_train_loss": float("nan")}])
     gather(uri, "relvit", tmp_path / "running")
     tracking.finish(cell.cell_id)
     for folder in ("running", "finished"):
@@ -232,7 +232,7 @@ def test_a_run_that_was_taken_up_again_is_read_while_it_grows_and_when_it_ends(u
     tracking.begin(cell, TABLE4)
     reads = []
     for epoch in (2, 3):
-        tracking.log(cell.cell_id, {"epoch": epoch, "phase": "pretrain", "learning_rate": 0.5})
+        tracking.log(cell.cell_id, [{"epoch": epoch, "phase": "pretrain", "learning_rate": 0.5}])
         reads.append(gather(uri, "relvit", tmp_path).read)
         assert_whole(uri, tmp_path)
     tracking.finish(cell.cell_id)
@@ -247,11 +247,11 @@ def test_epochs_that_are_filled_in_before_the_last_one_are_seen_when_the_run_end
     tracking, cell = tracker(uri), cells()[3]
     tracking.begin(cell, TABLE4)
     for epoch in (1, 3):
-        tracking.log(cell.cell_id, {"epoch": epoch, "phase": "joint", "learning_rate": 0.5})
+        tracking.log(cell.cell_id, [{"epoch": epoch, "phase": "joint", "learning_rate": 0.5}])
     tracking.finish(cell.cell_id)
     gather(uri, "relvit", tmp_path)
     tracking.begin(cell, TABLE4)
-    tracking.log(cell.cell_id, {"epoch": 2, "phase": "joint", "learning_rate": 0.5})
+    tracking.log(cell.cell_id, [{"epoch": 2, "phase": "joint", "learning_rate": 0.5}])
     tracking.finish(cell.cell_id)
     assert gather(uri, "relvit", tmp_path).read == 1
     assert_whole(uri, tmp_path)
@@ -437,7 +437,7 @@ def test_metrics_that_cannot_be_read_now_stay_those_of_last_time_and_are_tried_a
     before = written(tmp_path)
     tracking, cell = tracker(uri), cells()[2]
     tracking.begin(cell, TABLE4)
-    tracking.log(cell.cell_id, {"epoch": 2, "phase": "pretrain", "learning_rate": 0.5})
+    tracking.log(cell.cell_id, [{"epoch": 2, "phase": "pretrain", "learning_rate": 0.5}])
 
     def refuse(*_: object) -> None:
         raise GatherError("database is locked")

@@ -74,3 +74,65 @@ def test_what_waits_is_dropped_in_silence_once_it_is_another_s_to_write():
     assert box.close(patience=30) == 0
     assert server.got == []
     assert notes == ["the server does not take writes, which wait: nobody is there"]
+
+
+def test_the_calls_of_a_lane_keep_their_order_while_a_lane_that_waits_holds_up_no_other():
+    got, first_may_go = [], threading.Event()
+    box = Outbox("the server", passing, print, writers=2)
+
+    def take(lane, number):
+        if (lane, number) == ("a", 0):
+            assert first_may_go.wait(30)
+        got.append((lane, number))
+
+    for number in range(3):
+        for lane in "abc":
+            box.put(take, lane, number, lane=lane)
+    while len(got) < 6:
+        time.sleep(0.01)
+    assert {lane for lane, _ in got} == {"b", "c"}
+    first_may_go.set()
+    assert box.close(patience=30) == 0
+    for each in "abc":
+        assert [number for lane, number in got if lane == each] == [0, 1, 2]
+
+
+def test_lanes_take_turns():
+    got, may_go = [], threading.Event()
+    box = Outbox("the server", passing, print)
+    box.put(may_go.wait, 30)
+    for lane in "ab":
+        for number in range(3):
+            box.put(got.append, (lane, number), lane=lane)
+    may_go.set()
+    assert box.close(patience=30) == 0
+    assert got == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_a_call_that_waits_already_is_made_once_however_often_it_is_put_in_meanwhile():
+    got, began, may_go = [], threading.Event(), threading.Event()
+    box = Outbox("the server", passing, print)
+    box.put_once(lambda: began.set() or may_go.wait(30), lane="a")
+    assert began.wait(30)
+    for _ in range(1000):
+        box.put_once(got.append, "rows", lane="a")
+    box.put(got.append, "end", lane="a")
+    box.put_once(got.append, "rows", lane="a")  # after the end, and so again
+    may_go.set()
+    assert box.close(patience=30) == 0
+    assert got == ["rows", "end", "rows"]
+
+
+def test_a_server_that_is_away_for_several_writers_is_said_once_and_back_once():
+    server, notes = Server(), []
+    box = Outbox("the server", passing, notes.append, writers=4)
+    for lane in range(8):
+        box.put(server.take, lane, lane=str(lane))
+    while not notes:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    server.up.set()
+    assert box.close(patience=30) == 0
+    assert sorted(server.got) == list(range(8))
+    assert len(notes) == 2
+    assert notes[1].startswith("the server takes writes again, after ")

@@ -67,8 +67,7 @@ def points(uri: str, metric: str) -> list[tuple[int, float]]:
 def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
     tracking.begin(cell, TABLE4)
-    for row in ROWS:
-        tracking.log(cell.cell_id, row, WORKER)
+    tracking.log(cell.cell_id, ROWS, WORKER)
     tracking.finish(cell.cell_id)
     (run,) = all_runs(uri)
     assert run.info.status == "FINISHED"
@@ -84,11 +83,11 @@ def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
 def test_a_run_has_its_data_sets_as_inputs_by_name_and_fingerprint(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
     tracking.begin(cell, TABLE4)
-    for row in ROWS:
-        tracking.log(cell.cell_id, row, WORKER | {"data_fingerprint": "0123456789abcdef"})
+    worker = WORKER | {"data_fingerprint": "0123456789abcdef"}
+    tracking.log(cell.cell_id, ROWS, worker)
     again = tracker(uri, tmp_path)  # the next driver logs them no second time
     again.begin(cell, TABLE4)
-    again.log(cell.cell_id, ROWS[0] | {"epoch": 3}, WORKER | {"data_fingerprint": "0123456789abcdef"})
+    again.log(cell.cell_id, [ROWS[0] | {"epoch": 3}], worker)
     (run,) = all_runs(uri)
     (known,) = run.inputs.dataset_inputs
     assert (known.dataset.name, known.dataset.digest) == ("digits", "0123456789abcdef")
@@ -109,15 +108,14 @@ def test_a_description_is_the_users_once_there_is_one_and_a_name_follows_the_pla
 def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path, cell):
     first = tracker(uri, tmp_path)
     first.begin(cell, TABLE4)
-    first.log(cell.cell_id, ROWS[0], WORKER)
+    first.log(cell.cell_id, ROWS[:1], WORKER)
     # The first driver dies here. The next one's trial yields its whole history again.
     second = tracker(uri, tmp_path)
     assert second.close_orphans() == [cell.cell_id]
     assert all_runs(uri)[0].info.status == "KILLED"
     second.begin(cell, TABLE4)
     assert all_runs(uri)[0].info.status == "RUNNING"
-    for row in [*ROWS, *ROWS]:
-        second.log(cell.cell_id, row, WORKER)
+    second.log(cell.cell_id, [*ROWS, *ROWS], WORKER)
     second.finish(cell.cell_id)
     assert points(uri, "epoch") == [(1, 1.0), (2, 2.0)]
     assert points(uri, "test_accuracy") == [(2, 45.0)]
@@ -128,7 +126,8 @@ def test_the_result_row_repeats_no_step_of_the_last_epoch_s_row(uri, tmp_path, c
     tracking = tracker(uri, tmp_path)
     tracking.begin(cell, TABLE4)
     for used, row in enumerate(ROWS):
-        tracking.log(cell.cell_id, row, WORKER, usage={"host_memory_bytes": 1e9 + used, "gpu_memory_bytes": 2e9})
+        tracking.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9 + used, "gpu_memory_bytes": 2e9})
+        tracking.write(cell.cell_id)
     tracking.finish(cell.cell_id)
     steps = steps_by_metric(uri)
     assert [metric for metric, found in steps.items() if len(set(found)) < len(found)] == []
@@ -158,7 +157,7 @@ def test_two_users_with_storage_paths_of_their_own_write_into_runs_of_their_own(
     ann, bob = (Tracker(uri, "relvit", storage) for storage in storages)
     for tracking in (ann, bob):  # at once: neither has seen the other's run
         tracking.begin(cell, TABLE4)
-        tracking.log(cell.cell_id, ROWS[0], WORKER)
+        tracking.log(cell.cell_id, ROWS[:1], WORKER)
     late = Tracker(uri, "relvit", storages[1])
     assert late.mark_duplicates() == []
     assert late.close_orphans() == [cell.cell_id]
@@ -202,14 +201,15 @@ def test_a_run_that_one_driver_logged_whole_is_not_read_back_when_it_ends(uri, t
     if continued:
         first = tracker(uri, tmp_path)
         first.begin(cell, TABLE4)
-        first.log(cell.cell_id, ROWS[0], WORKER)
+        first.log(cell.cell_id, ROWS[:1], WORKER)
     asked = []
     read = MlflowClient.get_metric_history
     monkeypatch.setattr(MlflowClient, "get_metric_history", lambda *what: asked.append(what[-1]) or read(*what))
     tracking = tracker(uri, tmp_path)
     tracking.begin(cell, TABLE4)
     for row in ROWS:
-        tracking.log(cell.cell_id, row, WORKER, usage={"host_memory_bytes": 1e9})
+        tracking.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9})
+        tracking.write(cell.cell_id)
     tracking.finish(cell.cell_id)
     assert bool(asked) is continued
     (run,) = all_runs(uri)
@@ -225,15 +225,106 @@ def test_runs_of_cells_that_another_driver_holds_are_not_orphans(uri, tmp_path, 
     assert all_runs(uri)[0].info.status == "RUNNING"
 
 
-def test_the_same_write_twice_leaves_one_point(uri, tmp_path, cell):
-    # What happens when a request is carried out and its answer is lost on the way.
+def test_a_request_whose_answer_was_lost_and_is_made_again_with_more_rows_leaves_each_point_once(
+    uri, tmp_path, cell, monkeypatch
+):
     tracking = tracker(uri, tmp_path)
     tracking.begin(cell, TABLE4)
-    unaware = tracker(uri, tmp_path)
-    unaware.begin(cell, TABLE4)
-    tracking.log(cell.cell_id, ROWS[0], WORKER, timestamp=1000)
-    unaware.log(cell.cell_id, ROWS[0], WORKER, timestamp=1000)
-    assert points(uri, "epoch") == [(1, 1.0)]
+    tracking.keep(cell.cell_id, ROWS[0], WORKER)
+    carry_out = MlflowClient.log_batch
+
+    def unanswered(*what, **more):
+        carry_out(*what, **more)
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", unanswered)
+        with pytest.raises(ConnectionError):
+            tracking.write(cell.cell_id)
+    tracking.keep(cell.cell_id, ROWS[1], WORKER)
+    tracking.write(cell.cell_id)
+    assert points(uri, "epoch") == [(1, 1.0), (2, 2.0)]
+    assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
+
+
+def many_rows(count: int, metrics: int) -> list[dict]:
+    """Rows of this many metrics beside the epoch, each of which has its own value in each row."""
+    return [
+        {"epoch": epoch, "phase": "pretrain", **{f"metric_{index}": epoch + index / 64 for index in range(metrics)}}
+        for epoch in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "requests"),
+    [(8, 2), (14, 2), (29, 4)],  # rows of 9: 60, the most, and 40; of 15: 900 metrics are 60; of 30: 30, 30, 30, 10
+)
+def test_rows_that_wait_are_logged_together_and_give_what_they_give_one_by_one(
+    uri, tmp_path, cell, metrics, requests, monkeypatch
+):
+    sent, send = [], MlflowClient.log_batch
+    together, one_by_one = tracker(uri, tmp_path), Tracker(uri, "alone", tmp_path / "results")
+    for each in (together, one_by_one):
+        each.begin(cell, TABLE4)
+    monkeypatch.setattr(
+        MlflowClient, "log_batch", lambda *what, **more: sent.append(len(more["metrics"])) or send(*what, **more)
+    )
+    rows = many_rows(100, metrics)
+    for row in rows:
+        together.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9})
+    together.write(cell.cell_id)
+    assert len(sent) == requests
+    assert max(sent) <= 1000 - 100  # what MLflow takes, less the tags
+    monkeypatch.undo()
+    for row in rows:
+        one_by_one.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9})
+        one_by_one.write(cell.cell_id)
+    client = MlflowClient(uri)
+    runs = [client.search_runs([client.get_experiment_by_name(name).experiment_id])[0] for name in ("relvit", "alone")]
+    assert runs[0].data.metrics == runs[1].data.metrics
+    assert runs[0].data.tags["phase"] == runs[1].data.tags["phase"] == "pretrain"
+    assert runs[0].data.tags["host"] == "node-7"
+    for name in runs[0].data.metrics:
+        first, second = (
+            [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)] for run in runs
+        )
+        assert first == second
+
+
+def test_of_rows_that_are_logged_together_the_one_that_mlflow_refuses_is_left_out_alone(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4)
+    for row in (ROWS[0], {**ROWS[0], "epoch": 3, "not/a:name?": 1.0}, ROWS[1]):
+        tracking.keep(cell.cell_id, row, WORKER)
+    with pytest.raises(MlflowException, match="not/a:name"):
+        tracking.write(cell.cell_id)
+    assert points(uri, "epoch") == [(1, 1.0), (2, 2.0)]
+    tracking.write(cell.cell_id)  # it is not tried again
+    tracking.finish(cell.cell_id)
+    (run,) = all_runs(uri)
+    kept = pq.read_table(MlflowClient(uri).download_artifacts(run.info.run_id, "history.parquet")).to_pylist()
+    assert [point["step"] for point in kept if point["metric"] == "epoch"] == [1, 2]
+
+
+def test_what_waits_is_not_logged_any_more_once_another_driver_has_the_cell(uri, tmp_path, cell):
+    # 130 rows are three requests; the lease is lost after the first.
+    tracking, answers = tracker(uri, tmp_path), iter([False, True])
+    tracking.begin(cell, TABLE4)
+    for row in many_rows(130, 1):
+        tracking.keep(cell.cell_id, row)
+    tracking.write(cell.cell_id, lambda: next(answers))
+    assert len(points(uri, "epoch")) == 60
+
+
+def test_an_epoch_that_is_reported_twice_while_rows_wait_is_logged_as_it_came_first(uri, tmp_path, cell):
+    # A trial that continues yields again what its checkpoint holds.
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4)
+    for row in (ROWS[0], {**ROWS[0], "learning_rate": 9.0}, ROWS[1], ROWS[2], ROWS[2]):
+        tracking.keep(cell.cell_id, row, WORKER)
+    tracking.write(cell.cell_id)
+    assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
+    assert points(uri, "test_accuracy") == [(2, 45.0)]
 
 
 def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(uri, tmp_path, cell):

@@ -38,6 +38,7 @@ from sweeps.driver.source import Ending, Source, Verdict
 from sweeps.driver.trainable import FAILURE, FAILURE_CLASS, NOTES, ROW, USAGE, WORKER
 from sweeps.driver.watchdog import Budget, Watchdog
 from sweeps.tracking.outbox import Outbox
+from sweeps.tracking.spool import Spool
 from sweeps.tracking.tracker import Tracker, is_passing
 
 # How long a sweep that has ended waits for what MLflow and the storage have not taken yet.
@@ -71,14 +72,14 @@ class Reporter(Callback):
     ):
         self._source, self._account, self._tracker = source, account, tracker
         self._note, self._hold = note, hold
-        self._tracking = Outbox("MLflow", is_passing, note, hold.may_not_write)
+        self._tracking = Outbox("MLflow", is_passing, note, hold.may_not_write, tracker.writers)
         self._accounting = Outbox("the storage", may_pass, note, hold.may_not_write)
         self._watch = Watchdog()
         self._budget = Budget(options.hours, options.gpu_hours)
         self._said_spent = False
         self._verdicts: dict[str, Verdict] = {}
         self._stuck: set[str] = set()  # trials that were ended here
-        self._history: dict[str, dict[tuple[int, bool], dict[str, Any]]] = {}  # by cell: rows by epoch, and if of test
+        self._rows = Spool()  # by cell and twice the epoch, and one for the result's
         self._peak: dict[str, int] = {}
         self._images: dict[str, str] = {}
         self._begun: dict[str, WorkItem] = {}  # by cell, what has a run that is RUNNING
@@ -134,13 +135,13 @@ class Reporter(Callback):
         if row["phase"] != "pretrain" or row["epoch"] == cell.pretrain_epochs:
             self.queue.release(cell.cell_id)
         # A trial that continues yields its rows again; those that a trial before it reported since stay until then.
-        self._history.setdefault(cell.cell_id, {})[row["epoch"], row["phase"] == "test"] = row
+        self._rows.put(cell.cell_id, 2 * row["epoch"] + (row["phase"] == "test"), row)
         used = int(usage.get("gpu_memory_bytes", 0))
         self._peak[cell.cell_id] = max(self._peak.get(cell.cell_id, 0), used)
         self._images[cell.cell_id] = result[WORKER].get(DATA_FINGERPRINT, "")
         if not item.is_foreign:
-            now = int(time.time() * 1000)
-            self._tracking.put(self._tracker.log, cell.cell_id, row, result[WORKER], usage, now)
+            self._tracker.keep(cell.cell_id, row, result[WORKER], usage)
+            self._tracking.put_once(self._tracker.write, cell.cell_id, self._hold.may_not_write, lane=cell.cell_id)
         verdict = self._verdicts.pop(trial.trial_id, Verdict.CONTINUE)
         if verdict is Verdict.CONTINUE:
             return
@@ -177,16 +178,16 @@ class Reporter(Callback):
         """Enter what has ended without a trial of this driver."""
         for ending in self._source.take_endings():
             if ending.taken_up:
-                self._tracking.put(self._tracker.begin, ending.cell, ending.taken_up)
-                for row in ending.rows:
-                    self._tracking.put(self._tracker.log, ending.cell.cell_id, row)
+                cell_id = ending.cell.cell_id
+                self._tracking.put(self._tracker.begin, ending.cell, ending.taken_up, lane=cell_id)
+                self._track(self._tracker.log, cell_id, ending.rows)
             self._enter(ending, list(ending.rows))
 
     def stop(self) -> list[Cell]:
         """Enter the cells that have not ended as what they are: to be continued. Returns them."""
         for cell_id, item in self._begun.items():
             if not item.is_foreign:
-                self._tracking.put(self._tracker.interrupt, cell_id, self._source.stop_reason(item))
+                self._track(self._tracker.interrupt, cell_id, self._source.stop_reason(item))
         return self._source.stopped()
 
     def close(self) -> int:
@@ -200,9 +201,14 @@ class Reporter(Callback):
         if not item.is_foreign:
             mark = partial(self._account.mark, item.cell, RUNNING, micro_batches=setting.micro_batches)
             self._accounting.put(mark)
-            self._tracking.put(self._tracker.begin, item.cell, item.studies, setting.deviation, item.name, item.note)
+            begin = partial(self._tracker.begin, item.cell, item.studies, setting.deviation, item.name, item.note)
+            self._tracking.put(begin, lane=item.cell.cell_id)
             if item.tags:
-                self._tracking.put(self._tracker.tag, item.cell.cell_id, item.tags)
+                self._track(self._tracker.tag, item.cell.cell_id, item.tags)
+
+    def _track(self, call: Callable[..., Any], cell_id: str, *arguments: Any) -> None:
+        """Have MLflow told of a cell, after all that it was told of it before."""
+        self._tracking.put(call, cell_id, *arguments, lane=cell_id)
 
     def _leave(self, trial: Trial) -> None:
         self.queue.leave(trial.trial_id)
@@ -214,10 +220,10 @@ class Reporter(Callback):
         cell, attempts = item.cell, self.queue.attempts(item)
         before = attempts.setting
         times = attempts.failures[failure] + 1
+        reported = self._rows.get(cell.cell_id)
         if not attempts.again(failure, cell.batch_size):
             reason = f"{reason} (for the {times}th time)" if times > 1 else reason
-            rows = self._history.get(cell.cell_id, {})
-            last = rows[max(rows)] if rows else {}
+            last = reported[-1][1] if reported else {}
             self._end(item, self._source.ended(item, last, failure, reason))
             return
         setting = attempts.setting
@@ -225,13 +231,14 @@ class Reporter(Callback):
         self._note(f"{cell.cell_id} {_HOW[failure]} and is started again from its newest checkpoint{what}: {reason}")
         if setting.deviation != before.deviation:
             self._begin(item, setting)
-        reported = max((epoch for epoch, _ in self._history.get(cell.cell_id, {})), default=0)
-        self.queue.again(item, time.monotonic() + pause(failure, times), reported)
+        epoch = reported[-1][1]["epoch"] if reported else 0
+        self.queue.again(item, time.monotonic() + pause(failure, times), epoch)
 
     def _end(self, item: WorkItem, ending: Ending) -> None:
         cell_id = item.cell.cell_id
         self._begun.pop(cell_id, None)
-        rows = [row for _, row in sorted(self._history.pop(cell_id, {}).items(), key=lambda each: each[0])]
+        rows = [row for _, row in self._rows.get(cell_id)]
+        self._rows.drop(cell_id)
         if item.is_foreign:
             return
         details: dict[str, int | str] = {"micro_batches": self.queue.attempts(item).setting.micro_batches}
@@ -255,13 +262,13 @@ class Reporter(Callback):
                 self._accounting.put(call)
             self._accounting.put(self.queue.settle, *cells)
         if ending.state == FINISHED:
-            self._tracking.put(self._tracker.finish, cell_id, self._account.folder(cell))
+            self._track(self._tracker.finish, cell_id, self._account.folder(cell))
         elif ending.state == FAILED:
-            self._tracking.put(self._tracker.fail, cell_id, ending.reason, ending.failure)
+            self._track(self._tracker.fail, cell_id, ending.reason, ending.failure)
         else:
-            self._tracking.put(self._tracker.interrupt, cell_id, ending.reason)
+            self._track(self._tracker.interrupt, cell_id, ending.reason)
         if ending.tags:
-            self._tracking.put(self._tracker.tag, cell_id, dict(ending.tags))
+            self._track(self._tracker.tag, cell_id, dict(ending.tags))
 
 
 class _Stopper(Stopper):

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections import deque
+from itertools import takewhile
 from typing import Any
 
 from relvit.cell import Cell
@@ -17,16 +18,19 @@ class Watchdog:
     """Knows when each trial last reported, and how long epochs of a kind usually take."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[Cell, float, int]] = {}  # with the epoch of its last row, 0 before its first
+        # With the epoch of its last row, 0 before its first. The one that was silent longest comes first.
+        self._last: dict[str, tuple[Cell, float, int]] = {}
         self._seconds: dict[tuple, deque[float]] = {}
 
     def started(self, trial_id: str, cell: Cell) -> None:
         """A trial has started, or was ended and is given time to be reported dead."""
-        self._last[trial_id] = (cell, time.monotonic(), self._last.get(trial_id, (cell, 0.0, 0))[2])
+        *_, epoch = self._last.pop(trial_id, (0,))
+        self._last[trial_id] = (cell, time.monotonic(), epoch)
 
     def reported(self, trial_id: str, cell: Cell, row: dict[str, Any]) -> None:
         """Take a row. Rows of a checkpoint, which a trial that continues yields first, tell how long an epoch takes as
         others do."""
+        self._last.pop(trial_id, None)
         self._last[trial_id] = (cell, time.monotonic(), row["epoch"])
         if row["phase"] != "test":
             self._seconds.setdefault(_kind(cell, row["epoch"]), deque(maxlen=1000)).append(row["epoch_seconds"])
@@ -46,7 +50,9 @@ class Watchdog:
     def silent(self) -> list[str]:
         """The trials that count as stuck."""
         now = time.monotonic()
-        return [trial_id for trial_id, (_, since, _) in self._last.items() if now - since > self.limit(trial_id)]
+        # Asked after each row of a thousand trials; no limit is shorter than this.
+        quiet = takewhile(lambda each: now - each[1][1] > STALL_SECONDS, self._last.items())
+        return [trial_id for trial_id, (_, since, _) in quiet if now - since > self.limit(trial_id)]
 
 
 def _kind(cell: Cell, epoch: int) -> tuple:
@@ -81,5 +87,7 @@ class Budget:
         now = time.monotonic()
         if self._hours is not None and now - self._started >= 3600 * self._hours:
             return True
+        if self._gpu_hours is None:
+            return False
         gpu_seconds = self._spent + sum(gpus * (now - since) for gpus, since in self._running.values())
-        return self._gpu_hours is not None and gpu_seconds >= 3600 * self._gpu_hours
+        return gpu_seconds >= 3600 * self._gpu_hours

@@ -1,13 +1,13 @@
 """Writes that wait: to a tracking server that may be away, or to a storage that may be full, in order and once.
 
 The driver's loop must not stand still because somebody else's machine does. What it wants written goes into a queue;
-one thread writes it, tries again what failed for a passing reason, and keeps the order. Nothing depends on this memory:
-if the driver dies, the account and the checkpoints hold all that waits here, and the next start fills the gaps.
+threads write it, try again what failed for a passing reason, and keep the order. Nothing depends on this memory: if the
+driver dies, the account and the checkpoints hold all that waits here, and the next start fills the gaps.
 """
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +15,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
 
 
 class Outbox:
-    """Carries out calls in order, in a thread of its own.
+    """Carries out calls in threads of its own. Calls of one lane are carried out one at a time and in order; lanes take
+    turns.
 
     name: where the calls go, for notes; passing: whether an error is one that may pass, after which the same call is
     made again; any other is noted and its call dropped. note: told when writes begin to wait and when they arrive.
     is_void: asked before each try; once it answers True, what waits and what is still put in is dropped in silence. It
-    may raise an error that passes, and the call then waits.
+    may raise an error that passes, and the call then waits. writers: how many lanes are written at once.
     """
 
     def __init__(
@@ -29,56 +30,107 @@ class Outbox:
         passing: Callable[[Exception], bool],
         note: Callable[[str], None],
         is_void: Callable[[], bool] = lambda: False,
+        writers: int = 1,
     ):
         self._name, self._passing, self._note, self._is_void = name, passing, note, is_void
-        self._calls: queue.SimpleQueue[tuple[Callable, tuple] | None] = queue.SimpleQueue()
-        self._arrived = threading.Condition()
-        self._sent = self._done = 0
+        self._lanes: dict[str, deque[tuple[Callable, tuple]]] = {}  # those in which a call waits or is carried out
+        self._ready: deque[str] = deque()  # of these, those in which none is carried out
+        self._left = 0
+        lock = threading.Lock()
+        self._arrived, self._put_in = threading.Condition(lock), threading.Condition(lock)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True, name=name)
-        self._thread.start()
+        self._away: set[int] = set()  # threads whose call has failed and is tried again
+        self._away_since = 0.0
+        for number in range(writers):
+            threading.Thread(target=self._work, args=(number,), daemon=True, name=f"{name} {number}").start()
 
-    def put(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Have this called, after all that was put in before."""
-        self._sent += 1
-        self._calls.put((call, arguments))
+    def put(self, call: Callable[..., Any], *arguments: Any, lane: str = "") -> None:
+        """Have this called, after all that was put into the lane before."""
+        with self._put_in:
+            self._add(call, arguments, lane)
+
+    def put_once(self, call: Callable[..., Any], *arguments: Any, lane: str = "") -> None:
+        """As `put`, but nothing where the same call waits as the lane's last: however many are put in while the other
+        side is away, one is made."""
+        with self._put_in:
+            waiting = self._lanes.get(lane)
+            if not waiting or waiting[-1] != (call, arguments):
+                self._add(call, arguments, lane)
 
     def close(self, patience: float) -> int:
         """Wait until all has arrived, or `patience` seconds; then stop. Returns how many calls did not arrive."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._done == self._sent, timeout=patience)
-            left = self._sent - self._done
-        self._closing.set()
-        self._calls.put(None)
-        return left
+            self._arrived.wait_for(lambda: not self._left, timeout=patience)
+            self._closing.set()
+            self._put_in.notify_all()
+            return self._left
 
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None and not self._closing.is_set():
-            self._carry_out(*item)
-            with self._arrived:
-                self._done += 1
-                self._arrived.notify_all()
+    def _add(self, call: Callable[..., Any], arguments: tuple, lane: str) -> None:
+        if lane not in self._lanes:
+            self._lanes[lane] = deque()
+            self._ready.append(lane)
+            self._put_in.notify()
+        self._lanes[lane].append((call, arguments))
+        self._left += 1
 
-    def _carry_out(self, call: Callable[..., Any], arguments: tuple) -> None:
-        pause, since = _FIRST_PAUSE, None
+    def _work(self, number: int) -> None:
+        while True:
+            with self._put_in:
+                self._put_in.wait_for(lambda: self._ready or self._closing.is_set())
+                if self._closing.is_set():
+                    return
+                lane = self._ready.popleft()
+                call, arguments = self._lanes[lane].popleft()
+            arrived = self._carry_out(number, call, arguments)
+            with self._put_in:
+                if self._lanes[lane]:
+                    self._ready.append(lane)
+                    self._put_in.notify()
+                else:
+                    del self._lanes[lane]
+                self._left -= arrived
+                if not self._left:
+                    self._arrived.notify_all()
+
+    def _carry_out(self, number: int, call: Callable[..., Any], arguments: tuple) -> bool:
+        """Returns whether the call was made or dropped: False where the outbox was closed before."""
+        pause = _FIRST_PAUSE
         while not self._closing.is_set():
             try:
                 if self._is_void():
-                    return
+                    self._away.discard(number)
+                    return True
                 call(*arguments)
             except Exception as error:
                 if not self._passing(error):
                     self._note(f"{self._name} refused a write, which is left out: {line_of(error)}")
-                    return
-                if since is None:
-                    since = time.monotonic()
-                    self._note(f"{self._name} does not take writes, which wait: {line_of(error)}")
+                    self._is_back(number)
+                    return True
+                self._is_away(number, error)
                 self._closing.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
-                if since is not None:
-                    self._note(f"{self._name} takes writes again, after {time.monotonic() - since:.0f} s")
-                return
+                self._is_back(number)
+                return True
+        return False
+
+    def _is_away(self, number: int, error: Exception) -> None:
+        with self._put_in:
+            is_new = not self._away
+            self._away.add(number)
+        if is_new:
+            self._away_since = time.monotonic()
+            self._note(f"{self._name} does not take writes, which wait: {line_of(error)}")
+
+    def _is_back(self, number: int) -> None:
+        """Said once all that was tried again has arrived."""
+        if number not in self._away:
+            return
+        with self._put_in:
+            self._away.discard(number)
+            are_all = not self._away
+        if are_all:
+            self._note(f"{self._name} takes writes again, after {time.monotonic() - self._away_since:.0f} s")
 
 
 def line_of(error: Exception) -> str:

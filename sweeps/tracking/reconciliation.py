@@ -47,8 +47,7 @@ def _reconcile(
             changes += _finished(item, account, tracker, thorough)
         elif status.state == FAILED and tracker.status(cell.cell_id) != "FAILED":
             tracker.begin(cell, item.studies, _deviation(status), item.name, item.note)
-            for row in account.history(cell):
-                tracker.log(cell.cell_id, row)
+            tracker.log(cell.cell_id, account.history(cell))
             tracker.fail(cell.cell_id, status.reason, status.failure)
             changes.append(f"entered the failure of {cell.cell_id}")
     return changes

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +56,7 @@ from sweeps.account.code_version import code_tags
 from sweeps.tracking.evaluation import attach_evaluation
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 from sweeps.tracking.naming import name_alone
+from sweeps.tracking.spool import Spool
 
 # MLflow announces every table that it makes in a new database, and logs the traceback of each write to one that is
 # locked; the outbox says in a line what waits.
@@ -67,6 +68,8 @@ _LOGGER = logging.getLogger(__name__)
 _RUNNING, _FINISHED, _FAILED, _KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 _PAGE = 1000
 _MOST_DIGEST = 36  # characters that MLflow takes of a data set's digest
+_ROWS, _METRICS = 60, 900  # a request, at most; MLflow takes 1,000 entries, tags among them
+_SERVER_WRITERS = 8
 
 # What MLflow will answer again however often it is asked.
 _LASTING = {
@@ -119,9 +122,16 @@ class Tracker:
                 self._duplicates.append((run, kept))
         self._origin = _origin()
         self._without_data: dict[str, Cell] = {}  # cells whose runs do not have their data sets as inputs yet
-        self._logged: dict[str, set[int]] = {}
-        # Every point of the runs that this tracker has made, which need not be read back when they end.
-        self._points: dict[str, list[Metric]] = {}
+        self._logged: dict[str, int] = {}  # the epochs that a run has, as the bits of a number
+        self._results: set[str] = set()  # cells whose run is known to have its result
+        self._made: set[str] = set()  # cells whose run this tracker has made: what it has logged is all that they have
+        # By cell, the rows that are to be logged; those of the runs in `_made` also once they are, so that their points
+        # need not be read back when they end.
+        self._rows = Spool()
+        self._kept: dict[str, int] = {}  # how many rows were ever kept of a cell
+        self._written: dict[str, int] = {}  # the number of the last of them that is logged
+        # How many runs can be written at once: a file has one writer.
+        self.writers = 1 if uri.startswith("sqlite:") else _SERVER_WRITERS
 
     def _search(self, condition: str) -> list[Run]:
         """All runs of the experiment that fit and belong to this storage path."""
@@ -186,7 +196,8 @@ class Tracker:
             name = name or name_alone(cell)
             tags |= {NOTE: note} if note else {}
             run = self._client.create_run(self._experiment, tags=tags, run_name=name)
-            self._logged[cell_id], self._points[cell_id] = set(), []
+            self._logged[cell_id] = 0
+            self._made.add(cell_id)
         else:
             tags |= {RUN_NAME: name} if name else {}
             tags |= {NOTE: note} if note and not run.data.tags.get(NOTE) else {}
@@ -198,8 +209,8 @@ class Tracker:
         self._runs[cell_id] = run
         if not (run.inputs and run.inputs.dataset_inputs):
             self._without_data[cell_id] = cell
-        if cell_id not in self._points:
-            self._logged[cell_id] = self._epochs(run)
+        if cell_id not in self._made:
+            self._logged[cell_id] = sum(1 << epoch for epoch in self._epochs(run))
 
     def _epochs(self, run: Run) -> set[int]:
         """The epochs whose rows the run has."""
@@ -217,39 +228,89 @@ class Tracker:
         if tag != run.data.tags.get(STUDY):
             self._client.set_tag(run.info.run_id, STUDY, tag)
 
-    def log(
+    def keep(
         self,
         cell_id: str,
-        row: dict[str, Any],
+        row: Mapping[str, Any],
         worker: Mapping[str, str] | None = None,
         usage: Mapping[str, float] | None = None,
-        timestamp: int | None = None,
     ) -> None:
-        """Log one row of metrics at its epoch, in one request; a row that is there already is left alone.
+        """Keep a row of metrics, with the time, on this machine's disk until `write` is called. Asks nothing of MLflow.
 
         worker: tags that say where it was trained; usage: what the trial's process used (driver/usage.py), logged with
-        the rows of epochs alone; timestamp: milliseconds of Unix time, now if not given. The same call again, with its
-        timestamp, changes nothing.
+        the rows of epochs alone.
         """
-        run_id, epoch = self._runs[cell_id].info.run_id, row["epoch"]
-        is_result = row["phase"] == TEST
-        if not is_result and epoch in self._logged[cell_id]:
-            return
-        if is_result and self._has_result(cell_id):
-            return
-        now = timestamp or int(time.time() * 1000)
-        if is_result:  # it shares its step with the last epoch's row, which has "epoch" and the usage
-            numbers = {key: value for key, value in row.items() if key not in ("phase", "epoch")}
-        else:  # "epoch", in the same request, marks the row as logged
-            numbers = {**{key: value for key, value in row.items() if key != "phase"}, **(usage or {})}
-        metrics = [Metric(key, float(value), now, epoch) for key, value in numbers.items()]
-        tags = [RunTag(PHASE, row["phase"])] + [RunTag(key, value) for key, value in (worker or {}).items()]
-        self._client.log_batch(run_id, metrics=metrics, tags=tags)
-        if cell_id in self._points:
-            self._points[cell_id] += metrics
-        self._log_data(cell_id, (worker or {}).get(DATA_FINGERPRINT, ""))
+        number = self._kept[cell_id] = self._kept.get(cell_id, 0) + 1
+        self._rows.put(cell_id, number, [row, worker or {}, usage or {}, int(time.time() * 1000)])
+
+    def write(self, cell_id: str, is_void: Callable[[], bool] = lambda: False) -> None:
+        """Log the rows that were kept of a cell, each at its epoch, in as few requests as MLflow allows; a row that its
+        run has already is left alone. The same call again, after one that was not answered, changes nothing.
+
+        A row that MLflow refuses is left out. Raises its error once the others are logged. is_void: asked before each
+        request; once it answers True, no more is logged.
+        """
+        refused, most = None, _ROWS
+        while (kept := self._rows.get(cell_id, self._written.get(cell_id, 0), most)) and not is_void():
+            last = kept[0][0]
+            try:
+                last = self._write(cell_id, kept)
+            except Exception as error:
+                if is_passing(error):
+                    raise
+                if len(kept) > 1:  # which of them it is shows when they are logged one by one
+                    most = 1
+                    continue
+                refused = error
+                self._rows.drop(cell_id, last)
+            self._written[cell_id] = last
+        if refused:
+            raise refused
+
+    def _write(self, cell_id: str, kept: list[tuple[int, list[Any]]]) -> int:
+        """Log as many of the rows as a request takes. Returns the number of the last."""
+        metrics: list[Metric] = []
+        tags: dict[str, str] = {}
+        new: dict[tuple[int, bool], int] = {}
+        for number, report in kept:
+            row, worker, *_ = report
+            which = row["epoch"], row["phase"] == TEST
+            if which in new or self._has(cell_id, *which):
+                self._rows.drop(cell_id, number)
+            else:
+                points = _points(report)
+                if new and len(metrics) + len(points) > _METRICS:
+                    break
+                metrics += points
+                tags |= {PHASE: row["phase"], **worker}
+                new[which] = number
+            last = number
+        if new:
+            self._log_data(cell_id, tags.get(DATA_FINGERPRINT, ""))
+            run_id = self._runs[cell_id].info.run_id
+            self._client.log_batch(run_id, metrics=metrics, tags=[RunTag(*each) for each in tags.items()])
+        for (epoch, is_result), number in new.items():
+            if is_result:
+                self._results.add(cell_id)
+            else:
+                self._logged[cell_id] |= 1 << epoch
+            if cell_id not in self._made:
+                self._rows.drop(cell_id, number)
+        return last
+
+    def _has(self, cell_id: str, epoch: int, is_result: bool) -> bool:
+        """Whether the cell's run has this row."""
         if not is_result:
-            self._logged[cell_id].add(epoch)
+            return bool(self._logged[cell_id] >> epoch & 1)
+        if cell_id in self._made:
+            return cell_id in self._results
+        return SELECTED_EPOCH in self._client.get_run(self._runs[cell_id].info.run_id).data.metrics
+
+    def log(self, cell_id: str, rows: Iterable[Mapping[str, Any]], worker: Mapping[str, str] | None = None) -> None:
+        """Keep rows and log them at once."""
+        for row in rows:
+            self.keep(cell_id, row, worker)
+        self.write(cell_id)
 
     def _log_data(self, cell_id: str, fingerprints: str) -> None:
         """Log the cell's data sets as its run's inputs, once their fingerprints are known."""
@@ -264,13 +325,13 @@ class Tracker:
             )
             for (name, use), digest in zip(uses, fingerprints.split("+"))
         ]
-        self._client.log_inputs(self._runs[cell_id].info.run_id, inputs)
+        try:
+            self._client.log_inputs(self._runs[cell_id].info.run_id, inputs)
+        except MlflowException as error:
+            if is_passing(error):
+                raise
+            _LOGGER.warning("the run of %s does without data sets as inputs: %s", cell_id, error)
         del self._without_data[cell_id]
-
-    def _has_result(self, cell_id: str) -> bool:
-        if cell_id in self._points:
-            return any(point.key == SELECTED_EPOCH for point in self._points[cell_id])
-        return SELECTED_EPOCH in self._client.get_run(self._runs[cell_id].info.run_id).data.metrics
 
     def finish(self, cell_id: str, folder: Location | None = None) -> None:
         """The cell is finished. folder: its own; how it did on each class is logged from there, as tables."""
@@ -323,15 +384,27 @@ class Tracker:
     ) -> None:
         """Make the run of a finished cell whole again from its rows in the account, and its folder as in `finish`."""
         self.begin(cell, studies, deviation, name, note)
-        for row in history:
-            self.log(cell.cell_id, row)
+        self.log(cell.cell_id, history)
         self.finish(cell.cell_id, folder)
 
     def _end(self, cell_id: str, status: str, reason: str, more: Mapping[str, str] | None = None) -> None:
         run_id = self._runs[cell_id].info.run_id
         self.tag(cell_id, {REASON: reason[:5000], **(more or {})})
-        attach_history(self._client, run_id, self._points.get(cell_id))
+        known = [point for _, report in self._rows.get(cell_id) for point in _points(report)]
+        attach_history(self._client, run_id, known if cell_id in self._made else None)
         self._client.set_terminated(run_id, status)
+        if status == _FINISHED:
+            self._rows.drop(cell_id)
+            self._made.discard(cell_id)
+
+
+def _points(report: list[Any]) -> list[Metric]:
+    """A row that was kept as points of its epoch. The epoch itself is one of them: it marks the row as logged."""
+    row, _, usage, milliseconds = report
+    # The result shares its step with the last epoch's row, which has "epoch" and the usage.
+    left_out, more = ({"phase", "epoch"}, {}) if row["phase"] == TEST else ({"phase"}, usage)
+    numbers = {**{key: value for key, value in row.items() if key not in left_out}, **more}
+    return [Metric(key, float(value), milliseconds, row["epoch"]) for key, value in numbers.items()]
 
 
 def search_runs(client: MlflowClient, experiment: str, condition: str) -> list[Run]:

@@ -82,7 +82,7 @@ def test_runs_come_by_their_artifacts_or_without_and_a_dead_server_costs_nothing
     client.delete_tag(run_ids[0], "history_points")
     next((tmp_path / "artifacts").glob(f"*/{run_ids[1]}/artifacts/history.parquet")).write_bytes(b"PAR1")
     tracking.begin(dist, ("table4",))
-    tracking.log(dist.cell_id, {"epoch": 1, "phase": "joint", "learning_rate": 0.5})
+    tracking.log(dist.cell_id, [{"epoch": 1, "phase": "joint", "learning_rate": 0.5}])
     gathered = gather(uri, "relvit", tmp_path / "again")
     (note,) = gathered.notes
     assert note.startswith("1 run with an artifact history.parquet that cannot be used")

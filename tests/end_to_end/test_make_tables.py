@@ -58,7 +58,7 @@ def store(folder: Path, rows: list[dict]) -> None:
     for cell, row in zip(cells, rows):
         tracker.begin(cell, studies[cell.cell_id])
         results = {name: value for name, value in row.items() if name.startswith("test_")}
-        tracker.log(cell.cell_id, {"epoch": cell.total_epochs, "phase": "test", **results})
+        tracker.log(cell.cell_id, [{"epoch": cell.total_epochs, "phase": "test", **results}])
         tracker.finish(cell.cell_id)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     for run in client.search_runs([client.get_experiment_by_name("relvit").experiment_id], max_results=1000):

@@ -13,8 +13,19 @@ from sweeps.driver.trainable import FAILURE, FAILURE_CLASS, ROW, TRIAL, USAGE, W
 class Tracking:
     """Takes MLflow's place and remembers what it was told. tags: by cell id, of runs that were there before."""
 
+    writers = 1
+
     def __init__(self, tags=None):
-        self.told, self.tags = [], tags or {}
+        self.told, self.tags, self.kept = [], tags or {}, []
+
+    def keep(self, cell_id, *row):
+        self.kept.append((cell_id, *row))
+
+    def write(self, cell_id, is_void):
+        """Rows of a cell are told one by one, as `log`."""
+        rows = [each for each in self.kept if each[0] == cell_id]
+        self.told += [("log", *row) for row in rows]
+        self.kept = [each for each in self.kept if each not in rows]
 
     def tag_of(self, cell_id, name):
         return self.tags.get(cell_id, {}).get(name)
