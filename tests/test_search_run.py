@@ -309,7 +309,7 @@ def test_a_trial_of_which_mlflow_has_not_heard_the_end_is_entered_with_its_rows(
     calls = entered(search, account, tags | {cell_id: {"trial_state": "running"}})
     begin = ("begin", cell, ("a-trials",))
     assert calls[:2] == [begin, ("log", cell_id, tuple(known))]
-    assert [name for name, *_ in calls[3:]] == ["interrupt", "tag"]
+    assert [name for name, *_ in calls[2:]] == ["interrupt", "tag"]
     assert calls[-1][2] == {"search": "a", "trial": "0", "trial_state": "complete", "stopped_epoch": "9"}
 
 
