@@ -3,7 +3,7 @@
     python benchmarks/driver_at_scale.py                      ten minutes into SQLite; claim: 500 rows a second
     python benchmarks/driver_at_scale.py --store server       ten minutes into an MLflow server, on PostgreSQL where
                                                               initdb is found, else on SQLite; claim: 200 rows a second
-    python benchmarks/driver_at_scale.py --seconds 60 --runs 100 --rate 50     a short look
+    python benchmarks/driver_at_scale.py --minutes 1 --runs 100 --rate 50     a short look
 
 Trials are simulated: this process hands their rows to the driver's reporter as Ray Tune would, and starts neither Ray
 nor a trial. After a third of the time the store is away for a tenth of it, at most a minute: the server is stopped, or
@@ -225,10 +225,11 @@ def points_of(database: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("sqlite", "server"), default="sqlite")
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long trials report (default: 600)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long trials report (default: 10)")
     parser.add_argument("--runs", type=int, default=1000, help="trials at once (default: 1000)")
     parser.add_argument("--rate", type=float, help="rows a second of all together (default: the claim's)")
     options = parser.parse_args()
+    options.seconds = 60 * options.minutes
     rate = options.rate or (500.0 if options.store == "sqlite" else 200.0)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -262,7 +263,7 @@ def measure(folder: Path, uri: str, away: Away, database: str, rate: float, opti
     account.plan(studies)
     source = PlanSource(work_items(account, studies), account, keep_pretrainings=True)
     tracker = Tracker(uri, "relvit", folder / "results")
-    hold, notes = SimpleNamespace(is_lost=False, may_not_write=lambda: False), []
+    hold, notes = SimpleNamespace(name="this", is_lost=False, may_not_write=lambda: False), []
     how = Options(Setting(1, 0.0), folder / "data", keep_pretrainings=True)
     reporter = Reporter(source, account, tracker, how, notes.append, hold)
     source.begin(reporter.enter)
