@@ -220,9 +220,17 @@ def check_precision(precision: str, device: str) -> None:
     if precision == "tf32" and not on_gpu:
         raise ValueError("precision=tf32 is of GPUs, and this trial has none: use precision=fp32, or give it a GPU")
     if on_gpu:
-        if precision != "fp32" and torch.cuda.get_device_capability()[0] < 8:
-            raise ValueError(
-                f"precision={precision} needs a GPU of compute capability 8.0 or later (A100, RTX 30 and newer), and "
-                f"this is a {torch.cuda.get_device_name()}: use precision=fp32"
-            )
+        if problem := too_old_for(precision, torch.cuda.current_device()):
+            raise ValueError(f"this trial {problem}")
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def too_old_for(precision: str, gpu: int) -> str:
+    """Why this process's GPU of this number cannot calculate in a precision, as a predicate; empty if it can."""
+    capability = torch.cuda.get_device_capability(gpu)
+    if precision == "fp32" or capability >= (8, 0):
+        return ""
+    return (
+        f"has a {torch.cuda.get_device_name(gpu)} of compute capability {capability[0]}.{capability[1]}, and "
+        f"precision={precision} needs 8.0 or later (A100, RTX 30 and newer): use precision=fp32"
+    )

@@ -10,6 +10,7 @@ from ray.core.generated import gcs_service_pb2 as gcs
 from sweeps.ablation import parse_arguments, sweep_of
 from sweeps.cluster import connection as cluster
 from sweeps.driver.session import connected_problems
+from sweeps.planning.plan import Request, plan_cells
 
 
 @pytest.fixture
@@ -58,6 +59,21 @@ def test_a_budget_of_gpu_hours_is_refused_where_trials_get_no_gpu(nodes):
     nodes({"CPU": 4, "GPU": 1})
     assert connected_problems(sweep, [], 1.0) == []
     assert connected_problems(sweep_of(parse_arguments([])), [], 0.0) == []
+
+
+def test_a_precision_is_asked_of_the_nodes_and_tf32_refused_where_trials_get_no_gpu(nodes, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sweeps.cluster.nodes.node_problems", lambda *places, **how: asked.append(how) or [])
+    what = {"combinations": ("none",), "settings": ("precision=tf32",)}
+    cells = plan_cells(Request("table4", "demo", tmp_path, **what))
+    sweep = sweep_of(parse_arguments([]))
+    nodes({"CPU": 4})
+    assert connected_problems(sweep, cells, 0.0) == [
+        "precision=tf32 is of GPUs, and trials get none here: use precision=fp32"
+    ]
+    nodes({"CPU": 4, "GPU": 1})
+    assert connected_problems(sweep, cells, 1.0) == []
+    assert asked[-1] == {"gpus": 1.0, "precisions": {"tf32"}}
 
 
 def test_an_address_where_nobody_listens_is_named_at_once():

@@ -1,11 +1,14 @@
 """What is found before the first trial, and the words that it is told in. Real nodes: end_to_end/test_nodes.py."""
 
 import dataclasses
+import io
 import json
 import socket
 import threading
+from contextlib import redirect_stdout
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from sweeps.cluster import nodes as preflight
 from sweeps.cluster.nodes import (
     Report,
     examine,
+    gpu_problem,
     judge,
     not_visible,
     this_driver,
@@ -147,7 +151,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can u
 
 @needs_no_gpu
 def test_a_gpu_that_torch_cannot_use_is_a_problem_of_its_node_with_what_torch_says(tmp_path):
-    (problem,) = examine(str(tmp_path), str(tmp_path), [], ".proof", "a", uses_gpu=True).problems
+    (problem,) = examine(str(tmp_path), str(tmp_path), [], ".proof", "a", ("fp32",)).problems
     assert problem.startswith(f"has a GPU that torch {torch.__version__} cannot use (")
     with pytest.raises((RuntimeError, AssertionError)) as torchs:
         torch.zeros(1, device="cuda")
@@ -155,14 +159,58 @@ def test_a_gpu_that_torch_cannot_use_is_a_problem_of_its_node_with_what_torch_sa
     assert "--gpus 0" in problem
 
 
+@pytest.fixture
+def turing(monkeypatch):
+    """A process that has an A100 and a T4, as torch tells them."""
+    gpus = [((8, 0), "NVIDIA A100"), ((7, 5), "Tesla T4")]
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: gpus[gpu][0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: gpus[gpu][1])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_gpu_that_is_too_old_for_the_plans_precision_is_a_problem_of_its_node(turing, precision):
+    assert gpu_problem(["fp32"]) == ""
+    assert gpu_problem(["fp32", precision]) == (
+        f"has a Tesla T4 of compute capability 7.5, and precision={precision} needs 8.0 or later (A100, RTX 30 and "
+        "newer): use precision=fp32"
+    )
+
+
+def test_a_node_is_asked_about_the_precisions_of_the_plan_in_the_process_that_sees_its_gpus(
+    turing, tmp_path, monkeypatch
+):
+    def run(command, **how):
+        said = io.StringIO()
+        with redirect_stdout(said):
+            exec(command[-1], {})
+        return SimpleNamespace(returncode=0, stdout=said.getvalue())
+
+    monkeypatch.setattr(preflight.subprocess, "run", run)
+    report = lambda *precisions: examine(str(tmp_path), str(tmp_path), [], ".proof", "a", precisions)  # noqa: E731
+    assert report("fp32").problems == []
+    (problem,) = report("bf16", "fp32").problems
+    assert problem.startswith("has a Tesla T4 of compute capability 7.5, and precision=bf16 needs 8.0")
+
+
 # A node that joined later
+
+
+def test_a_trial_on_a_late_node_whose_gpu_is_too_old_for_its_cell_leaves_the_cell_to_another_node(
+    turing, tmp_path, late
+):
+    with leases.hold(tmp_path / "drivers", ["a cell"], lost=lambda: None):
+        verify_node(str(tmp_path), this_driver(), "10.0.0.9", "fp32")
+        with pytest.raises(NodeError, match="node 10.0.0.9: has a Tesla T4 of compute capability 7.5"):
+            verify_node(str(tmp_path), this_driver(), "10.0.0.9", "bf16")
 
 
 @needs_no_gpu
 def test_a_trial_that_was_given_a_gpu_which_torch_cannot_use_fails_as_a_lost_node(tmp_path, late):
     with leases.hold(tmp_path / "drivers", ["a cell"], lost=lambda: None):
         with pytest.raises(NodeError, match="node 10.0.0.9: has a GPU that torch .* cannot use") as raised:
-            verify_node(str(tmp_path), this_driver(), "10.0.0.9", uses_gpu=True)
+            verify_node(str(tmp_path), this_driver(), "10.0.0.9", "fp32")
     assert classify(raised.value) == NODE_LOST
 
 

@@ -57,9 +57,10 @@ def node_problems(
     datasets: Iterable[str] = (),
     needed_bytes: int = MINIMUM_FREE_BYTES,
     gpus: float = 0,
+    precisions: Iterable[str] = (),
 ) -> list[str]:
     """What is wrong with the connected cluster's nodes, each thing once with the nodes that it is true of. gpus: a
-    trial's; where it gets any, torch must be able to use those of every node that has some."""
+    trial's; where it gets any, torch must be able to use those of every node that has some, in each of `precisions`."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -69,14 +70,14 @@ def node_problems(
     proof = f".preflight-{uuid.uuid4().hex[:8]}"
     own = versions()
     wanted = (str(storage), str(data_root.absolute()), tuple(_own_folders(datasets, data_root)), proof)
+    in_what = tuple(sorted({"fp32", *precisions}))
+    asked = {node: (*wanted, name, in_what if node in with_gpu else ()) for node, name in nodes.items()}
     try:
         if set(nodes) == {here}:
-            reports: dict[str, Report | str] = {nodes[here]: examine(*wanted, nodes[here], here in with_gpu)}
+            reports: dict[str, Report | str] = {nodes[here]: examine(*asked[here])}
             unseen: dict[str, list[str] | str] = {}
         else:
-            reports = _on_nodes(
-                examine, {node: (*wanted, name, node in with_gpu) for node, name in nodes.items()}, nodes
-            )
+            reports = _on_nodes(examine, asked, nodes)
             wrote = [name for name, report in reports.items() if isinstance(report, Report) and not report.problems]
             unseen = _on_nodes(
                 not_visible,
@@ -151,10 +152,10 @@ def _version(package: str) -> str:
 
 
 def examine(
-    storage: str, data_root: str, folders: Iterable[str], proof: str, node: str, uses_gpu: bool = False
+    storage: str, data_root: str, folders: Iterable[str], proof: str, node: str, precisions: tuple[str, ...] = ()
 ) -> Report:
     """On a node: write its proof, and tell what it has. folders: names under the data root that must be there;
-    uses_gpu: whether trials are to train on its GPUs."""
+    precisions: in which trials are to train on its GPUs, empty if they are not."""
     wrong = []
     free = None
     try:
@@ -165,10 +166,10 @@ def examine(
     except (OSError, ValueError) as error:
         wrong.append(f"cannot write to the storage path {storage} ({error}): {remedy(error)}")
     wrong += _data_problems(Path(data_root), folders)
-    if uses_gpu:
+    if precisions:
         # In a process of its own that sees every GPU: Ray hides them from a task that asks for none, and what has once
         # used CUDA keeps memory on the GPU.
-        script = "from sweeps.cluster.nodes import gpu_problem; print(gpu_problem())"
+        script = f"from sweeps.cluster.nodes import gpu_problem; print(gpu_problem({precisions}))"
         environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         command = [sys.executable, "-c", script]
         asked = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
@@ -177,9 +178,11 @@ def examine(
     return Report(versions(), free, wrong)
 
 
-def gpu_problem() -> str:
-    """Why torch cannot use the GPUs that this process is given; empty if it can."""
+def gpu_problem(precisions: Iterable[str]) -> str:
+    """Why torch cannot use the GPUs that this process is given, in each of these precisions; empty if it can."""
     import torch
+
+    from relvit.step import too_old_for
 
     try:
         torch.zeros(1, device="cuda")
@@ -191,7 +194,8 @@ def gpu_problem() -> str:
             "newer NVIDIA driver or the torch wheel for this one (https://pytorch.org/get-started/locally), or train "
             "on CPUs with --gpus 0"
         )
-    return ""
+    found = (too_old_for(precision, gpu) for precision in precisions for gpu in range(torch.cuda.device_count()))
+    return next(filter(None, found), "")
 
 
 def _data_problems(data_root: Path, folders: Iterable[str]) -> list[str]:
@@ -242,26 +246,26 @@ def this_driver() -> dict[str, Any]:
     return {"process": leases.this_process(), "versions": versions()}
 
 
-_verified: set[str] = set()  # drivers for which this process has examined its node
+_verified: set[tuple[str, str]] = set()  # drivers, with precisions, for which this process has examined its node
 
 
-def verify_node(storage: str, driver: Mapping[str, Any], node: str, uses_gpu: bool = False) -> None:
+def verify_node(storage: str, driver: Mapping[str, Any], node: str, precision: str = "") -> None:
     """In a trial's process, before it trains: whether the node sees the driver's lease under the storage path, has room
-    there, the driver's versions, and a GPU that torch can use if the trial was given one. Looks once for each driver;
-    driver: what `this_driver` said there.
+    there, the driver's versions, and a GPU that torch can use in this precision, empty if the trial was given none.
+    Looks once for each driver and precision; driver: what `this_driver` said there.
 
     Raises NodeError, or OSError for want of room, which is waited for.
     """
-    if driver["process"] in _verified:
+    if (driver["process"], precision) in _verified:
         return
     deadline = time.monotonic() + _LATE_SECONDS
     while True:
         report, unseen = _look(storage, driver["process"])
-        report.problems.extend(filter(None, [gpu_problem()] if uses_gpu else []))
+        report.problems.extend(filter(None, [gpu_problem([precision])] if precision else []))
         wrong = judge({node: report}, {node: unseen}, driver["versions"], storage, needed_bytes=0)
         short = judge({node: report}, {}, driver["versions"], storage, MINIMUM_FREE_BYTES)
         if not wrong and not short:
-            _verified.add(driver["process"])
+            _verified.add((driver["process"], precision))
             return
         if time.monotonic() > deadline:
             raise NodeError("; ".join(wrong)) if wrong else OSError(errno.ENOSPC, "; ".join(short))

@@ -119,9 +119,13 @@ def connected_problems(
     found = resource_problems(sweep.cpus, gpus)
     if sweep.gpu_hours and not gpus:
         found.append(f"--gpu-hours is a budget of GPUs, and trials get none here: use {instead}")
+    precisions = {cell.precision for cell in cells}
+    if "tf32" in precisions and not gpus:
+        found.append("precision=tf32 is of GPUs, and trials get none here: use precision=fp32")
     if cells:
         names = [name for name, *_ in datasets_of(cells)]
-        found += node_problems(sweep.places.storage.absolute(), sweep.places.data_root, names, gpus=gpus)
+        places = (sweep.places.storage.absolute(), sweep.places.data_root)
+        found += node_problems(*places, names, gpus=gpus, precisions=precisions)
     return found
 
 

@@ -102,16 +102,16 @@ class CellTrainable(tune.Trainable):
 
         # Inside the generator, so that what is wrong with the data is a report like any other failure. What is wrong
         # with the node ends its process instead: the cell may come to another node.
-        verify_node(config["storage"], config["driver"], get_node_ip_address(), uses_gpu=self._device == "cuda")
+        cell, on_gpu = Cell(**config["cell"]), self._device == "cuda"
+        verify_node(config["storage"], config["driver"], get_node_ip_address(), cell.precision if on_gpu else "")
         name = platform.processor() or platform.machine()
-        if self._device == "cuda":
+        if on_gpu:
             import torch
 
             name = torch.cuda.get_device_name()
         self._worker[DEVICE] = f"{self._device} ({name})"
-        self._usage = Usage(on_gpu=self._device == "cuda")
+        self._usage = Usage(on_gpu)
 
-        cell = Cell(**config["cell"])
         datasets = [load(name, Path(config["data_root"]), size, whole) for name, size, whole in datasets_of([cell])]
         self._worker[DATA_FINGERPRINT] = fingerprint_of(dataset.fingerprint for dataset in datasets)
         yield from train(
