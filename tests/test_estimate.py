@@ -1,5 +1,6 @@
 """What a plan will cost, worked out by hand from a cost per image that is given instead of measured."""
 
+import dataclasses
 import json
 
 import pytest
@@ -85,6 +86,22 @@ def test_what_is_finished_costs_nothing_and_tells_what_the_rest_will_cost(tmp_pa
     cost = estimate(account.statuses([done, other]), account, tmp_path / "data", 1, 0)
     assert cost.trial_seconds == pytest.approx((20 * 2.0 + 20 * 1.0, 20 * 3.0 + 20 * 1.0))
     assert (cost.measured, cost.calibrated) == (2, 0)
+
+
+def test_another_precision_is_compared_where_finished_cells_tell_of_both(tmp_path):
+    def planned(seed, *settings):
+        request = Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(seed,))
+        return plan_cells(dataclasses.replace(request, settings=settings))
+
+    (known,), (in_bf16,), rest = planned(0), planned(0, "precision=bf16"), planned(1)
+    account = Account(tmp_path)
+    account.finish(known, finished_rows())
+    judged = lambda: estimate(account.statuses(rest), account, tmp_path / "data", 1, 0).otherwise  # noqa: E731
+    assert judged() == {"bf16": None}  # and no tf32 on a CPU
+    account.finish(in_bf16, [{**row, "epoch_seconds": row.get("epoch_seconds", 0) / 2} for row in finished_rows()])
+    # Half of 20 epochs of 2 to 3 s and 20 of 1 s.
+    assert judged() == {"bf16": pytest.approx((30.0, 40.0))}
+    assert estimate(unknown(planned(1, "mega_grid=2")), account, tmp_path / "data", 1, 0).otherwise == {"bf16": None}
 
 
 PLAIN_PATCHES = ("patch_crop=1", "jitter_probability=0", "greyscale_probability=0")

@@ -102,3 +102,14 @@ def _print_cost(
         console,
         f"judged by {cost.measured} kinds of phases from finished cells, {cost.calibrated} from calibration here",
     )
+    unknown = [precision for precision, seconds in cost.otherwise.items() if seconds is None]
+    for precision, seconds in cost.otherwise.items():
+        if seconds is not None:
+            taken = f"{span(seconds, 3600)} trial-hours instead of {span(cost.trial_seconds, 3600)}"
+            say(console, f"with --set precision={precision}: {taken}, by finished cells")
+    if unknown:
+        say(
+            console,
+            f"what precision {' or '.join(unknown)} would save is not known: cells of each kind that are finished here "
+            f"in both precisions decide it (--set precision={unknown[0]})",
+        )

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relvit.cell import HEADS, NONE, PAPER_TASKS, Cell
+from relvit.cell import HEADS, NONE, PAPER_TASKS, PRECISIONS, Cell
 from relvit.data import class_count, split_sizes
 from relvit.files import write_atomic
 from sweeps.account.account import FINISHED, Account, Status, read_json
@@ -38,7 +38,8 @@ Interval = tuple[float, float]
 class Estimate:
     """Low and high of each. seconds: of the whole plan with `slots` trials at once; trial_seconds: of all trials
     together; gpu_hours; memory_bytes: of the largest trial, on the GPU if it has one; disk_bytes: at the end, and at
-    most on the way."""
+    most on the way; otherwise: trial_seconds in each other precision that this device has, None unless finished cells
+    tell how long every kind of epoch takes in both."""
 
     seconds: Interval
     trial_seconds: Interval
@@ -48,6 +49,7 @@ class Estimate:
     slots: int
     measured: int  # kinds of phases known from finished cells
     calibrated: int  # kinds of phases known from calibration
+    otherwise: Mapping[str, Interval | None]
 
 
 def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
@@ -77,6 +79,9 @@ def estimate(
     classes_of = cache(lambda name, image_size: class_count(name, data_root, image_size))
     low = high = memory_low = memory_high = disk = largest = 0.0
     first_phases: set[str] = set()
+    there = {cell.precision for cell, status in statuses.items() if status.state != FINISHED}
+    others = [name for name in PRECISIONS if there - {name} and (gpus_each or name != "tf32")]
+    otherwise: dict[str, Interval | None] = dict.fromkeys(others, (0.0, 0.0))
     for cell, status in statuses.items():
         if status.state == FINISHED:
             continue
@@ -96,6 +101,12 @@ def estimate(
             classes = classes_of(name, phase.image_size) if phase.classify and cell.labels_per_class else None
             seconds = costs.epoch_seconds(cell, phase, sizes, classes)
             low, high = low + epochs_left * seconds[0], high + epochs_left * seconds[1]
+            for precision, sofar in otherwise.items() if epochs_left else ():
+                other = costs.observed(dataclasses.replace(cell, precision=precision), phase)
+                if sofar is None or other is None or costs.observed(cell, phase) is None:
+                    otherwise[precision] = None
+                else:
+                    otherwise[precision] = (sofar[0] + epochs_left * other[0], sofar[1] + epochs_left * other[1])
             held: float = cost.parameters * _BYTES_PER_PARAMETER["weights"]
             held += cost.trained_parameters * _BYTES_PER_PARAMETER["trained"]
             held += cost.saved_bytes_per_image * min(cell.batch_size, sizes["train"])
@@ -113,6 +124,7 @@ def estimate(
         slots,
         len(costs.from_cells),
         len(costs.calibrated),
+        otherwise,
     )
 
 
@@ -140,14 +152,18 @@ class _Costs:
         stored = self._stored[key]
         return Cost(**{**stored, "seconds_per_image": tuple(stored["seconds_per_image"])})
 
+    def observed(self, cell: Cell, phase: "Phase") -> Interval | None:
+        """Low and high of the epochs of this kind in finished cells; None where there are none."""
+        seconds = self._observed.get(_observed_key(cell, phase.name))
+        return (min(seconds), max(seconds)) if seconds else None
+
     def epoch_seconds(self, cell: Cell, phase: "Phase", sizes: dict[str, int], classes: int | None = None) -> Interval:
         """Low and high of one epoch with its validation. classes: how many, where as many images of each have a label
         and that is known."""
-        observed = self._observed.get(_observed_key(cell, phase.name))
         key = _kind(cell, _typical(phase), self._device)
-        if observed:
+        if observed := self.observed(cell, phase):
             self.from_cells.add(key)
-            return min(observed), max(observed)
+            return observed
         self.calibrated.add(key)
         cost = self.of(cell, phase)
         val = sizes.get("val", round(sizes["train"] * 0.1))
