@@ -1,11 +1,12 @@
-"""How many trials share a GPU: as many as its memory holds, by what such trials were seen to need.
+"""How many trials share a GPU: as many as gain by it, of those that its memory holds.
 
 What finished cells of the same kind needed at most is known from the account; for other kinds a few training steps of
-each phase are run on one GPU of the cluster.
+each phase are run on one GPU of the cluster. Then one process, two, four and so on train there for some seconds, as
+long as twice as many do more.
 """
 
 import math
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 
 import ray
@@ -20,12 +21,15 @@ from sweeps.cluster.connection import ClusterError
 _MARGIN = 1.2
 # A share of the GPU that is left free for its driver and for processes that have just ended.
 _FREE = 0.05
+# Twice as many trials must do so many times as much in the same time; less is noise, and each would take longer.
+_GAIN = 1.05
+_SECONDS = 5.0  # of training for each number of trials
+_CLASSES = 200  # of the largest data set that has a name
 _CONTEXT_BYTES = 0.6e9  # what a process holds on a GPU before its first tensor, where it was not measured with it
 
 
-def gpus_for(peak_bytes: float, total_bytes: float) -> float:
-    """GPUs for one trial that needs at most `peak_bytes` of a GPU with `total_bytes`: a fraction 1/n in Ray's steps of
-    a ten-thousandth, or 1.
+def held_at_once(peak_bytes: float, total_bytes: float) -> int:
+    """How many trials that need at most `peak_bytes` each a GPU with `total_bytes` holds.
 
     Raises ClusterError for a trial that no GPU of that size holds.
     """
@@ -35,13 +39,34 @@ def gpus_for(peak_bytes: float, total_bytes: float) -> float:
             f"a trial needs {peak_bytes / 1e9:.1f} GB of GPU memory and a GPU has {total_bytes / 1e9:.1f} GB; try "
             "--micro-batches 2, or a smaller backbone"
         )
-    return math.floor(1e4 / max(1, together)) / 1e4
+    return max(1, together)
+
+
+def gaining(most: int, rate: Callable[[int], float]) -> tuple[int, float]:
+    """How many trials at once, of at most so many, gain over half as many, and how many times what one does they do.
+
+    rate: what so many do together in a second; 0 where they cannot.
+    """
+    count, best = 1, rate(1)
+    alone = best
+    while alone and count < most:
+        more = min(2 * count, most)
+        together = rate(more)
+        if together < _GAIN * best:
+            break
+        count, best = more, together
+    return count, best / alone if alone else 0.0
 
 
 def measured_gpus(
-    items: Iterable[WorkItem], account: Account, micro_batches: int, note: Callable[[str], None]
+    items: Iterable[WorkItem],
+    account: Account,
+    micro_batches: int,
+    note: Callable[[str], None],
+    compile: str = "never",
 ) -> float:
-    """GPUs a trial for all the items, on the connected cluster; 0 where it has no GPU.
+    """GPUs a trial for all the items, on the connected cluster: a fraction 1/n in Ray's steps of a ten-thousandth, or
+    1; 0 where it has no GPU. What is gained is measured with the cell that needs most memory.
 
     micro_batches: parts of a batch that were asked for; a cell that was begun in more goes on in those. Where a few
     steps run out of a GPU's memory, each trial gets one whole, and the rule of that failure does the rest.
@@ -56,8 +81,9 @@ def measured_gpus(
     parts = {cell: max(micro_batches, status.micro_batches) for cell, status in statuses.items()}
     known = _known_peaks(account, statuses)
     kinds = {_kind(cell, part): (cell.as_dict(), part, sources_of(cell.tasks_digest)) for cell, part in parts.items()}
-    unknown = [each for kind, each in kinds.items() if kind not in known]
-    measured, total = ray.get(ray.remote(num_gpus=1)(_measure).remote(unknown))
+    unknown = {kind: each for kind, each in kinds.items() if kind not in known}
+    on_a_gpu = ray.remote(num_gpus=1)
+    measured, total = ray.get(on_a_gpu(_measure).remote(list(unknown.values())))
     if total is None:
         raise ClusterError(
             "--gpus auto reads the memory of a GPU, and the node that Ray gave a GPU to has none that torch can use; "
@@ -70,7 +96,21 @@ def measured_gpus(
             "those that run out of its memory go on in micro-batches"
         )
         return 1.0
-    return gpus_for(max([*seen, *(peak for kind, peak in known.items() if kind in kinds)]), total)
+    peaks: dict[tuple, float] = {kind: known[kind] for kind in kinds if kind in known} | dict(zip(unknown, seen))
+    largest = max(peaks, key=peaks.__getitem__)
+    most = held_at_once(peaks[largest], total)
+    if most == 1:
+        return 1.0
+    count, gain = gaining(most, lambda count: ray.get(on_a_gpu(_rate).remote(count, kinds[largest], compile)))
+    if not gain:
+        note(f"what trials gain by sharing a GPU could not be measured: as many share it as its memory holds, {most}")
+        count = most
+    elif count < most:
+        note(
+            f"a GPU's memory holds {most} trials, but {min(2 * count, most)} at once gain less than "
+            f"{_GAIN - 1:.0%} over {count}: {f'{count} share one' if count > 1 else 'each trial has one alone'}"
+        )
+    return math.floor(1e4 / count) / 1e4
 
 
 def _kind(cell: Cell, micro_batches: int) -> tuple:
@@ -91,9 +131,12 @@ def _known_peaks(account: Account, unfinished: Container[Cell]) -> dict[tuple, i
     return peaks
 
 
-def _measure(cells: list[tuple[dict, int, list[tuple[str, str]]]]) -> tuple[list[float | None], float | None]:
-    """On a GPU: the most bytes that a few steps of each cell's phases took, in so many micro-batches, None where it
-    does not have as many; and the bytes that it has."""
+_Measured = tuple[dict, int, Sequence[tuple[str, str]]]  # a cell's fields, micro-batches, the files of its tasks
+
+
+def _measure(cells: list[_Measured]) -> tuple[list[float | None], float | None]:
+    """On a GPU: for each cell the most bytes that a few steps of its phases took, in so many micro-batches, None where
+    it does not have as many; and the bytes that it has."""
     import torch
 
     from relvit.calibrate import measure
@@ -102,19 +145,38 @@ def _measure(cells: list[tuple[dict, int, list[tuple[str, str]]]]) -> tuple[list
     if not torch.cuda.is_available():
         return [], None
     peaks: list[float | None] = []
-    for fields, micro_batches, task_files in cells:
-        for name, text in task_files:
-            add_tasks_source(name, text)
-        cell = Cell(**fields)
-        part = replace(cell, batch_size=math.ceil(cell.batch_size / micro_batches))
-        for phase in phases(cell):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            pair_head = HEADS[0] if cell.pair_head == NONE else cell.pair_head
-            try:
-                measure(part, phase, pair_head=pair_head, classes=200, device="cuda")
-            except torch.OutOfMemoryError:
-                peaks.append(None)
-            else:
-                peaks.append(torch.cuda.max_memory_reserved() + _CONTEXT_BYTES)
+    for what in cells:
+        part, head = _part(what)
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            for phase in phases(part):
+                torch.cuda.empty_cache()
+                measure(part, phase, pair_head=head, classes=_CLASSES, device="cuda")
+        except torch.OutOfMemoryError:
+            peaks.append(None)
+        else:
+            peaks.append(torch.cuda.max_memory_reserved() + _CONTEXT_BYTES)
     return peaks, float(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _rate(count: int, what: _Measured, compile: str) -> float:
+    """On a GPU: images a second of so many processes together that train this cell; 0 where not all can."""
+    from relvit.calibrate import images_per_second
+
+    part, head = _part(what)
+    try:
+        return images_per_second(
+            count, part, what[2], pair_head=head, classes=_CLASSES, device="cuda", compile=compile, seconds=_SECONDS
+        )
+    except RuntimeError:
+        return 0.0
+
+
+def _part(what: _Measured) -> tuple[Cell, str]:
+    """A cell whose batch is one of its micro-batches, and the head that its tasks would have."""
+    fields, micro_batches, task_files = what
+    for name, text in task_files:
+        add_tasks_source(name, text)
+    cell = Cell(**fields)
+    part = replace(cell, batch_size=math.ceil(cell.batch_size / micro_batches))
+    return part, HEADS[0] if cell.pair_head == NONE else cell.pair_head

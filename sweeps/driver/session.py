@@ -181,14 +181,14 @@ def _train(
         from sweeps.driver.gpu_packing import measured_gpus
 
         note = lambda text: say(console, f"note: {text}")  # noqa: E731
-        gpus = measured_gpus(to_train, account, sweep.micro_batches, note)
+        gpus = measured_gpus(to_train, account, sweep.micro_batches, note, sweep.compile)
     else:
         gpus = cluster.gpus_per_trial(sweep.gpus)
     problems = connected_problems(sweep, [item.cell for item in to_train], gpus)
     if problems:
         raise PlanError(problems)
     if sweep.gpus == AUTO:
-        say(console, f"{gpus:g} GPUs a trial, by the memory that such trials need")
+        say(console, f"{gpus:g} GPUs a trial, by the memory that such trials need and by what they gain")
     update_tracking(console, items, account, tracker, mine=to_train)
     setting = Setting(sweep.cpus, gpus, sweep.micro_batches)
     what = (setting, sweep.places.data_root, sweep.checkpoints, sweep.compile)
