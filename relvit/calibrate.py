@@ -125,10 +125,14 @@ def images_per_second(
     how = {"pair_head": pair_head, "classes": classes, "device": device, "compile": compile}
     arguments = (together, rates, cell.as_dict(), task_files, how, seconds)
     processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.exitcode for process in processes):
         raise RuntimeError(f"of {count} processes at once not all could train")
     return sum(rates.get() for _ in processes)

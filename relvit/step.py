@@ -223,6 +223,7 @@ def check_precision(precision: str, device: str) -> None:
         if problem := too_old_for(precision, torch.cuda.current_device()):
             raise ValueError(f"this trial {problem}")
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def too_old_for(precision: str, gpu: int) -> str:

@@ -1,27 +1,28 @@
 """benchmarks/gpu.py on a CPU: every part of it runs, and what it has measured is on the disk at any time."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from benchmarks.gpu import BEGUN, OPEN, Report, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
 ABSENT = ("ray", "mlflow", "rich", "optuna", "sklearn", "matplotlib")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """In a process where what the benchmark must do without cannot be imported."""
-    script = f"""
-import runpy, sys
-sys.modules.update(dict.fromkeys({ABSENT}))  # importing one of them fails, and looking for it finds nothing
-sys.argv[0] = {str(ROOT / "benchmarks/gpu.py")!r}
-sys.path.insert(0, {str(ROOT / "benchmarks")!r})
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    command = [sys.executable, "-c", script, "--device", "cpu", "--out", str(folder / "out"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    """In processes in which what the benchmark must do without cannot be imported."""
+    (folder / "without").mkdir()
+    absent = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"  # importing fails, looking for it finds nothing
+    (folder / "without/sitecustomize.py").write_text(absent)
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--out", str(folder / "out")]
+    environment = os.environ | {"PYTHONPATH": str(folder / "without")}
+    return subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.end_to_end
@@ -44,3 +45,42 @@ def test_without_a_gpu_it_says_how_to_try_it(tmp_path):
     assert result.returncode == 2
     assert "there is no GPU that torch can use: --smoke tries this command on a CPU" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_in_which_its_process_dies_is_failed_and_another_process_takes_the_rest(tmp_path):
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from benchmarks.gpu import BEGUN, Report
+report = Report(Path({str(tmp_path)!r}), 1)
+for name in ("first", "second", "third"):
+    if report.is_open("part", name):
+        report.add("part", name, BEGUN)
+        if name == "second":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        report.add("part", name, 1.0)
+"""
+    assert supervise(lambda minutes: [sys.executable, "-c", script], tmp_path, 1) == 0
+    found = Report(tmp_path, 1)
+    assert found.figures == {"part": {"first": 1.0, "second": "failed: its process ended with -11", "third": 1.0}}
+    assert "| second | failed: its process ended with -11 |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_process_that_adds_no_figure_for_long_is_ended(tmp_path):
+    Report(tmp_path, 1).add("part", "first", BEGUN)
+    os.utime(tmp_path / "gpu.json", (0, 0))
+    commands = iter([[sys.executable, "-c", "import time; time.sleep(60)"], ["true"]])
+    started = time.monotonic()
+    assert supervise(lambda minutes: next(commands), tmp_path, 1, silent=2) == 0
+    assert time.monotonic() - started < 30
+    assert Report(tmp_path, 1).figures["part"]["first"].startswith("failed: no end after")
+
+
+def test_the_same_command_again_takes_what_is_open_alone(tmp_path):
+    report = Report(tmp_path, 1)
+    for name, value in {"known": 2.0, "failed": "failed: OutOfMemoryError: CUDA", "late": OPEN}.items():
+        report.add("part", name, value)
+    again = Report(tmp_path, 1)
+    assert [again.is_open("part", name) for name in ("known", "failed", "late", "new")] == [False, False, True, True]
+    assert [again.of("part", name) for name in ("known", "failed", "late", "new")] == [2.0, None, None, None]
