@@ -1,5 +1,6 @@
 """What examples/ holds runs as its files say."""
 
+import math
 import runpy
 from pathlib import Path
 
@@ -27,3 +28,14 @@ def test_the_study_of_pair_heads_has_four_cells_that_differ_in_tasks_and_head_al
     ]
     varying = ("tasks", "pair_head", "abspos_weight")  # the weight follows from the tasks
     assert len({tuple(value for name, value in cell.items() if name not in varying) for cell in cells}) == 1
+
+
+def test_the_arms_of_the_gain_study_have_as_many_steps_and_the_same_draw_of_images():
+    request = Request(study=str(EXAMPLES / "gain.py"), recipe="cpu", data_root=Path("data"))
+    supervised, relvit = plan_cells(request)
+    labelled = 10 * supervised.labels_per_class
+    assert (supervised.tasks, relvit.tasks) == ("none", "sprel+abspos")
+    assert supervised.pretrain_epochs * math.ceil(labelled / supervised.batch_size) == 3200
+    assert relvit.pretrain_epochs * math.ceil(relvit.train_images / relvit.batch_size) == 3140
+    for name in ("train_images", "labels_per_class", "epochs", "learning_rate", "selection", "val_share", "seed"):
+        assert getattr(supervised, name) == getattr(relvit, name)
