@@ -149,11 +149,23 @@ def test_a_ray_that_cannot_start_is_one_sentence_with_the_variable_to_set(monkey
 
 
 def test_auto_without_a_running_ray_is_told_so(monkeypatch):
-    def init(**options):
+    def init(*arguments, **options):
         raise ConnectionError("Could not find any running Ray instance.")
 
+    monkeypatch.setattr(connection, "canonicalize_bootstrap_address", init)
     monkeypatch.setattr(connection.ray, "init", init)
     with pytest.raises(connection.ClusterError, match="^no Ray runs on this machine, .*ray start --head"):
+        with connection.connected("auto"):
+            pass
+
+
+def test_auto_where_the_head_has_gone_is_told_at_once(monkeypatch):
+    """Ray itself would look for it for a minute, and then end the process without a word to whoever called."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(connection.ClusterError, match=rf"^no Ray cluster answers at '[\d.]+:{port}'"):
         with connection.connected("auto"):
             pass
 

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 import grpc
 import ray
 
-# Ray has no public name for a question to its head alone; its own command line asks in this way.
+# Ray has no public name for a question to its head alone, nor for the address that "auto" is; its own command line asks
+# in this way.
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
@@ -97,6 +99,9 @@ def _reach(address: str) -> None:
             f"{address!r} is for Ray's client, through which a sweep cannot see what the cluster's nodes have: submit "
             "the command as a job with sweeps/submit.py, or give the address that `ray start --head` printed"
         )
+    if address == "auto":
+        with suppress(ConnectionError):  # there is none, as `ray.init` will say
+            address = canonicalize_bootstrap_address(address) or address
     host, colon, port = address.rpartition(":")
     if "/" in address or not colon or not port.isdigit():
         return
