@@ -16,8 +16,10 @@ sys.path.insert(0, "benchmarks")
 from chaos import Campaign
 
 def strike(kind, trials):
-    campaign._draw = SimpleNamespace(choices=lambda kinds, weights: [kind], choice=lambda pids: pids[0])
-    campaign._nodes = SimpleNamespace(trials=lambda: trials)
+    campaign._draw = SimpleNamespace(choices=lambda kinds, weights: [kind], choice=lambda things: things[0],
+                                     uniform=lambda least, most: least)
+    campaign._nodes = SimpleNamespace(trials=lambda: trials, may_go=True)
+    campaign._trains = lambda: True
     return campaign._strike()
 
 def becomes(pid, state):
@@ -27,9 +29,11 @@ def becomes(pid, state):
         time.sleep(0.1)
 
 campaign = Campaign.__new__(Campaign)
-campaign.faults, campaign.mounted, campaign._server = Counter(), False, SimpleNamespace(runs=True)
-campaign._options, campaign._storage, campaign._beside = SimpleNamespace(each=False), Path(sys.argv[1]), []
-campaign._later = []
+campaign._filler = Path(sys.argv[1])
+campaign.faults, campaign.mounted, campaign._server = Counter(), False, SimpleNamespace(runs=True, database=None, pid=0)
+campaign._options = SimpleNamespace(each=False, kinds=None, search=False)
+campaign.storage, campaign._store, campaign._beside = Path(sys.argv[1]), None, []
+campaign._later, campaign._in_the_way, campaign._trouble = [], None, 0.0
 gone = subprocess.Popen(["true"])
 gone.wait()
 there = [subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
@@ -43,6 +47,8 @@ assert not strike("driver killed", [])
 assert not strike("driver stopped by Ray", [])
 assert not strike("driver suspended and woken", [])
 assert not strike("state damaged", [])
+assert not strike("study damaged", [])
+assert not strike("lease damaged", [])
 assert not campaign._later
 assert not strike("newest checkpoint cut short", [there[0].pid])  # no checkpoint yet
 folder = campaign.storage / "cells/a"
