@@ -84,6 +84,13 @@ def test_every_node_starts_with_the_token_and_listens_on_no_public_address(confi
     assert config["provider"]["use_internal_ips"] is True
 
 
+def test_every_node_hands_out_its_aws_role_by_version_2_within_two_hops_and_encrypts_its_disk(config):
+    for node in config["available_node_types"].values():
+        options = node["node_config"]
+        assert options["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
+        assert all(disk["Ebs"]["Encrypted"] for disk in options["BlockDeviceMappings"])
+
+
 def test_every_command_is_one_that_a_shell_can_read_as_ray_gives_it(config):
     for command in commands(config):
         read = subprocess.run(["bash", "-n", "-c", as_ray_runs_it(command)], capture_output=True, text=True)
