@@ -144,6 +144,27 @@ def test_the_result_of_a_pre_training_alone_is_logged_once_too(uri, tmp_path, ce
     assert points(uri, "test_sprel_accuracy") == [(1, 30.0)]
 
 
+def test_a_run_that_ended_since_the_tracker_was_opened_is_no_orphan(uri, tmp_path, cell):
+    one = tracker(uri, tmp_path)
+    one.begin(cell, TABLE4)
+    other = tracker(uri, tmp_path)  # reads that it is RUNNING
+    one.log(cell.cell_id, ROWS, WORKER)
+    one.finish(cell.cell_id)
+    assert one.close_orphans() == other.close_orphans() == []
+    (run,) = all_runs(uri)
+    assert (run.info.status, run.data.tags["reason"]) == ("FINISHED", "")
+    for tracking in (one, other):
+        assert tracking.is_finished(cell)
+
+
+def test_what_a_tracker_ended_itself_keeps_its_reason(uri, tmp_path, cell):
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4)
+    tracking.interrupt(cell.cell_id, "trained for a search")
+    assert tracking.close_orphans() == []
+    assert all_runs(uri)[0].data.tags["reason"] == "trained for a search"
+
+
 def test_runs_under_another_storage_path_are_not_orphans_of_this_one(uri, tmp_path, cell):
     (tmp_path / "elsewhere").mkdir()
     Tracker(uri, "relvit", tmp_path / "elsewhere").begin(cell, TABLE4)

@@ -161,13 +161,15 @@ class Tracker:
 
         alive: ids of cells that other drivers hold, whose runs are left alone.
         """
-        orphans = [
-            cell_id
-            for cell_id, run in self._runs.items()
-            if run.info.status == _RUNNING and STORAGE in run.data.tags and cell_id not in alive
-        ]
-        for cell_id in orphans:
-            self._end(cell_id, _KILLED, "the driver died")
+        orphans = []
+        for cell_id, run in list(self._runs.items()):
+            if run.info.status != _RUNNING or STORAGE not in run.data.tags or cell_id in alive:
+                continue
+            # What is known here is of the tracker's opening: another driver may have ended the run since.
+            self._runs[cell_id] = self._client.get_run(run.info.run_id)
+            if self._runs[cell_id].info.status == _RUNNING:
+                self._end(cell_id, _KILLED, "the driver died")
+                orphans.append(cell_id)
         return orphans
 
     def begin(
@@ -352,7 +354,7 @@ class Tracker:
         self._client.log_batch(self._runs[cell_id].info.run_id, tags=[RunTag(*each) for each in tags.items()])
 
     def status(self, cell_id: str) -> str | None:
-        """The status of the cell's run when this tracker was opened; None where it has none."""
+        """The status of the cell's run, as this tracker read or left it; None where it has none."""
         run = self._runs.get(cell_id)
         return run.info.status if run else None
 
@@ -393,6 +395,7 @@ class Tracker:
         known = [point for _, report in self._rows.get(cell_id) for point in _points(report)]
         attach_history(self._client, run_id, known if cell_id in self._made else None)
         self._client.set_terminated(run_id, status)
+        self._runs[cell_id] = self._client.get_run(run_id)
         if status == _FINISHED:
             self._rows.drop(cell_id)
             self._made.discard(cell_id)
