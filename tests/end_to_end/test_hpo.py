@@ -101,6 +101,7 @@ def test_no_trial_was_tested_nor_passes_for_finished(searched):
         assert not any(name.startswith("test_") for name in run.data.metrics)
         state = json.loads((searched / "results/cells" / run.data.tags["cell_id"] / "state.json").read_text())
         assert state["state"] == {"complete": "searched", "pruned": "pruned"}[run.data.tags["trial_state"]]
+        assert run.data.tags["reason"] == state["reason"] != ""
 
 
 def test_the_best_configuration_is_tested_with_other_seeds_and_is_a_recipe(searched):
