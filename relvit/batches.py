@@ -49,11 +49,15 @@ class Batches:
         key = id(split.images)  # held by the data set, which lives as long as the run
         if key not in self._resident:
             limit = _SHARE * self._gpu_share * torch.cuda.get_device_properties(self._device).total_memory
-            fits = split.images.nbytes <= limit
-            self._resident[key] = torch.from_numpy(split.images).to(self._device) if fits else None
-            if not fits:
-                taken = f"the images take {split.images.nbytes / 1e9:.1f} GB and this trial has {limit / 1e9:.1f} GB"
-                self._note(f"{taken} for them on its GPU: each batch is read ahead from the disk instead")
+            self._resident[key], lacks = None, f"this trial has {limit / 1e9:.1f} GB for them on its GPU"
+            if split.images.nbytes <= limit:
+                try:
+                    self._resident[key] = torch.from_numpy(split.images).to(self._device)
+                except torch.OutOfMemoryError:  # other processes have more than their share
+                    lacks = "its GPU has less left"
+            if self._resident[key] is None:
+                taken = f"the images take {split.images.nbytes / 1e9:.1f} GB and {lacks}"
+                self._note(f"{taken}: each batch is read ahead from the disk instead")
         return self._resident[key]
 
     def _read_ahead(self, split: Split, chunks: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
