@@ -4,9 +4,11 @@ a password; and everyone who lacks the token or the password."""
 import base64
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -103,6 +105,7 @@ def site():
         "RELVIT_STORAGE": str(folder / "results"),
         "RELVIT_DATA_ROOT": str(folder / "data"),
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+        "RAY_JOB_STOP_WAIT_TIME_S": "120",
     }
     server = [sys.executable, folder / "clone/sweeps/serve_mlflow.py", "--port", str(mlflow)]
     processes = []
@@ -178,9 +181,9 @@ def study(*arguments: str) -> tuple[str, ...]:
     return ("python", "sweeps/ablation.py", *SMALL, *arguments)
 
 
-def submitted(site: Site, *entrypoint: str) -> subprocess.CompletedProcess:
+def submitted(site: Site, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """By Ray's own command."""
-    command = [BIN / "ray", "job", "submit", "--address", site.ray, "--working-dir", "."]
+    command = [BIN / "ray", "job", "submit", "--address", site.ray, "--working-dir", ".", *options]
     return subprocess.run(
         [*command, "--", *entrypoint], cwd=site.clone, env=site.environment, capture_output=True, text=True
     )
@@ -250,6 +253,51 @@ def test_a_tracking_server_that_is_not_there_is_named_and_the_job_has_failed(sit
     result = submitted(site, *study("--tracking-uri", f"http://127.0.0.1:{port}", "--set", "train_images=300"))
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"no MLflow server answers at http://127.0.0.1:{port}" in result.stdout
+
+
+def test_a_job_that_is_stopped_closes_every_run_with_a_reason_and_lets_go_of_its_cells(site, client):
+    """Eight trials, an eighth of a CPU each."""
+    more = ("--tasks", "none,sprel,dist,ang,abspos,sprel+dist,sprel+ang,sprel+abspos", "--cpus", "0.125")
+    job = f"stopped-{secrets.token_hex(4)}"
+    command = (*study(*more, "--seeds", "7", "--set", "pretrain_epochs=300"), "--experiment", job)
+    assert submitted(site, *command, options=("--no-wait", "--submission-id", job)).returncode == 0
+    runs = []
+    while len(runs) < 8 or not all("epoch" in run.data.metrics for run in runs):
+        assert next(each["status"] for each in jobs(site) if each["submission_id"] == job) in ("PENDING", "RUNNING")
+        time.sleep(0.5)
+        experiment = client.get_experiment_by_name(job)
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    began = time.monotonic()
+    stop = [BIN / "ray", "job", "stop", "--address", site.ray, job]
+    subprocess.run(stop, env=site.environment, check=True, capture_output=True)
+    print(f"stopped in {time.monotonic() - began:.1f} s")
+    assert next(each["status"] for each in jobs(site) if each["submission_id"] == job) == "STOPPED"
+    runs = client.search_runs([experiment.experiment_id])
+    assert [(run.info.status, run.data.tags["reason"]) for run in runs] == [("KILLED", runs[0].data.tags["reason"])] * 8
+    assert runs[0].data.tags["reason"]
+    assert not list((site.folder / "results/drivers").iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another account")
+def test_another_account_reads_no_token_and_no_database_and_changes_no_job(site):
+    """Who can enter the home of the one who started all this, on a cluster that was set up as docs/cluster.md says."""
+    secret = [site.folder / ".ray/auth_token", site.folder / ".mlflow/credentials", *site.folder.rglob("*.db")]
+    packages = list((site.folder / "r").rglob("working_dir_files"))
+    assert len(secret) > 3 and packages and all(path.exists() for path in secret)
+    (site.folder / "open").write_text("for everyone")
+    (site.folder / "open").chmod(stat.S_IROTH | stat.S_IWOTH)
+
+    def reached(*test: str) -> set[str]:
+        command = ["find", site.folder, *test, "-not", "-type", "l"]
+        found = subprocess.run(command, user=65534, group=65534, extra_groups=[], capture_output=True, text=True)
+        return set(found.stdout.splitlines())
+
+    readable, writable = reached("-readable", "-type", "f"), reached("-writable")
+    assert str(site.folder / "open") in readable & writable  # it does look
+    assert not readable & set(map(str, secret))
+    assert not [path for path in readable if path.endswith((".db", "auth_token", "credentials", ".json"))
+                and "clone" not in path]  # fmt: skip
+    assert writable == {str(site.folder / "open")}
 
 
 @pytest.mark.parametrize("token", [None, "not-the-token"])
