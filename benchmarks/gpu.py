@@ -24,7 +24,7 @@ from typing import Any
 # Of a figure that is being taken, and how one begins that could not be taken, or is still to be.
 BEGUN, FAILED, OPEN = "begun", "failed: ", "not reached in the time given: --minutes 60"
 NO_GPU = 2  # exit status of a process of figures that can take none: the same as of a wrong option
-_SILENT = 420.0  # seconds without a figure after which a process is stuck: more than any figure is given
+_SILENT = 500.0  # seconds without a figure after which a process is stuck: more than any figure is given
 _MOST_DEATHS = 10
 
 
