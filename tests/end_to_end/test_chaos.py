@@ -25,7 +25,7 @@ def test_a_sweep_survives_every_kind_of_fault(tmp_path):
         [
             *(sys.executable, str(ROOT / "benchmarks/chaos.py"), "--each", "--faults", str(count), "--interval", "1"),
             *("--kinds", KINDS, "--outage", "5", "--tasks", "none,sprel", "--summary", str(tmp_path)),
-            *("--set", "train_images=200", "--set", "pretrain_epochs=40", "--set", "epochs=40"),
+            *("--set", "train_images=300", "--set", "pretrain_epochs=40", "--set", "epochs=40"),
         ],
         capture_output=True,
         text=True,
