@@ -10,6 +10,7 @@ from relvit.data import Split
 
 # Of a trial's share of a GPU's memory, what a data set may take: less than what packing leaves beyond the model's peak.
 _SHARE = 0.125
+_FETCHED = 4  # batches that the disk is asked for before they are read
 
 
 class Batches:
@@ -64,14 +65,17 @@ class Batches:
         """The next batch is read from the memory map while this one is used."""
         pinned = self._device.type == "cuda"
 
-        def read(index: Tensor) -> list[Tensor]:
+        def read(number: int) -> list[Tensor]:
+            for each in chunks[number + _FETCHED : number + _FETCHED + 1] if number else chunks[: _FETCHED + 1]:
+                split.fetch(each.numpy())
+            index = chunks[number]
             arrays = [torch.from_numpy(array) for array in split.read(index.numpy())]
             return [array.pin_memory() for array in arrays] if pinned else arrays
 
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(read, chunks[0])
-            for following in [*chunks[1:], None]:
+            ahead = reader.submit(read, 0)
+            for number in range(1, len(chunks) + 1):
                 images, labels = ahead.result()
-                if following is not None:
-                    ahead = reader.submit(read, following)
+                if number < len(chunks):
+                    ahead = reader.submit(read, number)
                 yield images.to(self._device, non_blocking=pinned), labels.to(self._device, non_blocking=pinned)

@@ -5,44 +5,27 @@ node share one copy. Where the images come from is `relvit.sources`' matter. Thi
 """
 
 import hashlib
-import io
-import itertools
 import json
 import logging
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
-from relvit.files import write_atomic
-from relvit.sources import (
-    DATASETS,
-    DataError,
-    DatasetNotDownloaded,
-    Encoded,
-    Source,
-    interleaved_classes,
-    read_source,
-    shorten,
-)
-from relvit.sources import Image as SourceImage
+from relvit.decoding import DecoderDied, Preparation, decode_all, image_sizes, open_image
+from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Source, interleaved_classes, read_source
 
 logger = logging.getLogger(__name__)
 
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 LARGEST = 3  # times the image size: the side at which whole images are stored at most; crops of a ninth stay sharp
 CACHE, CACHE_VERSION = ".relvit-cache", 3
-_BLOCK = 4096  # images after which an interrupted preparation goes on; of Parquet, what is in memory at once
 _LARGE = 1e9  # bytes from which a preparation says beforehand what it will take
 CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given; no other can be as large
 
@@ -67,6 +50,16 @@ class Split:
     def read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [b, S, S, 3] and labels int64 [b] at places `index` [b] of this split, copied out."""
         return self.images[self.rows[index]], self.labels[index]
+
+    def fetch(self, index: np.ndarray) -> None:
+        """Have the system bring the images at places `index` [b] from the disk into memory, all at once and without
+        waiting for it: `read` alone would ask for one after the other."""
+        if not isinstance(self.images, np.memmap) or not hasattr(os, "posix_fadvise"):
+            return
+        size = self.images[0].nbytes
+        with Path(str(self.images.filename)).open("rb") as file:
+            for row in self.rows[index].tolist():
+                os.posix_fadvise(file.fileno(), self.images.offset + row * size, size, os.POSIX_FADV_WILLNEED)
 
     def part(self, index: np.ndarray) -> "Split":
         """The split of the places `index`, in that order."""
@@ -157,7 +150,7 @@ def native_image_size(name: str, data_root: Path) -> int:
         return DATASETS[name].image_size
     source = read_source(name, data_root)
     image = next(iter(source.splits["train"][0]))
-    width, height = _open(image).size
+    width, height = open_image(image).size
     if width != height:
         raise DataError(f"{image} is {width} x {height} pixels; say to which square to bring the images: --image-size")
     return width
@@ -230,59 +223,6 @@ def prepare(name: str, data_root: Path, image_size: int, download: bool = True, 
     return _open_cache(name, folder, meta)
 
 
-# Decoding
-
-
-def _open(image: SourceImage) -> Image.Image:
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
-    file: Path | io.BytesIO
-    if not isinstance(image, Encoded):
-        file = image
-    elif image.payload is None:
-        raise DataError(f"{image} holds no image")
-    else:
-        file = io.BytesIO(image.payload)
-    try:
-        return Image.open(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{image} cannot be read as an image: {error}") from error
-
-
-def _decode(image: SourceImage, size: int, depth: int, whole: bool = False) -> tuple[np.ndarray, int]:
-    """uint8 [size, size, 3], and the largest value of deep greyscale (16 or 32 bits a pixel in the file), else 0.
-
-    Any mode to RGB (as in the published code, alpha is dropped), the shorter side resized to `size`, the centre
-    cropped; whole: the image stretched. EXIF's rotation is left aside: pixels stay where the file has them. depth: the
-    bits that deep greyscale uses, of which the upper 8 are kept. Raises DataError for a file that cannot be read.
-    """
-    picture = _open(image)
-    largest = 0
-    try:
-        if picture.mode == "F":
-            raise DataError(f"{image} has floating-point pixels of unknown range; convert it to 8 bits")
-        if picture.mode.startswith("I"):
-            values = np.asarray(picture).astype(np.int64)  # Pillow would clip them at 255
-            largest = int(values.max())
-            if values.min() < 0:
-                raise DataError(f"{image} has negative pixels, of unknown range; convert it to 8 bits")
-            picture = Image.fromarray((values >> (depth - 8)).clip(0, 255).astype(np.uint8))
-        picture = picture.convert("RGB")
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:  # truncated and corrupt files
-        raise DataError(f"{image} cannot be read as an image: {error}") from error
-    if whole and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    if picture.size != (size, size):
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        picture = picture.crop((left, top, left + size, top + size))
-    return np.asarray(picture), largest
-
-
 # Cache: one folder a data set and size, replaced as a whole
 
 
@@ -312,7 +252,7 @@ def _meta(folder: Path) -> dict[str, Any] | None:
 def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[str, Any]:
     parts, aspects = [images for images, _ in source.splits.values()], None
     if whole:
-        sizes = np.array([_open(image).size for image in itertools.chain(*parts)])
+        sizes = image_sizes(parts)
         aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
     # Not tempfile's, which nobody else may read: a data folder may be a lab's. Named by what is decoded, so that what a
@@ -325,7 +265,7 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
     try:
         scratch.mkdir(exist_ok=True)
         shape = (len(labels), size, size, 3)
-        done = _decoded_before(scratch, shape)
+        done, largest = _decoded_before(scratch, shape)
         if math.prod(shape) >= _LARGE:
             before = f", {done:,} of them before" if done else ""
             taken = f"{math.prod(shape) / 1e9:.1f} GB in {folder.parent}"
@@ -334,50 +274,59 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
             array = np.lib.format.open_memmap(scratch / "images.npy", mode="r+")
         else:
             array = _allocated(scratch / "images.npy", shape)
-        depth = _decode_all(parts, array, 16, whole, scratch / "decoded.json", done)
+        splits = {split: len(split_labels) for split, (_, split_labels) in source.splits.items()}
+
+        def preparation() -> Preparation:
+            content = hashlib.sha256(json.dumps([splits, array.shape]).encode())
+            content.update(labels.data)
+            return Preparation(array, scratch, splits["train"], content)
+
+        prepared = preparation()
+        prepared.sum_up(done)
+        depth = decode_all(parts, array, 16, whole, done, prepared.add, largest).bit_length()
         if 0 < depth < 16 or depth > 16:
             logger.warning(f"{folder.name}: its deep greyscale files hold {depth} bits, of which the upper 8 are kept")
             (scratch / "decoded.json").unlink(missing_ok=True)
-            _decode_all(parts, array, depth, whole)
+            prepared = preparation()
+            decode_all(parts, array, depth, whole, record=lambda images, largest: prepared.sum_up(images))
         array.flush()
         np.save(scratch / "labels.npy", labels)
         if aspects is not None:
             np.save(scratch / "aspects.npy", aspects)
-        trained = len(source.splits["train"][1])
-        mean, std = _channel_statistics(array[:trained])
-        splits = {split: len(split_labels) for split, (_, split_labels) in source.splits.items()}
-        content = hashlib.sha256(json.dumps([splits, array.shape]).encode())
-        content.update(labels.data)
-        for start in range(0, len(labels), 1024):
-            content.update(array[start : start + 1024].data)
+        mean, std = prepared.channel_statistics()
         meta = {
             "version": CACHE_VERSION,
             "fingerprint": source.fingerprint,
-            "content": content.hexdigest()[:16],
+            "content": prepared.content,
             "classes": source.classes,
             "splits": splits,
             "mean": mean,
-            "std": std,
+            "std": np.where(np.array(std) < 1 / 255, CONSTANT, std).tolist(),
         }
         (scratch / "decoded.json").unlink(missing_ok=True)
         (scratch / "meta.json").write_text(json.dumps(meta))
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
+    except DecoderDied:
+        raise
     except (DataError, OSError):  # files to repair, a disk to clear; what was interrupted is gone on with
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return meta
 
 
-def _decoded_before(scratch: Path, shape: tuple[int, ...]) -> int:
-    """How many images a preparation that was interrupted has decoded to `scratch`, whole blocks of them."""
+def _decoded_before(scratch: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many images a preparation that was interrupted has decoded to `scratch`, whole blocks of them, and the
+    largest value of deep greyscale among them."""
     try:
-        done = json.loads((scratch / "decoded.json").read_text())["images"]
+        record = json.loads((scratch / "decoded.json").read_text())
+        done, largest = record["images"], record["largest"]
         same = np.load(scratch / "images.npy", mmap_mode="r").shape == shape
     except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return done if same and isinstance(done, int) and 0 < done <= shape[0] else 0
+        return 0, 0
+    whole = isinstance(done, int) and 0 < done <= shape[0] and isinstance(largest, int)
+    return (done, largest) if same and whole else (0, 0)
 
 
 def _allocated(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -390,70 +339,6 @@ def _allocated(path: Path, shape: tuple[int, ...]) -> np.memmap:
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} ({array.nbytes / 1e9:.2g} GB are needed)", path) from error
     return array
-
-
-def _decode_all(
-    parts: list[Collection[SourceImage]],
-    array: np.memmap,
-    depth: int,
-    whole: bool,
-    record: Path | None = None,
-    done: int = 0,
-) -> int:
-    """Decode all images of the splits into `array` [m, S, S, 3]. Returns how many bits deep greyscale uses, at least 8,
-    or 0 where there is none. Raises DataError with the files that cannot be read.
-
-    record: where each block that is decoded, and on the disk, is entered; done: how many images it says are.
-    """
-    problems, largest = [], [json.loads(record.read_text())["largest"] if record and done else 0]
-    images = enumerate(itertools.chain(*parts))
-    next(itertools.islice(images, done, done), None)
-
-    def fill(numbered: tuple[int, SourceImage]) -> None:
-        try:
-            array[numbered[0]], peak = _decode(numbered[1], array.shape[1], depth, whole)
-            largest.append(max(peak, 128) if peak else 0)
-        except DataError as error:
-            problems.append(str(error))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _progress(len(array), done) as advance:
-        while block := list(itertools.islice(images, _BLOCK)):
-            list(pool.map(fill, block))
-            advance(len(block))
-            if record and not problems and len(array) > _BLOCK:
-                array.flush()
-                write_atomic(record, json.dumps({"images": block[-1][0] + 1, "largest": max(largest)}).encode())
-    if problems:
-        raise DataError(shorten(sorted(problems)))
-    return max(largest).bit_length()
-
-
-@contextmanager
-def _progress(images: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar for a person at a terminal, where it takes more than a block. Gives what is called with how many more."""
-    if images <= _BLOCK or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    # Here, since relvit is used without it where it only trains.
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=images, completed=done)
-        yield lambda count: bar.advance(task, count)
-
-
-def _channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel for values in [0, 1]; a constant channel counts as deviation 1."""
-    counts = np.stack([np.zeros(256, dtype=np.int64)] * 3)
-    for start in range(0, len(images), 1024):
-        block = images[start : start + 1024]
-        counts += np.stack([np.bincount(block[..., channel].ravel(), minlength=256) for channel in range(3)])
-    values = np.arange(256) / 255
-    mean = counts @ values / counts.sum(1)
-    std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
-    return mean.tolist(), np.where(std < 1 / 255, CONSTANT, std).tolist()
 
 
 def _open_cache(name: str, folder: Path, meta: dict[str, Any]) -> Dataset:

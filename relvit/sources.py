@@ -1,22 +1,27 @@
 """Where the images of each data set are, before they are decoded: archives in their own formats, or class folders.
 
 One row of DATASETS is all that is known of a data set by name. Under the name of any data set, known or not, a folder
-`DATA_ROOT/NAME` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (and, if there, `val/CLASS/*.jpg`) is read first, and
-after it one with `train-*.parquet` and `test-*.parquet` (and, if there, `validation-*.parquet`).
+`DATA_ROOT/NAME` with `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (and, if there, `val/CLASS/*.jpg`) is read first, after
+it one with `train-*.parquet` and `test-*.parquet` (and, if there, `validation-*.parquet`), and after that one with
+`train-*.tar` and so on, in which KEY.jpg and KEY.cls lie side by side. Where the labels of the test split are not
+public, as ImageNet's, and val is there, val is test.
 """
 
 import hashlib
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
 import socket
+import tarfile
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -55,7 +60,30 @@ class Encoded(NamedTuple):
         return self.place
 
 
-Image = Path | Encoded | np.ndarray
+class Slice(NamedTuple):
+    """A part of a file that is an image file: where it begins, its length in bytes, and its name there."""
+
+    path: str
+    start: int
+    length: int
+    name: str
+
+    def read(self) -> bytes:
+        """The part. Raises DataError where the file no longer has it."""
+        try:
+            with Path(self.path).open("rb", buffering=0) as file:
+                payload = os.pread(file.fileno(), self.length, self.start)
+        except OSError as error:
+            raise DataError(f"{self} cannot be read: {error.strerror}") from error
+        if len(payload) < self.length:
+            raise DataError(f"{self} cannot be read: the file is shorter than when it was listed")
+        return payload
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.name}"
+
+
+Image = str | Path | Encoded | Slice | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -133,15 +161,16 @@ def _read_source(name: str, data_root: Path, download: bool) -> Source:
     found = row is not None and any(all((root / path).exists() for path in layout) for layout in row.layouts)
     if has_class_folders(name, root):
         return _read_class_folders(name, root)
-    if folder := _parquet_folder(root):
-        return _read_parquet(folder)
+    for suffix, read in (("parquet", _read_parquet), ("tar", _read_tar)):
+        if folder := _packed_folder(root, suffix):
+            return _without_hidden_labels(folder, read(folder))
     if row is None:
         return _read_class_folders(name, root)  # which says what is missing
     for alias in row.aliases:
         if (data_root / alias).is_dir():
             return _read_published(row, data_root / alias)
     if not found:
-        if root.is_dir() and (root / "train").is_dir() != (root / "test").is_dir():
+        if (root / "train").is_dir() != (root / "test").is_dir():
             return _read_class_folders(name, root)  # which says what is missing
         if not download:
             raise DatasetNotDownloaded(f"{name}: looked for {_layouts(row, root)}, found none")
@@ -167,8 +196,9 @@ def _md5(path: Path) -> str:
 
 def has_class_folders(name: str, root: Path) -> bool:
     """Whether a data set's folder is to be read as class folders. Tiny ImageNet has a train/ and a test/ of its own."""
-    own_layout = name == "tiny_imagenet" and (root / "wnids.txt").exists()
-    return (root / "train").is_dir() and (root / "test").is_dir() and not own_layout
+    own = ("wnids.txt", "val/val_annotations.txt") if name == "tiny_imagenet" else ()
+    own_layout = any((root / path).exists() for path in own)
+    return (root / "train").is_dir() and any((root / split).is_dir() for split in ("test", "val")) and not own_layout
 
 
 # Downloads
@@ -219,7 +249,7 @@ def _silence_ends() -> Iterator[None]:
 
 def _layouts(row: DatasetRow, root: Path) -> str:
     places = [f"class folders {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg"]
-    places += [f"{root}/train-*.parquet and {root}/test-*.parquet"]
+    places += [f"{root}/train-*.{suffix} and {root}/test-*.{suffix}" for suffix in ("parquet", "tar")]
     places += [f"{root.parent / alias}/" for alias in row.aliases]
     places += [" and ".join(str(root / path) for path in layout) for layout in row.layouts]
     places += [" and ".join(f"{root / archive.filename} (MD5 {archive.md5})" for archive in row.archives)]
@@ -451,7 +481,7 @@ def _read_tiny_imagenet(root: Path) -> Source:
 # Parquet, as data sets are commonly published: an image's bytes and its label in each row
 
 
-_PARQUET_SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
+_SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
 # Where several columns could be meant; CIFAR-100 has labels of two grains, of which the paper uses the fine one.
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label", "class", "target")
 
@@ -481,29 +511,50 @@ class _ParquetImages(Collection):
                         row += 1
 
 
-def _parquet_folder(root: Path) -> Path | None:
-    """The data set's folder, or the one folder in it, that holds Parquet files of a split."""
+def _packed_folder(root: Path, suffix: str) -> Path | None:
+    """The data set's folder, or the one folder in it, that holds such files of a split."""
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
-    holding = [folder for folder in folders if any(_parquet_files(folder, split) for split in _PARQUET_SPLITS)]
+    holding = [folder for folder in folders if any(_packed(folder, split, suffix) for split in _SPLITS)]
     if len(holding) > 1 and holding[0] != root:
-        raise DataError(f"{root} holds Parquet files in {shorten([path.name for path in holding])}: keep one of them")
+        kind = "Parquet files" if suffix == "parquet" else "tar shards"
+        raise DataError(f"{root} holds {kind} in {shorten([path.name for path in holding])}: keep one of them")
     return holding[0] if holding else None
 
 
-def _parquet_files(folder: Path, split: str) -> list[Path]:
-    names = "|".join(_PARQUET_SPLITS[split])
-    return sorted(path for path in folder.glob("*.parquet") if re.fullmatch(rf"({names})(-.*)?\.parquet", path.name))
+def _packed(folder: Path, split: str, suffix: str) -> list[Path]:
+    names = "|".join(_SPLITS[split])
+    found = (path for path in folder.glob(f"*.{suffix}") if re.fullmatch(rf"({names})(-.*)?\.{suffix}", path.name))
+    return sorted(found)
 
 
-def _read_parquet(folder: Path) -> Source:
-    files = {split: paths for split in _PARQUET_SPLITS if (paths := _parquet_files(folder, split))}
-    missing = [f"{split}-*.parquet" for split in ("train", "test") if split not in files]
+def _split_files(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """The files of each split. Raises DataError where some are missing."""
+    files = {split: paths for split in _SPLITS if (paths := _packed(folder, split, suffix))}
+    missing = [f"train-*.{suffix}"] if "train" not in files else []
+    missing += [f"test-*.{suffix}"] if not {"test", "val"} & set(files) else []
     for paths in files.values():
-        wanted = {match[1] for path in paths if (match := re.search(r"-of-(\d+)\.parquet$", path.name))}
+        wanted = {match[1] for path in paths if (match := re.search(rf"-of-(\d+)\.{suffix}$", path.name))}
         if len(wanted) == 1 and len(paths) != int(count := wanted.pop()):
             missing.append(f"{int(count) - len(paths)} of the {int(count)} files like {paths[0].name}")
     if missing:
         raise DataError(f"{folder} looks half-copied: it lacks {' and '.join(missing)}")
+    return files
+
+
+def _without_hidden_labels(root: Path, source: Source) -> Source:
+    """Where the labels of test are not public and val is there, val is test, and val is held out from train: so are
+    ImageNet's results published."""
+    splits = dict(source.splits)
+    test = splits.pop("test", None)
+    if "val" not in splits or (test and test[1]):
+        return source
+    splits["test"] = splits.pop("val")
+    note = f"{root} has no test split with labels: its val split is test here, and val is held out from train"
+    return replace(source, splits=splits, notes=(*source.notes, note))
+
+
+def _read_parquet(folder: Path) -> Source:
+    files = _split_files(folder, "parquet")
     every = [path for paths in files.values() for path in paths]
     image, label, names = _parquet_columns(files["train"][0])
     for path in every:
@@ -513,6 +564,8 @@ def _read_parquet(folder: Path) -> Source:
                 f"{', '.join(_parquet_file(path).schema_arrow.names)}"
             )
     values = {split: _parquet_labels(paths, label) for split, paths in files.items()}
+    if set(values.get("test", ())) == {-1}:  # how labels are marked that are not public
+        values["test"], files["test"] = [], []
     known = list(enumerate(names)) if names else [(value, str(value)) for value in sorted(set(values["train"]))]
     classes = [name for _, name in known]
     number = {key: index for index, pair in enumerate(known) for key in pair if isinstance(key, str) or key >= 0}
@@ -598,6 +651,61 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
 
 
+# Tar shards, as WebDataset has them: KEY.jpg and KEY.cls, the class as a number or a name
+
+
+def _read_tar(folder: Path) -> Source:
+    files = _split_files(folder, "tar")
+    found = {split: [each for path in paths for each in _tar_images(path)] for split, paths in files.items()}
+    if {label for _, label in found.get("test", ())} == {"-1"}:  # how labels are marked that are not public
+        found["test"] = []
+    names = {label for _, label in found["train"]}
+    numbers = all(re.fullmatch("[0-9]+", name) for name in names)
+    classes = sorted(names, key=int if numbers else str)
+    number = {name: index for index, name in enumerate(classes)}
+    splits = {}
+    for split, images in found.items():
+        strange = next(((image, label) for image, label in images if label not in number), None)
+        if strange:
+            raise DataError(f"{strange[0]}: its class {strange[1]!r} is none of the {len(classes)} of train-*.tar")
+        splits[split] = ([image for image, _ in images], [number[label] for _, label in images])
+    return Source(classes, splits, fingerprint(folder, (path for paths in files.values() for path in paths)))
+
+
+def _tar_images(path: Path) -> list[tuple[Slice, str]]:
+    stat = path.stat()
+    return _listed_tar(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)  # shards; a plan asks for them several times
+def _listed_tar(path: str, size: int, changed: int) -> list[tuple[Slice, str]]:
+    """The images of a shard, which are left where they lie in it, in its order, with what their .cls files hold."""
+    images: dict[str, Slice] = {}
+    labels: dict[str, str] = {}
+    try:
+        with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
+            for member in shard:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if not member.isreg() or not stem:  # hidden files, such as what macOS leaves beside each
+                    continue
+                key = f"{folder}/{stem}"
+                if ending.lower() == "cls":
+                    text = os.pread(file.fileno(), member.size, member.offset_data).decode().strip()
+                    labels[key] = str(int(text)) if text.isdecimal() else text
+                elif f".{ending.lower()}" in IMAGE_SUFFIXES:
+                    if key in images:
+                        raise DataError(f"{path} has two images of one key: {images[key].name} and {member.name}")
+                    images[key] = Slice(path, member.offset_data, member.size, member.name)
+    except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a tar shard: {error}") from error
+    labels = {key: text for key, text in labels.items() if text}
+    if alone := sorted(images.keys() ^ labels.keys()):
+        lacking = [f"{key.lstrip('/')}.{'cls' if key in images else 'jpg'}" for key in alone]
+        raise DataError(f"{path} lacks {shorten(lacking)}, or they are empty")
+    return [(image, labels[key]) for key, image in images.items()]
+
+
 def _require_files(paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
@@ -611,24 +719,29 @@ def _read_class_folders(name: str, root: Path) -> Source:
         there = {
             path.name
             for path in siblings
-            if ((path / "train").is_dir() and (path / "test").is_dir()) or _parquet_files(path, "train")
+            if has_class_folders(path.name, path) or any(_packed(path, "train", each) for each in ("parquet", "tar"))
         }
         raise DataError(
             f"{unknown('data set', name, [*DATASETS, *sorted(there - set(DATASETS))])} "
             f"(a folder {root} with train/CLASS/ and test/CLASS/ would be one too, or with train-*.parquet and "
-            "test-*.parquet)"
+            "test-*.parquet, or with train-*.tar and test-*.tar)"
         )
     problems = [f"{root / split} is missing" for split in ("train", "test") if not (root / split).is_dir()]
-    if problems:
+    if problems and not has_class_folders(name, root):
         raise DataError(
             f"{name}: {'; '.join(problems)}. Looked for class folders: {root}/train/CLASS/*.jpg and "
             f"{root}/test/CLASS/*.jpg (val/ is optional)"
         )
-    files = {
-        split: {folder.name: _image_files(folder) for folder in sorted((root / split).iterdir()) if _is_class(folder)}
-        for split in ("train", "val", "test")
-        if (root / split).is_dir()
-    }
+    present = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+    unused: list[str] = []
+    files: dict[str, dict[str, list[str]]] = {split: {} for split in present}
+    for split in present:
+        for folder in sorted((root / split).iterdir()):
+            if _is_class(folder):
+                files[split][folder.name], others = _listing(folder)
+                unused += [f"{split}/{folder.name}/{each}" for each in others]
+            else:
+                unused.append(f"{split}/{folder.name}")
     classes = sorted(files["train"])
     problems = [] if classes else [f"{root / 'train'} holds no class folders"]
     for split, by_class in files.items():
@@ -646,12 +759,10 @@ def _read_class_folders(name: str, root: Path) -> Source:
         )
         for split, by_class in files.items()
     }
-    used = {path for paths, _ in splits.values() for path in paths}
-    entries = [path for split in files for path in (root / split).iterdir() if not _is_class(path)]
-    entries += [path for split in files for label in classes for path in (root / split / label).iterdir()]
-    unused = sorted(str(path.relative_to(root)) for path in entries if path not in used)
+    unused.sort()
     notes = (f"{root}: {len(unused)} files and folders are not used: {shorten(unused)}",) if unused else ()
-    return Source(classes, splits, fingerprint(root, (path for paths, _ in splits.values() for path in paths)), notes)
+    source = Source(classes, splits, fingerprint(root, (path for paths, _ in splits.values() for path in paths)), notes)
+    return _without_hidden_labels(root, source)
 
 
 def _is_class(folder: Path) -> bool:
@@ -659,10 +770,17 @@ def _is_class(folder: Path) -> bool:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """The images directly in a folder, but for hidden files, such as what macOS leaves beside each."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    """The images directly in a folder."""
+    return [Path(path) for path in _listing(folder)[0]] if folder.is_dir() else []
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """The paths of the images directly in a folder, by name, but for hidden files, such as what macOS leaves beside
+    each; and the names of what else is there. As text: a million of pathlib's objects take seconds."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries)
+    images = {name for name in names if name[0] != "." and f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES}
+    return [f"{folder}/{name}" for name in names if name in images], [name for name in names if name not in images]
 
 
 def shorten(names: list[str]) -> str:
@@ -670,12 +788,12 @@ def shorten(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def fingerprint(root: Path, paths: Iterable[Path]) -> str:
-    """A digest of the files' names, sizes and times of change."""
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+def fingerprint(root: Path, paths: Iterable[Path | str]) -> str:
+    """A digest of the files' names below `root`, sizes and times of change."""
+    digest, before = hashlib.sha256(), len(str(root / "name")) - len("name")
+    for path in map(str, paths):
+        stat = os.stat(path)  # noqa: PTH116 - a million of pathlib's objects take seconds
+        digest.update(f"{path[before:]} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

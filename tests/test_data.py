@@ -4,13 +4,16 @@ import contextlib
 import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from relvit import data
+from relvit import data, decoding
 from relvit.data import DataError
+from relvit.sources import read_source
 
 
 def write_class_folders(root, counts, side=8):
@@ -625,19 +628,21 @@ def made_folder(tmp_path, count=60):
 
 
 def interrupted(monkeypatch, tmp_path, after):
-    """Prepare, interrupted as by Ctrl-C once so many images are decoded. Returns how many were."""
-    decode, calls = data._decode, []
+    """Prepare, interrupted as by Ctrl-C at the image `after`, counted from 0. Returns how many were decoded."""
+    splits = read_source("many", tmp_path).splits.values()
+    place = {image: number for number, image in enumerate(image for images, _ in splits for image in images)}
+    decode, calls = decoding.decode, []
 
-    def counted(*arguments):
-        calls.append(1)
-        if len(calls) > after:
+    def counted(image, *arguments):
+        if place[image] >= after:
             raise KeyboardInterrupt
-        return decode(*arguments)
+        calls.append(image)
+        return decode(image, *arguments)
 
-    monkeypatch.setattr(data, "_decode", counted)
+    monkeypatch.setattr(decoding, "decode", counted)
     with contextlib.suppress(KeyboardInterrupt):
         data.prepare("many", tmp_path, 8)
-    monkeypatch.setattr(data, "_decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     return len(calls)
 
 
@@ -646,7 +651,7 @@ def test_an_interrupted_preparation_goes_on_after_the_last_whole_block(tmp_path,
     whole = data.prepare("many", tmp_path, 8)
     (cache,) = (tmp_path / ".relvit-cache").glob("many-8")
     shutil.rmtree(cache)
-    monkeypatch.setattr(data, "_BLOCK", 16)
+    monkeypatch.setattr(decoding, "BLOCK", 16)
     interrupted(monkeypatch, tmp_path, after=40)
     (scratch,) = cache.parent.glob(".many-8.*.tmp")
     assert interrupted(monkeypatch, tmp_path, after=1000) == 60 - 32  # two blocks of 16 were whole
@@ -658,20 +663,50 @@ def test_an_interrupted_preparation_goes_on_after_the_last_whole_block(tmp_path,
 
 def test_of_other_images_nothing_is_gone_on_with(tmp_path, monkeypatch):
     made_folder(tmp_path)
-    monkeypatch.setattr(data, "_BLOCK", 16)
+    monkeypatch.setattr(decoding, "BLOCK", 16)
     interrupted(monkeypatch, tmp_path, after=40)
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "many" / "train" / "a" / "more.png")
-    assert interrupted(monkeypatch, tmp_path, after=1000) == 61
+    assert interrupted(monkeypatch, tmp_path, after=61) == 61
     assert [path.name for path in (tmp_path / ".relvit-cache").iterdir() if path.is_dir()] == ["many-8"]
 
 
 def test_a_damaged_record_of_an_interrupted_preparation_starts_it_again(tmp_path, monkeypatch):
     made_folder(tmp_path)
-    monkeypatch.setattr(data, "_BLOCK", 16)
+    monkeypatch.setattr(decoding, "BLOCK", 16)
     interrupted(monkeypatch, tmp_path, after=40)
     (record,) = (tmp_path / ".relvit-cache").glob(".many-8.*.tmp/decoded.json")
     record.write_text('{"images": "many"}')
     assert interrupted(monkeypatch, tmp_path, after=1000) == 60
+
+
+def test_many_images_are_decoded_by_processes_to_what_threads_make_of_them(tmp_path, monkeypatch):
+    made_folder(tmp_path)
+    threads = data.prepare("many", tmp_path, 8)
+    (cache,) = (tmp_path / ".relvit-cache").glob("many-8")
+    cache.rename(tmp_path / "by-threads")
+    monkeypatch.setattr(decoding, "_PROCESSES_FROM", 1)
+    processes = data.prepare("many", tmp_path, 8)
+    assert (processes.fingerprint, processes.mean, processes.std) == (threads.fingerprint, threads.mean, threads.std)
+    assert np.array_equal(processes.train.images, threads.train.images)
+    shutil.rmtree(cache)
+    (tmp_path / "many" / "train" / "a" / "002.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"train/a/002.png cannot be read as an image"):
+        data.prepare("many", tmp_path, 8)
+
+
+def test_a_process_that_dies_as_it_decodes_is_said_and_what_was_decoded_stays(tmp_path, monkeypatch):
+    made_folder(tmp_path)
+    monkeypatch.setattr(decoding, "BLOCK", 16)
+    interrupted(monkeypatch, tmp_path, after=40)
+    monkeypatch.setattr(decoding, "_PROCESSES_FROM", 1)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    ends = lambda: subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(7)"], **pipes)  # noqa: E731
+    monkeypatch.setattr(decoding, "_start_worker", ends)
+    with pytest.raises(DataError, match="ended with status 7.*run the same command again"):
+        data.prepare("many", tmp_path, 8)
+    monkeypatch.undo()
+    monkeypatch.setattr(decoding, "BLOCK", 16)
+    assert interrupted(monkeypatch, tmp_path, after=60) == 60 - 32
 
 
 def test_what_a_large_preparation_takes_is_said_beforehand(tmp_path, monkeypatch, caplog):
