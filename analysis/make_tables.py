@@ -43,7 +43,7 @@ from analysis.runs.gather import Gathered, GatherError, gather, read_gathered
 from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
 from relvit.cell import parse_value, unknown
 from relvit.secrets import holds_password
-from relvit.vocabulary import ANALYSIS, GIT_COMMIT, TEST
+from relvit.vocabulary import ANALYSIS, GIT_COMMIT, MOST_NOTE, TEST
 
 DIFFERENT, BAD_REQUEST, INTERRUPTED = 1, 2, 130
 REPORT = "report"  # the document, beside which a table of a study of that name has another one
@@ -267,7 +267,7 @@ def attach(
             "reproduce them."
         )
     shown = f"{description}\n\n{WRITERS['markdown'](table)}"
-    description = shown if len(shown) <= study_run.MOST else description
+    description = shown if len(shown) <= MOST_NOTE else description
     try:
         run_id = study_run.attach(
             options.tracking_uri,

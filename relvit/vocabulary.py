@@ -35,6 +35,7 @@ SEARCH_RUN = "search_run"
 # Of the run that stands for a study: KIND is STUDY_KIND, and STUDY its name
 KIND, STUDY_KIND = "kind", "study"
 NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # what MLflow's own pages show
+MOST_NOTE = 5000  # characters that every MLflow store takes for a tag
 
 # Artifacts
 HISTORY = "history.parquet"  # every metric of a run that has ended

@@ -21,10 +21,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkou
 from rich.console import Console
 
 from relvit.cell import TASKS, Cell
+from relvit.task_files import add_tasks_file
 from sweeps.account.account import Account, count_states
 from sweeps.account.failures import GROUPS, RETRIES, parse_classes
 from sweeps.cli import options as shared
-from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, exit_status, new_console, refuse, say
+from sweeps.cli.console import BAD_REQUEST, INTERRUPTED, SOME_FAILED, begin, exit_status, new_console, refuse, say
 from sweeps.cli.options import AUTO, Places
 from sweeps.cli.plan_view import show_plan
 from sweeps.cli.watch import watch
@@ -146,6 +147,11 @@ def main() -> int:
     options = parse_arguments()
     console, account, sweep = new_console(), Account(options.storage), sweep_of(options)
     if options.watch:
+        try:
+            if options.tasks_file:
+                add_tasks_file(options.tasks_file)
+        except ValueError as error:
+            return refuse([str(error)])
         return watch(console, account, watched(options), options.watch)
     try:
         studies, problems = plan(request_of(options)), []
@@ -162,7 +168,8 @@ def main() -> int:
         url = webhook()
     except WebhookError as error:
         problems.append(str(error))
-    if problems:  # a wrong request starts no download
+    if problems:  # a wrong request starts no download, and leaves nothing behind
+        account.discard_if_empty()
         return refuse(problems + prepare_data(cells, options.data_root, download=False) + reach_problems(sweep))
     started, status = time.monotonic(), SOME_FAILED  # what an exception amounts to
     try:
@@ -171,6 +178,8 @@ def main() -> int:
         status = INTERRUPTED
         raise
     finally:
+        if status == BAD_REQUEST:
+            account.discard_if_empty()
         if url:
             tell(url, console, account, cells, options.study, status, time.monotonic() - started)
     return status

@@ -220,6 +220,21 @@ def test_a_storage_path_below_a_file_cannot_be_written_and_says_so(tmp_path):
     assert problem.startswith(f"the storage path {tmp_path}/file/results cannot be written")
 
 
+def test_of_a_refused_request_nothing_is_left_where_nothing_was_planned(tmp_path, cells):
+    account = Account(tmp_path / "results")
+    assert account.check() == []
+    with account.hold(cells, lost=lambda: None):
+        account.discard_if_empty()
+        assert (tmp_path / "results" / "account.json").exists()  # somebody is at work
+    account.discard_if_empty()
+    assert not (tmp_path / "results").exists()
+    account.check()
+    account.plan(dict.fromkeys(cells, ("table4",)))
+    account.discard_if_empty()
+    assert list(account.planned()) == cells
+    assert (tmp_path / "results" / "account.json").exists()
+
+
 def test_a_look_makes_nothing(tmp_path):
     assert Account(tmp_path / "results").look() == []
     assert not (tmp_path / "results").exists()

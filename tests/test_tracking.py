@@ -450,3 +450,17 @@ def test_a_deleted_experiment_is_refused_with_how_it_comes_back(uri, tmp_path):
     client.delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"was deleted .* restore it .*--experiment-id {experiment}"):
         Tracker(uri, "gone", tmp_path)
+
+
+def test_a_studys_page_begins_with_how_far_it_is_and_keeps_what_it_said(uri, tmp_path):
+    tracking = tracker(uri, tmp_path)
+    tracking.show_study("table4", "1 of 16")
+    (run,) = all_runs(uri)
+    assert run.data.tags["kind"] == "study"
+    assert (run.info.run_name, run.data.tags["study"], run.info.status) == ("table4", "table4", "FINISHED")
+    assert run.data.tags["mlflow.note.content"] == "### So far\n\n1 of 16"
+    MlflowClient(uri).set_tag(run.info.run_id, "mlflow.note.content", "The table.")  # analysis/make_tables.py
+    tracking.show_study("table4", "2 of 16")
+    tracker(uri, tmp_path).show_study("table4", "3 of 16")  # a later driver
+    (run,) = all_runs(uri)
+    assert run.data.tags["mlflow.note.content"] == "### So far\n\n3 of 16\n\n---\n\nThe table."

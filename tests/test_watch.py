@@ -10,7 +10,7 @@ from rich.console import Console
 from sweeps.ablation import parse_arguments, watched
 from sweeps.account.account import FAILED, RUNNING, Account
 from sweeps.cli.progress import labels
-from sweeps.cli.watch import watch
+from sweeps.cli.watch import markdown, stand, watch
 from sweeps.planning.plan import Request, plan
 
 
@@ -93,3 +93,17 @@ def test_evaluations_of_one_pre_training_are_told_apart(tmp_path):
         "pretrain_probe", "pretrain_finetune", "pretrain_finetune labels_per_class=10"
     ]  # fmt: skip
     assert replace(cells[1], labels_per_class=10) == cells[2]
+
+
+def test_for_a_page_it_is_markdown_and_says_what_it_has_no_room_for(account):
+    standing = stand(account, ["table4"], {})
+    text = markdown(standing, 5000)
+    assert text.startswith("**4 cells: 1 finished, 0 to continue, 3 to start; 0 running, 1 failed**\n")
+    assert (
+        "\n| cell | test accuracy | spread | seeds |\n| --- | ---: | ---: | ---: |\n| none | 91.25 |  | 1/2 |" in text
+    )
+    assert "\n- FAILED none  seed 1: not finite: loss is nan\n" in text
+    short = markdown(standing, 200)
+    assert len(short) <= 200
+    assert text.startswith(short.partition("\n... and ")[0])
+    assert short.endswith(" more lines")

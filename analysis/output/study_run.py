@@ -15,10 +15,9 @@ from mlflow.exceptions import MlflowException
 
 from analysis.runs import stores
 from relvit.secrets import redacted
-from relvit.vocabulary import ANALYSIS, KIND, NOTE, STUDY, STUDY_KIND
+from relvit.vocabulary import ANALYSIS, KIND, MOST_NOTE, NOTE, STUDY, STUDY_KIND
 
 _STUDIES = "Tables and figures of the studies:"  # how the experiment's description begins
-MOST = 5000  # characters that every MLflow store takes for a tag
 
 
 class AttachError(ValueError):
@@ -54,7 +53,7 @@ def attach(
         for path in files:
             client.log_artifact(run_id, str(path), ANALYSIS)
         texts = {**(tags or {}), NOTE: description}
-        client.log_batch(run_id, tags=[RunTag(name, text[:MOST]) for name, text in texts.items()])
+        client.log_batch(run_id, tags=[RunTag(name, text[:MOST_NOTE]) for name, text in texts.items()])
         client.set_terminated(run_id)
         _list_studies(client, found)
     except (MlflowException, OSError) as error:
@@ -71,7 +70,7 @@ def _list_studies(client: MlflowClient, experiment: Experiment) -> None:
     runs = stores.search(client, experiment.experiment_id, f"tags.{KIND} = '{STUDY_KIND}'")
     of = {run.data.tags[STUDY]: run.info.run_id for run in runs if run.data.tags.get(STUDY)}
     links = [f"[{name}](#/experiments/{experiment.experiment_id}/runs/{of[name]})" for name in sorted(of)]
-    client.set_experiment_tag(experiment.experiment_id, NOTE, f"{_STUDIES} {', '.join(links)}"[:MOST])
+    client.set_experiment_tag(experiment.experiment_id, NOTE, f"{_STUDIES} {', '.join(links)}"[:MOST_NOTE])
 
 
 def find(client: MlflowClient, experiment_id: str, study: str) -> Run | None:

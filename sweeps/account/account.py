@@ -18,7 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -125,6 +125,18 @@ class Account:
         except OSError as error:
             return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {remedy(error)}"]
         return self._shut_folders()
+
+    def discard_if_empty(self) -> None:
+        """Remove what `check` made, where nothing was planned and nobody is at work: a request was refused."""
+        entered = (self.storage.glob(pattern) for pattern in ("studies/*", "cells/*", "drivers/*.json"))
+        if any(True for paths in entered for _ in paths):
+            return
+        with suppress(OSError):  # what cannot be removed does no harm
+            (self.storage / "account.json").unlink(missing_ok=True)
+            if isinstance(self.storage, Path):
+                for folder in (self.storage / "drivers", self.storage):
+                    if folder.is_dir():
+                        folder.rmdir()
 
     def _shut_folders(self) -> list[str]:
         """Folders that another user made for himself alone: what lies there could not be continued."""

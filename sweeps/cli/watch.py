@@ -1,15 +1,15 @@
-"""A view of a sweep from another terminal or machine: what runs, what is done, the table so far. It reads the account
-alone and writes nothing."""
+"""A view of a sweep while it trains, of the account alone: what runs, what is done, the table so far. On a terminal or
+another machine by `watch`, which writes nothing; as Markdown for the page of a study in MLflow by its driver."""
 
 import statistics
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from relvit.cell import Cell
 from relvit.vocabulary import TEST_ACCURACY, TEST_KNN_ACCURACY
@@ -18,6 +18,22 @@ from sweeps.account.failures import CRASH
 from sweeps.cli.console import SOME_FAILED, refuse
 from sweeps.cli.plan_view import summary
 from sweeps.cli.progress import duration, labels
+
+RUNNING_HEADINGS = ("cell", "seed", "checkpoint", "for")
+RESULT_HEADINGS = ("cell", "test accuracy", "spread", "seeds")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where studies stand. running, results: rows of text under RUNNING_HEADINGS and RESULT_HEADINGS, a result for the
+    cells that differ in their seeds alone; remarks: what failed, and whether nobody is at work; exit_status: of
+    studies that have ended, else None."""
+
+    summary: str
+    running: list[tuple[str, ...]]
+    results: list[tuple[str, ...]]
+    remarks: list[str]
+    exit_status: int | None
 
 
 def watch(console: Console, account: Account, studies: Collection[str], seconds: float) -> int:
@@ -31,15 +47,15 @@ def watch(console: Console, account: Account, studies: Collection[str], seconds:
         if problems:
             return refuse(problems)
         if not console.is_terminal:
-            shown, status = _look(account, studies, results)
-            console.print(shown)
-            return status or 0
+            standing = stand(account, studies, results)
+            console.print(_shown(standing))
+            return standing.exit_status or 0
         with Live(console=console, auto_refresh=False, screen=False) as live:
             while True:
-                shown, status = _look(account, studies, results)
-                live.update(shown, refresh=True)
-                if status is not None:
-                    return status
+                standing = stand(account, studies, results)
+                live.update(_shown(standing), refresh=True)
+                if standing.exit_status is not None:
+                    return standing.exit_status
                 time.sleep(seconds)
     except KeyboardInterrupt:
         return 0
@@ -54,9 +70,9 @@ def _absent(account: Account, studies: Collection[str]) -> list[str]:
     return [f"no cell of study {name!r} was planned under {account.storage}; {there}" for name in lacking]
 
 
-def _look(account: Account, studies: Collection[str], results: dict[Cell, float]) -> tuple[Group, int | None]:
-    """What is to be shown now, and the exit status once all has ended. results: of finished cells, as far as they were
-    read before; what is new is added."""
+def stand(account: Account, studies: Collection[str], results: dict[Cell, float]) -> Standing:
+    """Where the studies stand now. results: of finished cells, as far as they were read before; what is new is
+    added."""
     cells = [cell for cell, names in account.planned().items() if set(names) & set(studies)]
     statuses = account.statuses(cells)
     for cell, status in statuses.items():
@@ -68,41 +84,69 @@ def _look(account: Account, studies: Collection[str], results: dict[Cell, float]
     left = [cell for cell, status in statuses.items() if status.state not in (FINISHED, FAILED)]
     failed = {cell: status for cell, status in statuses.items() if status.state == FAILED}
     names = labels(cells)
-    parts: list[Text | Table] = [Text(f"{summary(statuses.values())}; {len(running)} running, {len(failed)} failed")]
-    if running:
-        parts.append(_running(running, statuses, names))
-    parts.append(_results(cells, results, names))
-    parts += [
-        Text(f"FAILED {names[cell]}  seed {cell.seed}: {status.failure or CRASH}: {status.reason}")
+    remarks = [
+        f"FAILED {names[cell]}  seed {cell.seed}: {status.failure or CRASH}: {status.reason}"
         for cell, status in failed.items()
     ]
     if left and not running:
-        parts.append(Text("no driver is at work: the same command without --watch continues"))
-    return Group(*parts), None if left else SOME_FAILED * bool(failed)
+        remarks.append("no driver is at work: the same command without --watch continues")
+    return Standing(
+        f"{summary(statuses.values())}; {len(running)} running, {len(failed)} failed",
+        [_running(cell, statuses[cell], names[cell]) for cell in running],
+        _results(cells, results, names),
+        remarks,
+        None if left else SOME_FAILED * bool(failed),
+    )
 
 
-def _running(cells: list[Cell], statuses: Mapping[Cell, Status], names: Mapping[Cell, str]) -> Table:
-    table = Table(title="running", title_justify="left", box=None)
-    for heading in ("cell", "seed", "checkpoint", "for"):
-        table.add_column(heading, justify="left" if heading == "cell" else "right")
-    for cell in cells:
-        status = statuses[cell]
-        epochs = f"{status.epoch} of {cell.total_epochs}"
-        table.add_row(names[cell], str(cell.seed), epochs, duration(max(0.0, time.time() - status.changed)))
-    return table
+def _running(cell: Cell, status: Status, name: str) -> tuple[str, ...]:
+    since = duration(max(0.0, time.time() - status.changed))
+    return name, str(cell.seed), f"{status.epoch} of {cell.total_epochs}", since
 
 
-def _results(cells: list[Cell], results: Mapping[Cell, float], names: Mapping[Cell, str]) -> Table:
-    """A row for the cells that differ in their seeds alone."""
+def _results(cells: list[Cell], results: Mapping[Cell, float], names: Mapping[Cell, str]) -> list[tuple[str, ...]]:
     rows: dict[Cell, list[Cell]] = {}
     for cell in cells:
         rows.setdefault(replace(cell, seed=0), []).append(cell)
-    table = Table(title="finished so far", title_justify="left", box=None)
-    for heading in ("cell", "test accuracy", "spread", "seeds"):
-        table.add_column(heading, justify="left" if heading == "cell" else "right")
+    shown: list[tuple[str, ...]] = []
     for members in rows.values():
         values = [results[cell] for cell in members if cell in results]
         mean = f"{statistics.fmean(values):.2f}" if values else "–"
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        table.add_row(names[members[0]], mean, spread, f"{len(values)}/{len(members)}")
-    return table
+        shown.append((names[members[0]], mean, spread, f"{len(values)}/{len(members)}"))
+    return shown
+
+
+def _shown(standing: Standing) -> Group:
+    parts: list[str | Table] = [standing.summary]
+    for title, headings, rows in _tables(standing):
+        table = Table(title=title, title_justify="left", box=None)
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "cell" else "right")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        parts.append(table)
+    return Group(*(escape(part) if isinstance(part, str) else part for part in (*parts, *standing.remarks)))
+
+
+def _tables(standing: Standing) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    if standing.running:
+        yield "running", RUNNING_HEADINGS, standing.running
+    yield "finished so far", RESULT_HEADINGS, standing.results
+
+
+def markdown(standing: Standing, most: int) -> str:
+    """The same for a page, in at most so many characters: what has no room is left out at the end, and counted."""
+    lines = [f"**{standing.summary}**", ""]
+    for title, headings, rows in _tables(standing):
+        lines += [f"{title}:", "", _row(headings), _row(["---"] + ["---:"] * (len(headings) - 1)), *map(_row, rows), ""]
+    lines += [f"- {remark}" for remark in standing.remarks]
+    kept = len(lines)
+    while sum(map(len, lines[:kept])) + kept > most - 40:
+        kept -= 1
+    cut = ["", f"... and {len(lines) - kept} more lines"] if kept < len(lines) else []
+    return "\n".join(lines[:kept] + cut)
+
+
+def _row(texts: Collection[str]) -> str:
+    return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"

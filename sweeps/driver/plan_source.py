@@ -25,6 +25,7 @@ class PlanSource(Source):
         self._waiting, self._account, self._keep_pretrainings = list(items), account, keep_pretrainings
         self._known = {**(known or {}), **{item.cell: item.status for item in items}}
         self._pending = {item.cell: None for item in items}
+        self.studies = frozenset(name for item in items for name in item.studies)
         self._users = {} if keep_pretrainings else account.pretraining_users()
         self._left = _epochs_left(items, account)
         self.epochs = len(self._left)

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from sqlalchemy.exc import OperationalError
 
 from relvit.cell import Cell
-from relvit.vocabulary import DATA_FINGERPRINT
+from relvit.vocabulary import DATA_FINGERPRINT, MOST_NOTE
 from sweeps.account.account import FAILED, FINISHED, RUNNING, Account
 from sweeps.account.failures import (
     CRASH,
@@ -32,6 +32,7 @@ from sweeps.account.failures import (
 from sweeps.account.leases import Hold
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import duration
+from sweeps.cli.watch import markdown, stand
 from sweeps.driver.options import Options
 from sweeps.driver.queue import TrialQueue
 from sweeps.driver.source import Ending, Source, Verdict
@@ -43,6 +44,8 @@ from sweeps.tracking.tracker import Tracker, is_passing
 
 # How long a sweep that has ended waits for what MLflow and the storage have not taken yet.
 TRACKING_PATIENCE, STORAGE_PATIENCE = 300.0, 3600.0
+# Seconds between two looks at the account for the studies' pages; and so many times as long as a look takes.
+SHOWN_EVERY, _SHOWN_SHARE = 60.0, 50.0
 
 _HOW = {
     CRASH: "died",
@@ -83,6 +86,8 @@ class Reporter(Callback):
         self._peak: dict[str, int] = {}
         self._images: dict[str, str] = {}
         self._begun: dict[str, WorkItem] = {}  # by cell, what has a run that is RUNNING
+        self._shown_next = 0.0
+        self._results: dict[str, dict[Cell, float]] = {study: {} for study in source.studies}
         self.queue = TrialQueue(source, account, options, hold.name, lambda: self.is_out_of_budget() or hold.is_lost)
         self.stopper = _Stopper(self)
 
@@ -169,6 +174,9 @@ class Reporter(Callback):
                 self._watch.started(trial.trial_id, cell)
                 ray.kill(trial.temporary_state.ray_actor)
         self.enter_endings()
+        if time.monotonic() >= self._shown_next:
+            self._shown_next = time.monotonic() + SHOWN_EVERY
+            self._tracking.put(self._show)
         if self._budget.is_spent() and self._begun and not self._said_spent:
             self._said_spent = True
             self._note("the budget is spent: what runs is stopped at its newest checkpoint")
@@ -190,10 +198,24 @@ class Reporter(Callback):
                 self._track(self._tracker.interrupt, cell_id, self._source.stop_reason(item))
         return self._source.stopped()
 
+    def _show(self) -> None:
+        """Let the page of each study in MLflow show where it stands."""
+        begun = time.monotonic()
+        for study, results in self._results.items():
+            try:
+                standing = stand(self._account, [study], results)
+            except OSError:  # the storage is away, which the other outbox says
+                return
+            asof = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+            text = f"{markdown(standing, MOST_NOTE - 200)}\n\nAs of {asof}."
+            self._tracker.show_study(study, text)
+        self._shown_next = max(self._shown_next, begun + _SHOWN_SHARE * (time.monotonic() - begun))
+
     def close(self) -> int:
         """Wait for all writes. Returns how many MLflow has not taken; the account has them."""
         if self._accounting.close(STORAGE_PATIENCE):
             self._note("the storage did not take all that was entered; run the same command again")
+        self._tracking.put(self._show)
         return self._tracking.close(TRACKING_PATIENCE)
 
     def _begin(self, item: WorkItem, setting: Setting) -> None:

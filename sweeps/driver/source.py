@@ -41,6 +41,7 @@ class Source(ABC):
     """Says what to train next and hears what comes of it, in the driver's one thread."""
 
     draws_late = False  # True: nothing is handed out before there is room for it
+    studies: frozenset[str] = frozenset()  # those whose pages in MLflow show how far they are
 
     @abstractmethod
     def begin(self, write: Callable[..., None]) -> None:

@@ -45,6 +45,7 @@ def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -
         return 0
     problems = account.check() + prepare_data(cells, request.places.data_root)
     if problems:
+        account.discard_if_empty()
         return refuse(problems)
     names = [f"search {search.name}" for search in searches]
     with leases.hold(account.storage / "drivers", names, lost=lambda: stop_for_another(console)) as hold:

@@ -39,7 +39,9 @@ from relvit.vocabulary import (
     DRIVER_HOST,
     DUPLICATE,
     FAILURE,
+    KIND,
     METHOD,
+    MOST_NOTE,
     NOTE,
     PACKAGES,
     PHASE,
@@ -49,6 +51,7 @@ from relvit.vocabulary import (
     SELECTED_EPOCH,
     STORAGE,
     STUDY,
+    STUDY_KIND,
     TASK_ROWS,
     TEST,
 )
@@ -67,6 +70,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _RUNNING, _FINISHED, _FAILED, _KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 _PAGE = 1000
+# Around what a study's page says while it trains: what it begins with, and what stands before what it said earlier.
+_SO_FAR, _BELOW = "### So far\n\n", "\n\n---\n\n"
 _MOST_DIGEST = 36  # characters that MLflow takes of a data set's digest
 _ROWS, _METRICS = 60, 900  # a request, at most; MLflow takes 1,000 entries, tags among them
 _SERVER_WRITERS = 8
@@ -121,6 +126,7 @@ class Tracker:
             if kept is not run:
                 self._duplicates.append((run, kept))
         self._origin = _origin()
+        self._study_runs: dict[str, str] = {}  # by study, the id of the run that stands for it
         self._without_data: dict[str, Cell] = {}  # cells whose runs do not have their data sets as inputs yet
         self._logged: dict[str, int] = {}  # the epochs that a run has, as the bits of a number
         self._results: set[str] = set()  # cells whose run is known to have its result
@@ -388,6 +394,23 @@ class Tracker:
         self.begin(cell, studies, deviation, name, note)
         self.log(cell.cell_id, history)
         self.finish(cell.cell_id, folder)
+
+    def show_study(self, study: str, text: str) -> None:
+        """Let the run that stands for the study begin with this text, in Markdown; what it says otherwise, as of
+        analysis/make_tables.py, stays below. The run is made where there is none."""
+        if study not in self._study_runs:
+            found = search_runs(self._client, self._experiment, f"tags.{KIND} = '{STUDY_KIND}'")
+            runs = [run for run in found if run.data.tags.get(STUDY) == study]
+            run = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+            if run is None:
+                run = self._client.create_run(self._experiment, tags={KIND: STUDY_KIND, STUDY: study}, run_name=study)
+                self._client.set_terminated(run.info.run_id)
+            self._study_runs[study] = run.info.run_id
+        run_id = self._study_runs[study]
+        earlier = self._client.get_run(run_id).data.tags.get(NOTE, "")
+        earlier = earlier.partition(_BELOW)[2] if earlier.startswith(_SO_FAR) else earlier
+        shown = f"{_SO_FAR}{text}" + (f"{_BELOW}{earlier}" if earlier else "")
+        self._client.set_tag(run_id, NOTE, shown[:MOST_NOTE])
 
     def _end(self, cell_id: str, status: str, reason: str, more: Mapping[str, str] | None = None) -> None:
         run_id = self._runs[cell_id].info.run_id
