@@ -88,7 +88,7 @@ def stand(account: Account, studies: Collection[str], results: dict[Cell, float]
         f"FAILED {names[cell]}  seed {cell.seed}: {status.failure or CRASH}: {status.reason}"
         for cell, status in failed.items()
     ]
-    if left and not running:
+    if left and not any(cell.cell_id in held for cell in left):
         remarks.append("no driver is at work: the same command without --watch continues")
     return Standing(
         f"{summary(statuses.values())}; {len(running)} running, {len(failed)} failed",

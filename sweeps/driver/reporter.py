@@ -176,7 +176,7 @@ class Reporter(Callback):
         self.enter_endings()
         if time.monotonic() >= self._shown_next:
             self._shown_next = time.monotonic() + SHOWN_EVERY
-            self._tracking.put(self._show)
+            self._tracking.put_once(self._show, lane="studies")
         if self._budget.is_spent() and self._begun and not self._said_spent:
             self._said_spent = True
             self._note("the budget is spent: what runs is stopped at its newest checkpoint")
@@ -215,7 +215,7 @@ class Reporter(Callback):
         """Wait for all writes. Returns how many MLflow has not taken; the account has them."""
         if self._accounting.close(STORAGE_PATIENCE):
             self._note("the storage did not take all that was entered; run the same command again")
-        self._tracking.put(self._show)
+        self._tracking.put(self._show, lane="studies")
         return self._tracking.close(TRACKING_PATIENCE)
 
     def _begin(self, item: WorkItem, setting: Setting) -> None:

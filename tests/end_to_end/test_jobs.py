@@ -31,6 +31,7 @@ pytestmark = pytest.mark.end_to_end
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = ("--tasks", "none", "--set", "train_images=200", "--set", "pretrain_epochs=3", "--set", "epochs=3")
+CELLS = "tags.cell_id != ''"  # the runs of cells; that of the study aside
 SECRET_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -218,7 +219,7 @@ def test_a_study_from_a_fresh_clone_runs_on_the_cluster_and_its_run_leads_back_t
     result = submit(site, *study())
     assert result.returncode == 0, result.stdout
     assert "1 cells finished" in result.stdout
-    (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id], CELLS)
     assert run.info.status == "FINISHED"
     head = subprocess.run(["git", "-C", site.clone, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert run.data.tags["git_commit"] == head.stdout.strip()
@@ -266,13 +267,13 @@ def test_a_job_that_is_stopped_closes_every_run_with_a_reason_and_lets_go_of_its
         assert next(each["status"] for each in jobs(site) if each["submission_id"] == job) in ("PENDING", "RUNNING")
         time.sleep(0.5)
         experiment = client.get_experiment_by_name(job)
-        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        runs = client.search_runs([experiment.experiment_id], CELLS) if experiment else []
     began = time.monotonic()
     stop = [BIN / "ray", "job", "stop", "--address", site.ray, job]
     subprocess.run(stop, env=site.environment, check=True, capture_output=True)
     print(f"stopped in {time.monotonic() - began:.1f} s")
     assert next(each["status"] for each in jobs(site) if each["submission_id"] == job) == "STOPPED"
-    runs = client.search_runs([experiment.experiment_id])
+    runs = client.search_runs([experiment.experiment_id], CELLS)
     assert [(run.info.status, run.data.tags["reason"]) for run in runs] == [("KILLED", runs[0].data.tags["reason"])] * 8
     assert runs[0].data.tags["reason"]
     assert not list((site.folder / "results/drivers").iterdir())

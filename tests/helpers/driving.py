@@ -16,7 +16,7 @@ class Tracking:
     writers = 1
 
     def __init__(self, tags=None):
-        self.told, self.tags, self.kept = [], tags or {}, []
+        self.told, self.tags, self.kept, self.pages = [], tags or {}, [], {}
 
     def keep(self, cell_id, *row):
         self.kept.append((cell_id, *row))
@@ -26,6 +26,9 @@ class Tracking:
         rows = [each for each in self.kept if each[0] == cell_id]
         self.told += [("log", *row) for row in rows]
         self.kept = [each for each in self.kept if each not in rows]
+
+    def show_study(self, study, text):
+        self.pages[study] = text
 
     def tag_of(self, cell_id, name):
         return self.tags.get(cell_id, {}).get(name)

@@ -83,9 +83,10 @@ def call(entry: str, folder: Path, *arguments: str, **more: str) -> Result:
 
 
 def tracked(folder: Path) -> list[Run]:
-    """Every run of the experiment `relvit` in folder/mlflow.db."""
+    """Every run of the experiment `relvit` in folder/mlflow.db but those that stand for studies."""
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    return list(client.search_runs([client.get_experiment_by_name("relvit").experiment_id], max_results=1000))
+    found = client.search_runs([client.get_experiment_by_name("relvit").experiment_id], max_results=1000)
+    return [run for run in found if run.data.tags.get("kind") != "study"]
 
 
 def runs_by_tasks(folder: Path) -> dict[str, Run]:
