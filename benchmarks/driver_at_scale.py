@@ -160,8 +160,9 @@ def server(folder: Path, database: str) -> Iterator[tuple[str, Away]]:
     def start() -> None:
         with (folder / "server.log").open("a") as log:
             command = [sys.executable, "-m", "mlflow", "server", *options]
-            running.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
-        for _ in range(600):
+            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            running.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment))
+        for _ in range(3000):
             try:
                 urllib.request.urlopen(f"{uri}/health", timeout=5).close()
                 return
