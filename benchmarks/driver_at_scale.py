@@ -174,8 +174,8 @@ def server(folder: Path, database: str) -> Iterator[tuple[str, Away]]:
         running[0].terminate()
         running.pop().wait()
 
-    start()
     try:
+        start()
         yield uri, lambda yes: stop() if yes else start()
     finally:
         if running:
