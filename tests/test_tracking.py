@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from relvit.cell import Cell
 from sweeps.account.account import FAILED, Account
@@ -91,6 +91,27 @@ def test_a_run_has_its_data_sets_as_inputs_by_name_and_fingerprint(uri, tmp_path
     (run,) = all_runs(uri)
     (known,) = run.inputs.dataset_inputs
     assert (known.dataset.name, known.dataset.digest) == ("digits", "0123456789abcdef")
+
+
+@pytest.mark.parametrize(("refusals", "logged"), [(2, 1), (3, 0)])
+def test_data_sets_that_another_run_enters_at_the_same_moment_are_entered_again_and_never_cost_a_row(
+    uri, tmp_path, cell, monkeypatch, refusals, logged
+):
+    # What a server on PostgreSQL answers then.
+    answers, log_inputs = iter([MlflowException("duplicate key", BAD_REQUEST)] * refusals), MlflowClient.log_inputs
+
+    def refuse(*what):
+        for error in answers:
+            raise error
+        return log_inputs(*what)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", refuse)
+    tracking = tracker(uri, tmp_path)
+    tracking.begin(cell, TABLE4)
+    tracking.log(cell.cell_id, ROWS, WORKER | {"data_fingerprint": "0123456789abcdef"})
+    (run,) = all_runs(uri)
+    assert len(run.inputs.dataset_inputs) == logged
+    assert points(uri, "learning_rate") == [(1, 0.1), (2, 0.2)]
 
 
 def test_a_description_is_the_users_once_there_is_one_and_a_name_follows_the_plan(uri, tmp_path, cell):

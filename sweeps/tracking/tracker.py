@@ -333,12 +333,15 @@ class Tracker:
             )
             for (name, use), digest in zip(uses, fingerprints.split("+"))
         ]
-        try:
-            self._client.log_inputs(self._runs[cell_id].info.run_id, inputs)
-        except MlflowException as error:
-            if is_passing(error):
-                raise
-            _LOGGER.warning("the run of %s does without data sets as inputs: %s", cell_id, error)
+        for left in (2, 1, 0):
+            try:
+                self._client.log_inputs(self._runs[cell_id].info.run_id, inputs)
+                break
+            except MlflowException as error:
+                if is_passing(error):
+                    raise
+                if not left:  # else another run may have entered one of the data sets at the same moment
+                    _LOGGER.warning("the run of %s does without data sets as inputs: %s", cell_id, error)
         del self._without_data[cell_id]
 
     def finish(self, cell_id: str, folder: Location | None = None) -> None:
