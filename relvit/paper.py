@@ -79,6 +79,16 @@ FAMILIES = {"vit": "ViT", "swin": "Swin", "t2t": "T2T-ViT"}
 METHODS = {"supervised": "Supervised", "drloc": "L_drloc", "relvit": "RelViT"}
 
 
+def dataset_name(dataset: str) -> str:
+    """ "CIFAR-10" for cifar10; a user's own data set keeps its name."""
+    return DATASET_NAMES.get(dataset, dataset)
+
+
+def backbone_name(backbone: str) -> str:
+    """ "ViT-S/4" for vit_s4; what is none of ours keeps its name."""
+    return BACKBONE_NAMES.get(backbone, backbone)
+
+
 def section_3_1(
     backbone: str, image_size: float, fields: Mapping[str, Any] = VIT, variant: Mapping[str, Any] = VARIANT
 ) -> dict[str, Any]:

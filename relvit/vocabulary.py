@@ -21,6 +21,7 @@ PICTURES_DRAWN = "pictures"  # the pictures that were logged, or "none"
 # Where a run comes from: which code, which data, which machine
 GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST = "git_commit", "git_dirty", "source_digest"
 DATA_FINGERPRINT = "data_fingerprint"  # of the decoded images and labels
+IMAGES_OF = {"val": "images_of_val", "test": "images_of_test"}  # how many images a result of a split is of
 DRIVER_HOST, HOST, DEVICE = "driver_host", "host", "device"
 COMPILE = "compile"  # the setting: auto, always or never
 PACKAGES = ("torch", "timm", "ray")

@@ -31,6 +31,7 @@ from relvit.vocabulary import (
     GIT_COMMIT,
     GIT_DIRTY,
     HOST,
+    IMAGES_OF,
     PROCESSOR_SECONDS,
     SOURCE_DIGEST,
     TEST,
@@ -41,6 +42,7 @@ from relvit.vocabulary import (
 _ENDING = ".provenance.json"
 _TAGS = (
     *(CELL_ID, "status", GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, DATA_FINGERPRINT, DEVIATION),
+    *IMAGES_OF.values(),
     *(HOST, DEVICE, *VERSIONS),  # on the page
 )
 _VERSION = "2"  # of what a sidecar holds and of how its digests are made

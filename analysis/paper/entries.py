@@ -14,11 +14,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.output.typeset import Entry, Table
-from analysis.paper.published import PAPER_EPOCHS, family, paper_backbones
+from analysis.paper.published import AUTHORS, PAPER_EPOCHS, family, paper_backbones, published
 from analysis.runs.comparability import chosen_fields, deviations, of_recipe, shown
+from analysis.runs.splits import split_of
 from analysis.stats.seeds import by_seed
 from relvit.cell import BACKBONES, FIELDS, LATER_FIELDS, NONE
-from relvit.paper import section_3_1
+from relvit.paper import backbone_name, dataset_name, section_3_1
+from relvit.vocabulary import IMAGES_OF, TEST_ACCURACY, TEST_KNN_ACCURACY
 
 
 class NothingToDraw(ValueError):
@@ -162,9 +164,15 @@ class Entries:
         """The labelled runs that are finished."""
         return self.labelled[self.labelled["status"] == "FINISHED"]
 
-    def wide(self, metric: str = "test_accuracy") -> pd.DataFrame:
-        """A metric as `analysis.stats.seeds.by_seed`, one column a label. Raises SeveralRuns."""
-        return by_seed(self.labelled, "label", metric)
+    def wide(self, metric: str = TEST_ACCURACY) -> pd.DataFrame:
+        """A metric as `analysis.stats.seeds.by_seed`, one column a label; the accuracy of a pre-training alone is
+        k-NN's. Raises SeveralRuns."""
+        runs = self.labelled
+        if metric == TEST_ACCURACY and TEST_KNN_ACCURACY in runs:
+            alone = runs["protocol"] == "pretrain"
+            runs = runs.assign(**{metric: runs.get(metric, np.nan)})
+            runs[metric] = runs[metric].where(~alone, runs[TEST_KNN_ACCURACY])
+        return by_seed(runs, "label", metric)
 
     @cached_property
     def deviations(self) -> dict[str, tuple[str, ...]]:
@@ -204,25 +212,28 @@ def departures(runs: pd.DataFrame, table: PaperTable) -> list[str]:
     """Why finished runs of a study cannot be held against the paper's numbers, one reason each; empty if they can.
 
     Data sets and backbones that the paper's table does not have, a backbone of its kind that only stands in, another
-    number of epochs, part of the training images, another recipe than section 3.1's, what the engine had to do
-    differently (tag deviation), and code with uncommitted or unknown changes.
+    number of epochs, part of the training images, results of another number of images than the published ones of the
+    same split, another recipe than section 3.1's, what the engine had to do differently (tag deviation), and code with
+    uncommitted or unknown changes.
     """
     runs = runs[runs["status"] == "FINISHED"]
     paper = table.paper_backbones()
     reasons = []
     for dataset, backbone in runs[["dataset", "backbone"]].dropna().drop_duplicates().to_numpy():
         if dataset not in paper:
-            reasons.append(f"data set {dataset} is not in the paper's {table.name}")
+            reasons.append(f"data set {dataset_name(dataset)} is not in the paper's {table.title}")
             if not any(backbone in each.values() for each in paper.values()):
-                reasons.append(f"backbone {backbone} is not in the paper's {table.name}")
+                reasons.append(f"backbone {backbone_name(backbone)} is not in the paper's {table.title}")
         elif backbone not in paper[dataset].values():
-            meant = paper[dataset].get(family(backbone), " or ".join(paper[dataset].values()))
-            reasons.append(f"backbone {backbone} stands in for {meant} on {dataset}")
+            meant = paper[dataset].get(family(backbone))
+            named = " or ".join(map(backbone_name, [meant] if meant else paper[dataset].values()))
+            reasons.append(f"{backbone_name(backbone)} stands in for {named} on {dataset_name(dataset)}")
     for phase, column in (("of pre-training", "pretrain_epochs"), ("of classification", "epochs")):
         for epochs in sorted(runs[column].dropna().unique()):
             if epochs not in (0, PAPER_EPOCHS):  # 0: there is no such phase
                 reasons.append(f"{epochs:.0f} epochs {phase} instead of {PAPER_EPOCHS}")
     reasons += [f"{n:,.0f} training images instead of all" for n in sorted(runs["train_images"].dropna().unique()) if n]
+    reasons += _other_images(runs, table)
     for name, found in _other_recipe(runs, table.varying).items():
         reasons.append(f"{name} {' or '.join(found)}")
     reasons += sorted({str(text).strip() for text in runs["deviation"].dropna()} - {""})
@@ -234,6 +245,19 @@ def departures(runs: pd.DataFrame, table: PaperTable) -> list[str]:
 
 
 _OWN_REASONS = ("train_images", "pretrain_epochs", "epochs")  # for which `departures` has sentences
+
+
+def _other_images(runs: pd.DataFrame, table: PaperTable) -> list[str]:
+    """A tenth of a folder's training images is no official val split, nor a few images a test split."""
+    split, paper = split_of(runs), published(table.places or table.name)
+    paper = paper[(paper["split"] == split) & (paper["trained_by"] == AUTHORS)]
+    theirs = dict(zip(paper["dataset"], paper["images"].astype(int)))
+    known = runs.reindex(columns=["dataset", IMAGES_OF[split]]).dropna().drop_duplicates().to_numpy()
+    return [
+        f"{int(images):,} {split} images of {dataset_name(dataset)} instead of {theirs[dataset]:,}"
+        for dataset, images in known
+        if theirs.get(dataset, int(images)) != int(images)
+    ]
 
 
 def _other_recipe(runs: pd.DataFrame, varying: Sequence[str]) -> dict[str, list[str]]:

@@ -22,8 +22,9 @@ def family(backbone: str) -> str:
 
 def published(table: str) -> pd.DataFrame:
     """The rows of published.csv of a table: dataset, backbone, family, method, tasks, metric, value; and where a value
-    comes from: trained_by, split (in the terms of this repository), images of that split, and corrected, what its
-    author later got; the last two null where there is none.
+    comes from: trained_by, split (in the terms of this repository), images of that split, corrected, what its author
+    later got, trained_on, the splits where they are others than ours, and others, what people got with its code. images
+    and corrected are null, the last two empty where there is none.
     """
     rows = _published()
     return rows[rows["table"] == table].copy()
@@ -42,9 +43,12 @@ def reservations(row: Mapping[str, Any], split: str = TEST) -> list[str]:
     if row["split"] != split:
         found.append(f"published on the {row['images']:,.0f} images of the {row['split']} split")
     if row["trained_by"] != AUTHORS:
-        found.append(f"trained by {row['trained_by']} with another recipe, tested on {row['images']:,.0f} images")
+        on = f" on {row['trained_on']}" if row["trained_on"] else ""
+        found.append(f"trained by {row['trained_by']} with another recipe{on}, tested on {row['images']:,.0f} images")
     if pd.notna(row["corrected"]):
         found.append(f"its author later got {row['corrected']:.2f}")
+    if row["others"]:
+        found.append(f"others got {row['others']} with its code")
     return found
 
 

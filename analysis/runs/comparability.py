@@ -13,10 +13,22 @@ import numpy as np
 import pandas as pd
 
 from relvit.cell import FIELDS, NONE, Cell, neutral_fields
-from relvit.vocabulary import CELL_ID, DATA_FINGERPRINT, DEVIATION, GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, STUDY
+from relvit.vocabulary import (
+    CELL_ID,
+    DATA_FINGERPRINT,
+    DEVIATION,
+    GIT_COMMIT,
+    GIT_DIRTY,
+    IMAGES_OF,
+    SOURCE_DIGEST,
+    STUDY,
+)
 
 # Columns beside the fields of a cell on which tables, footnotes and provenance rest.
-_TEXTS = ("run_id", CELL_ID, "status", STUDY, GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, DATA_FINGERPRINT, DEVIATION)
+_TEXTS = (
+    *("run_id", CELL_ID, "status", STUDY, GIT_COMMIT, GIT_DIRTY, SOURCE_DIGEST, DATA_FINGERPRINT, DEVIATION),
+    *IMAGES_OF.values(),
+)
 
 # A recipe sets these by the data set's images and the backbone (section 3.1: another batch size for the variants), so
 # where a table has several of those, only runs of the same must agree.
@@ -46,7 +58,8 @@ class NotComparable(ValueError):
 def conform(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with every column that the tables need, whatever the schema they were written with.
 
-    What is lacking is null; a run without an id goes by its cell's id or its number.
+    What is lacking is null, and so is a result that is infinite; a run without an id goes by its cell's id or its
+    number.
     """
     needed = [*_TEXTS, "start_time", *FIELDS]
     if runs.attrs.get(_CONFORMS) and list(runs.columns[: len(needed)]) == needed:
@@ -57,6 +70,8 @@ def conform(runs: pd.DataFrame) -> pd.DataFrame:
     unnamed = names.isna() | names.duplicated()
     result["run_id"] = names.where(~unnamed, [f"run-{number}" for number in range(len(names))])
     result["start_time"] = pd.to_datetime(result["start_time"], utc=True)
+    measured = [name for name in result.columns if str(name).startswith("test_")]
+    result[measured] = result[measured].replace([np.inf, -np.inf], np.nan)
     result.attrs[_CONFORMS] = True  # which pandas hands on to a selection of the rows
     return result.reset_index(drop=True)
 

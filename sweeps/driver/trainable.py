@@ -18,7 +18,7 @@ from ray.util import get_node_ip_address
 from relvit.cell import Cell
 from relvit.files import location
 from relvit.task_files import add_tasks_source, sources_of
-from relvit.vocabulary import COMPILE, DATA_FINGERPRINT, DEVICE, HOST
+from relvit.vocabulary import COMPILE, DATA_FINGERPRINT, DEVICE, HOST, IMAGES_OF
 from sweeps.account import leases
 from sweeps.account.account import Account
 from sweeps.account.failures import BAD_DATA, GPU_OOM, HOST_OOM, NOT_FINITE, Setting
@@ -114,6 +114,9 @@ class CellTrainable(tune.Trainable):
 
         datasets = [load(name, Path(config["data_root"]), size, whole) for name, size, whole in datasets_of([cell])]
         self._worker[DATA_FINGERPRINT] = fingerprint_of(dataset.fingerprint for dataset in datasets)
+        _, val = datasets[0].train_val(cell.seed, cell.train_images, cell.val_share)
+        for split, images in (("val", val), ("test", datasets[0].test)):
+            self._worker[IMAGES_OF[split]] = str(len(images))
         yield from train(
             cell,
             datasets[0],
