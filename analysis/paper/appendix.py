@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
 from analysis.paper.entries import Entries
 from analysis.paper.numbers import beside, metric_title, p_value, plus_minus, published_entry
-from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, SIMILAR, compare_entries
+from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, NOTHING_TO_COMPARE, SIMILAR, compare_entries
 from analysis.paper.table1 import layout_table1
 from analysis.paper.verdicts import MARGIN, paper_against_itself, published_numbers, sentences
 from analysis.runs.splits import split_of
@@ -73,6 +73,7 @@ def differences(entries: Entries, name: str) -> Table | None:
         texts += [beside(str(int(row["n"])), rests_on), beside(needed[pair], family[group])]
         rows.append(Row(cell, tuple(texts)))
     baseline = entries.of.baseline
+    by_knn = " (of a pre-training alone k-NN's)" * bool((known["protocol"] == "pretrain").any())
     tested = (
         "95 % intervals and p, each the more cautious of two: by the spread of all cells, seeds as blocks, and by that "
         "of the pair; and p corrected for all pairs of cells, as bold in the table itself; bold where it is below 5 %."
@@ -80,8 +81,8 @@ def differences(entries: Entries, name: str) -> Table | None:
         else "One seed: nothing is tested."
     )
     caption = (
-        f"Differences in {split_of(entries.runs)} accuracy to {baseline}, in percentage points. {tested} Seeds needed: "
-        "in all, to find the difference seen, if it is what there is, with a power of 80 %."
+        f"Differences in {split_of(entries.runs)} accuracy{by_knn} to {baseline}, in percentage points. {tested} Seeds "
+        "needed: in all, to find the difference seen, if it is what there is, with a power of 80 %."
     )
     made = Table(name, f"Differences to {baseline}", tuple(columns), tuple(rows), caption)
     return entries.footnoted(made)
@@ -123,7 +124,7 @@ def number_verdicts(entries: Entries, name: str) -> Table | None:
         if row["verdict"] == NOT_COMPARABLE:
             verdict = f"not comparable ({verdict})"
         if not row["n"]:
-            verdict = "no finished run"
+            verdict = "no result"
         rests_on = tuple(sorted(row["runs"]))
         interval = DASH if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"
         texts = (
@@ -194,7 +195,7 @@ def sentence_verdicts(entries: Entries, name: str) -> Table | None:
         own = itself.loc[claim]
         against = f"{own['verdict']}: {own['numbers']}" if own["verdict"] == CONTRADICTED else own["verdict"]
         against += f". {own['remark']}" * bool(own["remark"])
-        printed = own["note"] != "no finished runs to compare"
+        printed = own["note"] != NOTHING_TO_COMPARE
         texts = (
             Entry(f"“{row['sentence']}” ({row['where']})"),
             Entry(verdict, runs=row["runs"], bold=not row["not_comparable"] and row["seeds"] > 1),

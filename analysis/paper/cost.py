@@ -17,6 +17,7 @@ from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.paper.numbers import number_entry
 from analysis.runs.splits import split_of
 from relvit.cell import DRLOC
+from relvit.paper import backbone_name, dataset_name
 from relvit.vocabulary import DEVICE, PROCESSOR_SECONDS, TEST_ACCURACY, TRAINING_SECONDS
 
 
@@ -40,7 +41,7 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     for axes, ((dataset, backbone), part) in zip(grid.flat, groups):
         _draw_cost(axes, part.droplevel(["dataset", "backbone"]), length)
         if len(groups) > 1:
-            axes.set_title(f"{dataset}, {backbone}")
+            axes.set_title(f"{dataset_name(dataset)}, {backbone_name(backbone)}")
     if key:
         grid[0, 0].set(xlabel=f"{time} ({unit})", ylabel=f"{split_of(runs).capitalize()} accuracy (%)")
         handles = [Line2D([], [], linestyle="none") for _ in key]
@@ -52,7 +53,11 @@ def cost(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         figure.supylabel(f"{split_of(runs).capitalize()} accuracy (%)", fontsize=8)
         figure.supxlabel(f"{time} ({unit})", fontsize=8)
     drawing.shared_legend(figure, grid)
-    named = "; ".join(f"{', '.join(place)}: {', '.join(front)}" for place, front in fronts.items() if not key)
+    named = "; ".join(
+        f"{dataset_name(dataset)}, {backbone_name(backbone)}: {', '.join(front)}"
+        for (dataset, backbone), front in fronts.items()
+        if not key
+    )
     finished = drawing.finished_runs(runs)
     devices = sorted(finished.reindex(columns=["device"])["device"].dropna().unique())
     machine = f" Measured on {', '.join(map(str, devices))}." if devices else ""

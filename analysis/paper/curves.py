@@ -7,6 +7,7 @@ from analysis.paper import drawing
 from analysis.paper.entries import Drawing, NothingToDraw
 from analysis.stats.seeds import by_seed
 from relvit.cell import NONE, parse_tasks, task_combinations
+from relvit.paper import backbone_name, dataset_name
 from relvit.vocabulary import LAST_PHASE
 
 
@@ -28,7 +29,7 @@ def curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
                 "that can be told apart; pick some with --where FIELD=VALUE"
             )
         if lines:
-            panels.append((f"{dataset}, {backbone}", lines, set(group["protocol"])))
+            panels.append(((dataset, backbone), lines, set(group["protocol"])))
     if not panels:
         raise NothingToDraw("no finished run has logged the validation accuracy of a phase that classifies")
     columns = min(3, len(panels))
@@ -39,17 +40,18 @@ def curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         axes.set_visible(False)
     order = list(dict.fromkeys(kind for _, lines, _ in panels for kind in lines))
     looks = dict(zip(order, drawing.LOOKS)) if len(order) <= len(drawing.LOOKS) else {}
-    sizes, numbers = [], {}
-    for axes, (title, lines, _) in zip(grid.flat, panels):
+    sizes, numbers, cut = [], {}, ""
+    for axes, (place, lines, _) in zip(grid.flat, panels):
         for number, (kind, table) in enumerate(lines.items()):
             drawing.draw_curve(axes, table, looks.get(kind, drawing.LOOKS[number]), kind)
             sizes += list(table["n"])
-            numbers[f"{title}, {kind}" if len(panels) > 1 else kind] = {"accuracy": drawing.curve_entry(table)}
+            numbers[", ".join([*place, kind]) if len(panels) > 1 else kind] = {"accuracy": drawing.curve_entry(table)}
         if len(panels) > 1:
-            axes.set_title(title)
+            axes.set_title(f"{dataset_name(place[0])}, {backbone_name(place[1])}")
         if not looks:
             axes.legend(fontsize=6.5)
         drawing.epochs_axis(axes, None)
+        cut = drawing.zoom(axes, lines.values()) or cut
     protocols = sorted(set().union(*(found for *_, found in panels)))
     phases = " or ".join(drawing.PHASE_NAMES[LAST_PHASE[protocol]] for protocol in protocols)
     figure.supxlabel(f"Epoch of {phases}", fontsize=8)
@@ -58,7 +60,7 @@ def curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         drawing.shared_legend(figure, grid, ncols=2 if len(panels) == 1 else 3)
     return Drawing(
         figure,
-        f"Validation accuracy over {phases}. {drawing.bands_sentence(sizes)} {drawing.source_sentence(finished)}",
+        f"Validation accuracy over {phases}. {drawing.bands_sentence(sizes)}{cut} {drawing.source_sentence(finished)}",
         numbers,
     )
 
@@ -94,6 +96,7 @@ def curves_by_tasks(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
         )
         drawing.epochs_axis(axes, None)
         axes.tick_params(labelbottom=number + grid.shape[1] >= len(present))
+    cut = drawing.zoom(grid[0, 0], [table for table in lines.values() if len(table)])
     phase = drawing.PHASE_NAMES[LAST_PHASE[finished["protocol"].iloc[0]]]
     figure.supxlabel(f"{phase.capitalize()} epoch", fontsize=8)
     figure.supylabel("Validation accuracy (%)", fontsize=8)
@@ -101,7 +104,7 @@ def curves_by_tasks(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     sizes = [n for tasks in present for n in lines[tasks]["n"]]
     caption = (
         f"Validation accuracy over {phase} with the tasks named, and of the supervised cell "
-        f"(dashed, the same in all panels). {drawing.bands_sentence(sizes)} {drawing.source_sentence(finished)}"
+        f"(dashed, the same in all panels). {drawing.bands_sentence(sizes)}{cut} {drawing.source_sentence(finished)}"
     )
     numbers = {tasks: {"accuracy": drawing.curve_entry(table)} for tasks, table in lines.items() if len(table)}
     return Drawing(figure, caption, numbers)

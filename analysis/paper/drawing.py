@@ -21,10 +21,11 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.output.typeset import Entry
 from analysis.paper.entries import NothingToDraw
-from analysis.paper.numbers import plus_minus
+from analysis.paper.numbers import listed, plus_minus
 from analysis.runs.comparability import chosen_fields, commits
 from analysis.stats.seeds import by_seed, describe
 from relvit.cell import DRLOC, FIELDS, NONE
+from relvit.paper import backbone_name, dataset_name
 from relvit.tasks import TASKS
 from relvit.vocabulary import LAST_PHASE, val_accuracy
 
@@ -248,11 +249,27 @@ def source_sentence(runs: pd.DataFrame) -> str:
     # A joint cell has no first phase: its 0 epochs of it are not a choice.
     phases = runs[["pretrain_epochs", "epochs"]].fillna(0).to_numpy()
     epochs = sorted({" + ".join(str(n) for n in row if n) or "unknown" for row in phases})
-    seeds = values("seed")
+    seeds = runs["seed"].dropna().astype(int).unique()
     return (
-        f"Runs on {', '.join(values('dataset'))} with {', '.join(values('backbone'))}; {' or '.join(epochs)} epochs; "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; commit {', '.join(commits(runs))}."
+        f"Runs on {', '.join(map(dataset_name, values('dataset')))} with "
+        f"{', '.join(map(backbone_name, values('backbone')))}; {' or '.join(epochs)} epochs; "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}; commit {', '.join(commits(runs))}."
     )
+
+
+def zoom(axes: Axes, lines: Iterable[pd.DataFrame]) -> str:
+    """Let the axis show what lines do after the first quarter of their epochs: where they rise from (an error: fall
+    from) would flatten what tells them apart. Returns the sentence for the caption, empty where none is cut off."""
+    lines = list(lines)
+    whole = [(each["mean"] - sign * each["std"].fillna(0.0)) for each in lines for sign in (1, -1)]
+    late = [each[each.index * 4 > each.index.max()] for each in whole]
+    rising = sum(each["mean"].iloc[-1] - each["mean"].iloc[0] for each in lines) >= 0
+    low = min(each.min() for each in (late if rising else whole))
+    high = max(each.max() for each in (whole if rising else late))
+    pad = 0.05 * max(high - low, 0.1)
+    axes.set_ylim(low - pad, high + pad)
+    cut = any(each.min() < low or each.max() > high for each in whole)
+    return " The axis is that of the epochs after the first quarter; lines begin outside it." * cut
 
 
 def bands_sentence(n: Iterable[int]) -> str:

@@ -19,9 +19,12 @@ def forest(entries: Entries) -> Drawing:
     if entries.runs.empty:
         raise NothingToDraw("no finished run has a data set and backbone of the paper's table")
     judged = published_numbers(entries)
-    judged = judged[(judged["metric"] == "accuracy") & (judged["n"] > 0)] if len(judged) else judged
+    judged = judged[judged["metric"] == "accuracy"] if len(judged) else judged
     if judged.empty:
         raise NothingToDraw("the paper prints no accuracy of its cells")
+    judged = judged[judged["n"] > 0]
+    if judged.empty:
+        raise NothingToDraw("no finished run has an accuracy")
     off = judged[["mean", "low", "high"]].sub(judged["published"], axis=0)
     rows = np.arange(len(judged))
     wide = entries.wide().reindex(columns=judged["cell"])

@@ -15,7 +15,8 @@ from analysis.paper.task_effects import effects_of_swept_tasks
 from analysis.runs.comparability import chosen_fields, is_engines
 from analysis.runs.splits import split_of
 from relvit.cell import FIELDS, NONE, TASKS
-from relvit.vocabulary import TEST_KNN_ACCURACY
+from relvit.paper import dataset_name
+from relvit.vocabulary import TEST_ACCURACY, TEST_KNN_ACCURACY
 
 
 def layout_listing(entries: Entries, name: str) -> Table:
@@ -24,7 +25,7 @@ def layout_listing(entries: Entries, name: str) -> Table:
     keys = runs[varying].astype(object).map(_plain)
     trained = {task for tasks in runs["tasks"].unique() for task in tasks.split("+")}
     own = {
-        task.name: measured(runs, "label", f"test_{task.metric_name}", task.metric.higher_is_better)
+        task.name: _measured(entries, runs, f"test_{task.metric_name}", task.metric.higher_is_better)
         for task in TASKS.values()
         if task.name in trained and f"test_{task.metric_name}" in runs
     }
@@ -34,9 +35,9 @@ def layout_listing(entries: Entries, name: str) -> Table:
     by_knn = (runs["protocol"] == "pretrain") & (TEST_KNN_ACCURACY in runs)
     tests = {}
     if by_knn.any():
-        tests["knn", "k-NN accuracy"] = measured(runs[by_knn], "label", TEST_KNN_ACCURACY)
+        tests["knn", "k-NN accuracy"] = _measured(entries, runs[by_knn], TEST_KNN_ACCURACY)
     if not by_knn.all():
-        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = measured(runs[~by_knn], "label", "test_accuracy")
+        tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = _measured(entries, runs[~by_knn], TEST_ACCURACY)
     columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
     rows = []
     for key, place in zip(runs["label"], runs.index):
@@ -49,11 +50,30 @@ def layout_listing(entries: Entries, name: str) -> Table:
         runs_of_cell = next((each.loc[key, "runs"] for each in tests.values() if key in each.index), ())
         texts.append(Entry(f"{len(runs_of_cell)}/{len(entries.seeds)}", runs=runs_of_cell, noted=False))
         rows.append(Row(key, tuple(texts)))
-    told = {title: [row.entries[place] for row in rows] for place, (_, title) in enumerate(tests, -len(tests) - 1)}
+    told: dict[str, list[Entry]] = {}
+    groups = dict.fromkeys(entries.of.group(row.key) for row in rows)
+    for row in rows:
+        for place, (_, title) in enumerate(tests, -len(tests) - 1):
+            of = f"{title}, {_place(entries.of.group(row.key))}" if len(groups) > 1 else title
+            told.setdefault(of, []).append(row.entries[place])
     how = how_to_read("below it the", told)
-    caption = f"{' and '.join(told)} in % of the cells of {study}. {recipe_sentence(runs)} {how}"
+    how += " Bold within one data set and protocol." * (len(groups) > 1)
+    titles = " and ".join(title for _, title in tests)
+    caption = f"{titles} in % of the cells of {study}. {recipe_sentence(runs)} {how}"
     made = Table(name, f"Study {study}", tuple(columns), tuple(rows), caption)
     return entries.footnoted(made)
+
+
+def _measured(entries: Entries, runs: pd.DataFrame, metric: str, larger: bool = True) -> pd.DataFrame:
+    """`measured`, bold within each group, as differences are compared there."""
+    parts = runs.groupby(runs["label"].map(entries.of.group), sort=False)
+    return pd.concat([measured(part, "label", metric, larger) for _, part in parts])
+
+
+def _place(group: str) -> str:
+    """ "CIFAR-10, pretrain" for "cifar10 pretrain"."""
+    dataset, _, protocol = group.rpartition(" ")
+    return f"{dataset_name(dataset)}, {protocol}"
 
 
 def _plain_number(row: pd.Series) -> Entry:
@@ -119,8 +139,11 @@ def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
 
 
 def _varying(runs: pd.DataFrame) -> tuple[str, ...]:
-    """The fields in which the cells of these runs differ, the seed left out; the tasks where there are none."""
+    """The fields in which the cells of these runs differ, the seed left out, and the data set of a pre-training where
+    it is always that of the cell; the tasks where there are none."""
     known = runs.dropna(subset=["tasks", "seed"]).to_dict("records")
     acting = [chosen_fields(row) | {"tasks": row["tasks"]} for row in known]
     values = {name: {fields[name] for fields in acting if name in fields} for name in FIELDS}
-    return tuple(name for name in FIELDS if len(values[name]) > 1) or ("tasks",)
+    if all(fields.get("pretrain_dataset", row["dataset"]) == row["dataset"] for row, fields in zip(known, acting)):
+        del values["pretrain_dataset"]  # it is the data set's own
+    return tuple(name for name, found in values.items() if len(found) > 1) or ("tasks",)

@@ -20,6 +20,7 @@ from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
 from relvit.cell import DRLOC, LATER_FIELDS, NONE
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
 from relvit.tasks import TASKS
+from relvit.vocabulary import TEST_ACCURACY
 
 OURS, PAPER = "Ours", "Paper"
 METHOD_OF_TASKS = {NONE: "supervised", DRLOC: "drloc", BEST: "relvit"}
@@ -159,7 +160,8 @@ _BEYOND = (
 
 
 def recipe_sentence(runs: pd.DataFrame) -> str:
-    """How runs were trained, chosen and tested, in a sentence, with every value that occurs."""
+    """How runs were trained, chosen and tested, in a sentence, with every value that occurs; and in another how many
+    finished without a result."""
     if runs.empty:
         return "There are no runs yet."
     trained = runs[runs["protocol"] != "joint"]
@@ -185,17 +187,29 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
     selection = {"best_val": "best validation epoch", "last": "last epoch"}
     chosen = " or ".join(selection.get(str(one), str(one)) for one in sorted(runs["selection"].dropna().unique()))
     seeds = sorted(int(seed) for seed in runs["seed"].dropna().unique())
+    tested = runs[(runs["status"] == "FINISHED") & (runs["protocol"] != "pretrain")]
+    lacking = int(tested.reindex(columns=[TEST_ACCURACY])[TEST_ACCURACY].isna().sum())
+    without = f" {counted(lacking, 'finished run')} without a {split_of(runs)} accuracy: not counted." * (lacking > 0)
     return (
         f"{epochs} ({values('warmup_epochs')} of warm-up), batches of {values('batch_size')}, AdamW with learning "
         f"rate {' and '.join(rates)}, weight decay {values('weight_decay')}, {values('precision')}{more}"
         + (f", {values('train_images', runs[runs['train_images'] != 0])} training images" if images else "")
         + f"; {chosen or 'unknown selection'}, {split_of(runs)} split; {counted(len(seeds), 'seed')} "
-        f"({', '.join(map(str, seeds))}); commit {', '.join(commits(runs))}."
+        f"({listed(seeds)}); commit {', '.join(commits(runs))}.{without}"
     )
 
 
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str) -> str:
+    """ "1 seed", "0.5 points"."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(seeds: Iterable[int]) -> str:
+    """Seeds in order, "0, 1, 7", of which more than three in a row are a range: "0 to 124"."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        parts = [*parts[:-1], [*parts[-1], seed]] if parts and seed == parts[-1][-1] + 1 else [*parts, [seed]]
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 3 else ", ".join(map(str, part)) for part in parts)
 
 
 def how_to_read(intervals: str, groups: Mapping[str, Iterable[Entry]]) -> str:

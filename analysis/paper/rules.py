@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.paper.entries import Entries, Judge, Judgement
+from analysis.paper.numbers import counted
 from analysis.stats.blocks import contrasts
 from analysis.stats.seeds import (
     ABOVE,
@@ -29,6 +30,7 @@ from analysis.stats.seeds import (
 HOLDS, CONTRADICTED, UNDECIDED, NOT_COMPARABLE = "holds", "contradicted", "undecided", "not comparable"
 # Percentage points within which cells count as similar: the paper says it of 88.75 to 89.39.
 SIMILAR = 1.0
+NOTHING_TO_COMPARE = "no finished run has a result to compare"
 SOLVED = 95.0  # percent of SpRel accuracy from which Figure 2a's task counts as solved; the paper's sentence says 100
 
 
@@ -75,9 +77,13 @@ def all_above(pairs: Pairs, exceptions: int = 0) -> Judge:
             verdict, deciding = HOLDS, [("closest", closest), ("except", pd.concat([below, open_]))]
         else:
             verdict, deciding = UNDECIDED, [("below", below), ("open", open_)]
-        numbers = [f"{word} {'; '.join(map(_difference, rows.itertuples()))}" for word, rows in deciding if len(rows)]
+        numbers = [
+            f"{word} {'; '.join(_difference(entries, row) for row in rows.itertuples())}"
+            for word, rows in deciding
+            if len(rows)
+        ]
         if len(absent):
-            numbers.append(f"missing {'; '.join(f'{cell} against {baseline}' for cell, baseline in absent.index)}")
+            numbers.append(f"missing {'; '.join(_pair(entries, pair) for pair in absent.index)}")
         cells = pd.Series([entries.of.group(label) for label in wide.columns]).value_counts()
         sizes = dict(zip(comparisons.index, cells.reindex(groups).fillna(2)))
 
@@ -87,7 +93,7 @@ def all_above(pairs: Pairs, exceptions: int = 0) -> Judge:
             alpha = ALPHA if row.difference > 0 else family_alpha(size, ALPHA / families)
             return seeds_for_power(row.difference, row.std, alpha)
 
-        needs = _needs(open_[open_["difference"].abs() > SAME], seeds)
+        needs = _needs(open_[open_["difference"].abs() > SAME], seeds, lambda pair: _pair(entries, pair))
         note = _note(comparisons, printed)
         return Judgement(verdict, ". ".join(numbers), note, comparisons, needs)
 
@@ -103,9 +109,12 @@ def compare_entries(wide: pd.DataFrame, pairs: list[tuple[str, str]], group_of: 
     return pd.concat(found).reindex(pairs) if found else compare(wide, [])
 
 
-def _difference(row: tuple) -> str:
-    cell, baseline = row.Index
-    return f"{cell} against {baseline}: {_estimate(row.difference, row.low, row.high, row.n)}"
+def _pair(entries: Entries, pair: tuple[str, str]) -> str:
+    return " against ".join(map(entries.of.label_name, pair))
+
+
+def _difference(entries: Entries, row: Any) -> str:
+    return f"{_pair(entries, row.Index)}: {_estimate(row.difference, row.low, row.high, row.n)}"
 
 
 def _estimate(value: float, low: float, high: float, n: int, sign: str = "+") -> str:
@@ -115,8 +124,8 @@ def _estimate(value: float, low: float, high: float, n: int, sign: str = "+") ->
 
 def _note(comparisons: pd.DataFrame, printed: bool, margin: float | None = None) -> str:
     if comparisons["n"].max() == 0:
-        return "no finished runs to compare"
-    within = f"; the same within {margin:g} points" if margin else ""
+        return NOTHING_TO_COMPARE
+    within = f"; the same within {counted(margin, 'point')}" if margin else ""
     if printed:
         return f"the numbers as printed{within}"
     if comparisons["n"].max() == 1:
@@ -125,7 +134,7 @@ def _note(comparisons: pd.DataFrame, printed: bool, margin: float | None = None)
 
 
 def stated_gains(stated: Mapping[str, tuple[tuple[str, ...], str, float]]) -> Judge:
-    """By name: cells, whose mean is taken, their baseline, and the gain that the paper states.
+    """By name, which is for a reader: cells, whose mean is taken, their baseline, and the gain that the paper states.
 
     Holds where every gain is the stated one within the margin, contradicted where one is off by more than the margin
     and the errors of single runs, which the published numbers are: `analysis.stats.seeds.judge_equality`.
@@ -148,7 +157,7 @@ def all_similar(cells: tuple[str, ...], within: float | None = None) -> Judge:
     where two are further apart: `analysis.stats.seeds.judge_equality`."""
 
     def judge(entries: Entries, margin: float, printed: bool = False) -> Judgement:
-        weights = {f"{one} against {other}": {one: 1.0, other: -1.0} for one, other in combinations(cells, 2)}
+        weights = {_pair(entries, pair): {pair[0]: 1.0, pair[1]: -1.0} for pair in combinations(cells, 2)}
         most = margin if within is None else within
         expected = pd.Series(0.0, index=list(weights))
         return _judge_equality(entries, weights, expected, most, "", list(cells), printed)
@@ -213,8 +222,9 @@ def level_above(metric: str, cell: str, level: float) -> Judge:
         alike = row.n > 1 and row.std <= SAME
         low, high = (row.mean, row.mean) if alike or printed else (row.low, row.high)
         verdict = HOLDS if low > level else CONTRADICTED if high < level else UNDECIDED
-        numbers = f"{cell}: {_estimate(row.mean, row.low, row.high, row.n, '')}, level {level:g}" if row.n else ""
-        needs = _needs(comparisons, lambda row: seeds_for_power(row.mean - level, row.std))
+        name = entries.of.label_name(cell)
+        numbers = f"{name}: {_estimate(row.mean, row.low, row.high, row.n, '')}, level {level:g}" if row.n else ""
+        needs = _needs(comparisons, lambda row: seeds_for_power(row.mean - level, row.std), entries.of.label_name)
         note = _note(comparisons, printed) + "; every seed has the same value" * alike
         return Judgement(verdict, numbers, note, comparisons, needs)
 
@@ -242,20 +252,21 @@ def no_help(cell: str, baseline: str) -> Judge:
             lambda row: seeds_for_power(
                 row.difference - margin, row.std, ALPHA * (2 if row.difference < margin else 1)
             ),
+            lambda pair: _pair(entries, pair),
         )
-        numbers = "" if np.isnan(beyond) else _difference(row)
+        numbers = "" if np.isnan(beyond) else _difference(entries, row)
         return Judgement(verdict, numbers, _note(comparisons, printed, margin), comparisons, needs)
 
     return judge
 
 
-def _needs(rows: pd.DataFrame, seeds: Callable[[Any], int | None]) -> str:
-    """By comparison, what `seeds` says of its row: how many decide it, in all."""
+def _needs(rows: pd.DataFrame, seeds: Callable[[Any], int | None], name_of: Callable[[Any], str] = str) -> str:
+    """By comparison, under its name, what `seeds` says of its row: how many decide it, in all."""
     if len(rows) and rows["n"].max() < 2:
         return "2 or more"
     needed = []
     for row in rows.itertuples():
-        name = row.Index if isinstance(row.Index, str) else " against ".join(row.Index)
+        name = name_of(row.Index)
         if row.n < 2:
             needed.append(f"{name}: 2 or more")
         elif row.std > SAME:

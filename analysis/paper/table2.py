@@ -28,7 +28,7 @@ from analysis.paper.published import published, reservations
 from analysis.paper.rules import all_above, on_every_dataset, stated_gains
 from analysis.paper.settings import newest_of_each_place
 from analysis.runs.splits import split_of
-from relvit.paper import BACKBONE_NAMES, DATASET_NAMES
+from relvit.paper import BACKBONE_NAMES, DATASET_NAMES, dataset_name
 
 
 def layout_table2(entries: Entries, name: str) -> Table:
@@ -86,7 +86,7 @@ CLAIMS = (
         "section 3.2",
         stated_gains(
             {
-                name: ((f"{name} relvit",), f"{name} supervised", gain)
+                dataset_name(name): ((f"{name} relvit",), f"{name} supervised", gain)
                 for name, gain in (("tiny_imagenet", 10.01), ("cifar100", 6.45), ("cifar10", 4.75))
             },
         ),

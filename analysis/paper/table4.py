@@ -193,7 +193,7 @@ def table4_effects(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     groups = [(kind, heading, mine, paper) for kind, heading, mine, paper in groups if mine["n"].any()]
     if not groups:
         lacking = effects.missing(finished)
-        raise NothingToDraw(f"no seed has all cells that an effect needs; {len(lacking)} are not finished")
+        raise NothingToDraw(f"no seed has all cells that an effect needs; {len(lacking)} have no result")
     reasons = departures(finished, TABLE)
     figure = Figure(figsize=(drawing.COLUMN, 0.75 + 0.145 * sum(len(mine) + 1.3 for *_, mine, _ in groups)))
     axes, *rest = figure.subplots(
@@ -271,10 +271,11 @@ def table4_pretraining(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     by_seed(finished)
     figure = Figure(figsize=(drawing.PAGE, 1.75))
     panels = figure.subplots(1, len(PAPER_TASKS))
-    sizes, everything = [], "+".join(PAPER_TASKS)
+    sizes, everything, cut = [], "+".join(PAPER_TASKS), ""
     numbers: dict[str, dict[str, Entry]] = {}
     for axes, task in zip(panels, PAPER_TASKS):
         metric, heading = TASKS[task].metric_name, f"{TASKS[task].title} {TASKS[task].metric.axis}"
+        lines = []
         for tasks in sorted(COMBINED, key=lambda tasks: 2 * (tasks == task) + (tasks == everything)):
             if task not in parse_tasks(tasks):
                 continue
@@ -284,6 +285,7 @@ def table4_pretraining(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
             if table.empty:
                 continue
             sizes += list(table["n"])
+            lines.append(table)
             numbers.setdefault(tasks, {})[metric] = drawing.curve_entry(table)
             if tasks == task:
                 drawing.draw_curve(axes, table, drawing.LOOKS[0], "the task alone")
@@ -292,6 +294,7 @@ def table4_pretraining(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
             else:
                 axes.plot(table.index, table["mean"], color=drawing.FAINT, linewidth=0.6, label="other combinations")
         axes.set_title(heading, fontsize=8)
+        cut = (drawing.zoom(axes, lines) if lines else "") or cut
         drawing.epochs_axis(axes, None)
     if not sizes:
         raise NothingToDraw("no finished run has logged a task's metric in pre-training")
@@ -300,7 +303,8 @@ def table4_pretraining(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
     figure.legend([*handles.values()][::-1], [*handles][::-1], loc="outside upper right", ncols=3)
     caption = (
         "Each task's metric on the validation split over pre-training: the task alone, all four together, and in grey "
-        f"the means of the combinations between. {drawing.bands_sentence(sizes)} {drawing.source_sentence(finished)}"
+        f"the means of the combinations between. {drawing.bands_sentence(sizes)}{cut} "
+        f"{drawing.source_sentence(finished)}"
     )
     return Drawing(figure, caption, numbers)
 

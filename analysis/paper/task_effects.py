@@ -6,6 +6,7 @@ import pandas as pd
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
 from analysis.paper.entries import Entries
 from analysis.paper.numbers import beside, p_value
+from analysis.runs.splits import split_of
 from analysis.stats import effects
 from analysis.stats.seeds import ALPHA
 from relvit.cell import PAPER_TASKS, TASKS, task_combinations
@@ -50,13 +51,13 @@ def task_effects(entries: Entries, name: str, tasks: tuple[str, ...] = PAPER_TAS
             texts.append(beside(str(int(row["n"])), rests_on))
             texts.append(beside(_share(row), rests_on, row["share"]) if kind == "shapley" else Entry())
             rows.append(Row(f"{kind}-{effect}", tuple(texts), rule=number == 0))
-    lacking = f" {len(missing)} runs of the design are not finished; least squares does without." * (len(missing) > 0)
+    lacking = f" {len(missing)} runs of the design have no result; least squares does without." * (len(missing) > 0)
     caption = (
-        "Effects of the tasks on test accuracy after fine-tuning, in percentage points. The supervised cell also "
-        f"differs in its position embedding, augmentation and labels: the first row is the mean of the {count} others "
-        f"less that one, the rest is within the {count}. Main effect and interaction: least squares on the tasks' "
-        f"codes and their products. Shapley: the gain of all {together} over the average single task, split over all "
-        f"orders of adding, and each task's share of it where there is a gain.{lacking} "
+        f"Effects of the tasks on {split_of(runs)} accuracy after fine-tuning, in percentage points. The supervised "
+        "cell also differs in its position embedding, augmentation and labels: the first row is the mean of the "
+        f"{count} others less that one, the rest is within the {count}. Main effect and interaction: least squares on "
+        f"the tasks' codes and their products. Shapley: the gain of all {together} over the average single task, split "
+        f"over all orders of adding, and each task's share of it where there is a gain.{lacking} "
         + (
             "95 % intervals with seeds as blocks; p corrected for all rows of main effects, interactions and Shapley "
             "values, and for all pairs of cells where two are compared; bold where it is below 5 %."

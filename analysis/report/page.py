@@ -20,11 +20,14 @@ from analysis.output.provenance import replace_text
 from analysis.paper.appendix import with_reservations
 from analysis.paper.drawing import COLUMN, kinds
 from analysis.paper.entries import Entries
+from analysis.paper.numbers import listed
 from analysis.paper.registry import TABLES, find
+from analysis.paper.rules import NOTHING_TO_COMPARE
 from analysis.paper.verdicts import paper_against_itself, sentences
 from analysis.runs.comparability import acting_fields, commits
 from analysis.runs.splits import split_of
 from relvit.cell import FIELDS
+from relvit.paper import backbone_name, dataset_name
 from relvit.vocabulary import DEVICE, GIT_COMMIT, HOST, PACKAGES, PYTHON_VERSION, TEST
 
 _TEMPLATE = "page.html.jinja"
@@ -135,7 +138,7 @@ def sentences_of(shown: Iterable[Entries]) -> pd.DataFrame | None:
     for entries in shown:
         if entries.of.claims:
             own = paper_against_itself(entries.of)
-            printed = own["verdict"].where(own["note"] != "no finished runs to compare", "")
+            printed = own["verdict"].where(own["note"] != NOTHING_TO_COMPARE, "")
             found.append(sentences(entries).assign(paper=printed))
     return pd.concat(found) if found else None
 
@@ -164,12 +167,12 @@ def _picture(path: Path) -> dict[str, Any]:
 
 def _subject(runs: pd.DataFrame) -> str:
     pairs = runs[["dataset", "backbone"]].dropna().drop_duplicates().itertuples(index=False)
-    return ", ".join(f"{pair.dataset} with {pair.backbone}" for pair in pairs)
+    return ", ".join(f"{dataset_name(pair.dataset)} with {backbone_name(pair.backbone)}" for pair in pairs)
 
 
 def _summary(runs: pd.DataFrame) -> str:
     finished = int((runs["status"] == "FINISHED").sum())
-    seeds = ", ".join(str(seed) for seed in sorted(runs["seed"].dropna().unique()))
+    seeds = listed(int(seed) for seed in runs["seed"].dropna().unique())
     ended = runs["end_time"].dropna() if "end_time" in runs else pd.Series(dtype="datetime64[ns, UTC]")
     newest = f" The newest run ended on {ended.max():%Y-%m-%d %H:%M} UTC." if len(ended) else ""
     return f"{finished} of {len(runs)} runs finished; seeds {seeds}; commit {', '.join(commits(runs))}.{newest}"
@@ -243,7 +246,7 @@ def _runs(runs: pd.DataFrame) -> list[Mapping[str, str]]:
     accuracy = ordered.reindex(columns=["test_accuracy"])["test_accuracy"].astype("Float64")
     return [
         {
-            "cell": f"{row['dataset']}, {row['backbone']}, {row['kind']}" if several else row["kind"],
+            "cell": ", ".join([dataset_name(row["dataset"]), backbone_name(row["backbone"])] * several + [row["kind"]]),
             "seed": _DASH if pd.isna(row["seed"]) else row["seed"],
             "status": str(row["status"]).lower(),
             "accuracy": _DASH if pd.isna(value) else f"{value:.2f}",
