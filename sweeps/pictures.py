@@ -222,11 +222,12 @@ def draw_patch_filters(components: Tensor, explained: Tensor) -> Figure:
 
 def draw_attention(pixels: np.ndarray, names: list[str], weights: Tensor) -> Figure:
     """pixels: uint8 [B, S, S, 3]; names: their classes; weights: [B, H, R, C], laid over the image in colour. One scale
-    for all, from no attention to the largest."""
-    side, largest = pixels.shape[1], float(weights.max())
+    for all, of which the highest hundredth is beyond the end: a head that looks at one patch would leave all else dark.
+    """
+    side, most = pixels.shape[1], float(weights.quantile(0.99))
     heads = weights.shape[1]
     columns = ["image", "mean", *(f"head {head + 1}" for head in range(heads))]
-    figure = Figure(figsize=(0.3 + 0.85 * len(columns), 0.5 + 0.85 * len(pixels)))
+    figure = Figure(figsize=(1.2 + 0.85 * len(columns), 0.5 + 0.85 * len(pixels)))
     grid = figure.subplots(len(pixels), len(columns), squeeze=False)
     for row, (image, name, by_head) in enumerate(zip(pixels, names, weights)):
         grid[row, 0].imshow(image)
@@ -237,7 +238,7 @@ def draw_attention(pixels: np.ndarray, names: list[str], weights: Tensor) -> Fig
                 weight.numpy(),
                 cmap="inferno",
                 vmin=0,
-                vmax=largest,
+                vmax=most,
                 alpha=0.6,
                 extent=(-0.5, side - 0.5, side - 0.5, -0.5),
             )
@@ -247,8 +248,8 @@ def draw_attention(pixels: np.ndarray, names: list[str], weights: Tensor) -> Fig
         axes.set_xticks([])
         axes.set_yticks([])
         _bare(axes)
-    figure.colorbar(shown, ax=grid, label="Share of the attention", shrink=0.6)
-    figure.suptitle("Attention of the class token to the patches, last block", fontsize=8)
+    figure.colorbar(shown, ax=grid, label="Share of the attention", shrink=0.6, extend="max")
+    figure.suptitle("Attention of the class token to the patches, last block; the rest is to itself", fontsize=8)
     return figure
 
 
