@@ -75,7 +75,7 @@ def test_missing_cells_of_the_design_are_counted(tmp_path):
     cells = planned(tmp_path)
     rows = [row(cells[tasks, 0], accuracy=80.0) for tasks in ("sprel+dist+ang+abspos", "dist+ang+abspos")]
     effects = of("table4", rows)["table4-effects"]
-    assert "14 runs of the design are not finished" in effects.caption
+    assert "14 runs of the design have no result" in effects.caption
     assert line(effects, "main-sprel")[2] == "–"
     assert line(effects, "added-sprel")[2] == "+0.00"
 
@@ -145,7 +145,7 @@ def test_a_number_of_one_seed_beside_others_of_several_says_so(tmp_path):
 def test_it_is_said_where_the_paper_contradicts_itself(tmp_path):
     made = of("table4", published_as_runs(tmp_path, "table4"))["table4-verdicts"]
     assert made.entry("best-single-task", "paper").text == (
-        "contradicted: below sprel against dist: -0.25 (n = 1); sprel against abspos: -0.37 (n = 1)"
+        "contradicted: below SpRel against Dist: -0.25 (n = 1); SpRel against AbsPos: -0.37 (n = 1)"
     )
     assert made.entry("best-combination", "paper").text == "holds"
 
@@ -156,7 +156,7 @@ def test_what_is_not_comparable_says_so_and_why(additive):
         made["table4-published"].entry("sprel accuracy", "verdict").text
         == "not comparable (one seed: -8.02, undecided)"
     )
-    assert "data set digits is not in the paper's table4" in made["table4-published"].caption
+    assert "data set digits is not in the paper's Table 4" in made["table4-published"].caption
     verdict = made["table4-verdicts"].entry("best-single-task", "verdict").text
     assert verdict == "not comparable (here: one seed: undecided)"
 
@@ -214,10 +214,66 @@ def test_an_entry_without_a_supervised_one_of_its_own_data_set_and_backbone_is_c
         for name, value in (("dataset", "svhn"), ("backbone", "vit_xs8"))
     ]
     made = of("heads", [*some, *elsewhere])["heads-differences"]
-    assert [row.key for row in made.rows] == ["digits vit_xs4 sprel digits"]
+    assert [row.key for row in made.rows] == ["digits vit_xs4 sprel"]
 
 
 def test_data_sets_are_not_compared_with_each_other(additive):
     (one,) = [each for each in additive if each["tasks"] == "sprel"]
     other = one | {"dataset": "svhn", "pretrain_dataset": "svhn", "run_id": "svhn"}
     assert "heads-differences" not in of("heads", [one, other])
+
+
+def test_pre_trainings_alone_are_compared_by_k_nn(additive):
+    gains = {"none": 60.0, "sprel": 72.5}
+    some = [each for each in additive if each["tasks"] in gains]
+    alone = [
+        each | {"protocol": "pretrain", "run_id": f"knn-{each['tasks']}", "test_knn_accuracy": gains[each["tasks"]]}
+        for each in some
+    ]
+    for each in alone:
+        del each["test_accuracy"]
+    made = of("heads", [*some, *alone])["heads-differences"]
+    assert {row.key: row.entries[1].text for row in made.rows} == {
+        "pretrain_finetune sprel": "+1.00",
+        "pretrain sprel": "+12.50",
+    }
+    assert "test accuracy (of a pre-training alone k-NN's)" in made.caption
+
+
+def test_effects_name_the_split_that_they_are_of(additive):
+    assert "on test accuracy" in of("table4", additive)["table4-effects"].caption
+    assert "on val accuracy" in of("table4", [each | {"split": "val"} for each in additive])["table4-effects"].caption
+
+
+@pytest.mark.parametrize("study", ["table4", "figure2"])
+def test_results_that_are_no_numbers_are_dashes_and_counted_in_a_sentence(tmp_path, study):
+    cells = planned(tmp_path, study=study, seeds=(0, 1, 2)) if study == "table4" else planned(tmp_path, study=study)
+    values = [float("nan"), float("inf"), None]
+    rows = [row(cell, accuracy=values[number % 3]) | {"study": study} for number, cell in enumerate(cells.values())]
+    found = entries(study, rows)
+    table = found.of.layout(found, study)
+    assert set(table.texts("accuracy").values()) == {"–"}
+    assert f" {len(rows)} finished runs without a test accuracy: not counted." in table.caption
+    for behind in appendix(found):
+        for each in behind.rows:
+            assert not {"nan", "inf"} & {entry.text for entry in each.entries}
+    judged = of(study, rows)[f"{study}-verdicts"]
+    assert "No finished run has a result to compare" in judged.rows[0].entries[2].text
+    if study == "table4":
+        rows[0]["test_accuracy"] = 80.0
+        verdicts = set(of(study, rows)["table4-published"].texts("verdict").values())
+        assert verdicts == {"no result", "not comparable (one seed: -5.38, undecided)"}
+
+
+def test_seeds_that_all_reach_100_have_their_number_and_no_difference_is_tested(tmp_path):
+    cells = planned(tmp_path, seeds=(0, 1, 2))
+    rows = [row(cell, accuracy=100.0) for cell in cells.values()]
+    found = entries("table4", rows)
+    table = found.of.layout(found, "table4")
+    assert set(table.texts("accuracy").values()) == {"100.00 ± 0.00"}
+    assert set(table.texts("n").values()) == {"3/3"}
+    made = {each.name: each for each in appendix(found)}
+    assert line(made["table4-differences"], "sprel")[:2] == ["SpRel", "+0.00"]
+    # All seeds agree: a published number is then judged as if they scattered by one of its 10,000 images.
+    assert "above" in made["table4-published"].entry("sprel accuracy", "verdict").text
+    assert made["table4-published"].entry("sprel accuracy", "n").text == "3"

@@ -9,12 +9,13 @@ import pytest
 from helpers.made_runs import conformed_runs, planned
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
 from analysis.paper.cost import cost, cost_table
 from analysis.paper.curves import curves, curves_by_tasks
-from analysis.paper.drawing import BLACK, LOOKS, NothingToDraw, kinds
+from analysis.paper.drawing import BLACK, LOOKS, NothingToDraw, kinds, zoom
 from analysis.paper.figure2 import figure2a, figure2b
 from analysis.paper.figures import draw
 from analysis.paper.registry import TABLES, find
@@ -77,7 +78,7 @@ def test_table_4s_points_are_means_with_t_intervals_in_the_papers_order(table4):
         85.38, 89.02, 89.27, 88.75, 89.39, 89.24, 90.12, 90.13, 89.34, 89.75, 89.90, 88.81, 89.80, 89.73, 89.67, 90.06,
     ]  # fmt: skip
     assert "seeds 0, 1, 2; commit 0123456789." in caption
-    assert "not in the paper's table4" in caption  # digits stand in for CIFAR-10
+    assert "not in the paper's Table 4" in caption  # digits stand in for CIFAR-10
 
 
 def test_the_matrix_beside_the_points_marks_each_rows_tasks(table4):
@@ -150,6 +151,16 @@ def test_pre_training_shows_each_task_alone_and_among_all_four(table4):
             values = over_epochs(runs[runs["tasks"] == tasks], metrics, f"pretrain_val_{metric}")
             assert line(axes, label).get_ydata() == pytest.approx(values.mean(0))
         assert len(axes.get_lines()) == 8  # half of the 16 cells have the task
+
+
+def test_the_axis_of_curves_is_that_of_what_follows_the_first_quarter_of_the_epochs():
+    rising = pd.DataFrame({"mean": [10.0, 90.0, 94.0, 96.0, 98.0], "std": 1.0}, index=[1, 2, 3, 4, 5])
+    axes = Figure().subplots()
+    assert "begin outside" in zoom(axes, [rising, rising + [0.5, 0.0]])
+    assert axes.get_ylim() == pytest.approx((89.0 - 0.525, 99.5 + 0.525))  # of 89 to 99.5, and a twentieth
+    assert "begin outside" in zoom(axes, [-rising.assign(std=-1.0)])  # an error falls
+    assert axes.get_ylim() == pytest.approx((-99.0 - 0.5, -89.0 + 0.5))
+    assert zoom(axes, [rising[1:].set_axis([1, 2, 3, 4]).assign(std=np.nan)[1:]]) == ""
 
 
 # Figure 2
@@ -262,7 +273,7 @@ def test_of_several_panels_the_caption_names_the_fronts(tmp_path):
     runs, metrics = conformed_runs(planned(tmp_path, "table2", recipe="cpu"), "table2")
     _, caption, _ = cost(runs, metrics)
     front = cost_table(runs).query("front and dataset == 'svhn'").sort_values("minutes").index.get_level_values("kind")
-    assert f"svhn, vit_xs8: 1 {front[0]}" in caption
+    assert f"SVHN, ViT-XS/8: 1 {front[0]}" in caption
 
 
 def test_a_short_interval_is_not_hidden_by_its_dot_nor_a_heading_crossed_by_the_zero_line(table4):
@@ -292,7 +303,7 @@ def test_a_study_over_data_sets_has_a_panel_for_each(tmp_path):
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert len(panels) == 5
     svhn = runs[(runs["dataset"] == "svhn") & (runs["tasks"] == "sprel+abspos")]
-    drawn = line(panels["svhn, vit_xs8"], "SpRel + AbsPos")
+    drawn = line(panels["SVHN, ViT-XS/8"], "SpRel + AbsPos")
     assert drawn.get_ydata() == pytest.approx(over_epochs(svhn, metrics, "finetune_val_accuracy").mean(0))
 
 
@@ -362,7 +373,7 @@ def test_a_figure_that_lacks_data_is_left_out_with_a_sentence_and_its_older_file
     drawn = ("accuracy", "curves", "pretraining", "cost", "order")
     assert {path.stem for path in paths} == {f"table4-{name}" for name in drawn}
     assert notes == [
-        "table4-effects is not drawn: no seed has all cells that an effect needs; 39 are not finished",  # 3 x 13
+        "table4-effects is not drawn: no seed has all cells that an effect needs; 39 have no result",  # 3 x 13
         OTHER_DATA,
     ]
     assert (tmp_path / "table4-effects.pdf").read_text() == "older"

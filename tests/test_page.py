@@ -129,7 +129,7 @@ def test_names_that_look_like_markup_stay_text(table4, tmp_path):
     for tag in ("u", "b", "em", "i", "img"):
         assert found.all(tag) == []
     assert "alert" not in "".join(found.texts["script"])
-    assert found.texts["h1"] == ["st<u>dy & 'co': <script>alert(\"1\")</script> with vit_xs4"]
+    assert found.texts["h1"] == ["st<u>dy & 'co': <script>alert(\"1\")</script> with ViT-XS/4"]
     assert found.texts["q"] == ["a < b & c"]
     assert "<em>lost</em>." in found.texts["main"][0]
     assert "a&b<i>" in found.texts["table"][0]

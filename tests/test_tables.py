@@ -8,6 +8,7 @@ from helpers.paper_runs import table as layout
 
 from analysis.output.typeset import Table
 from analysis.paper.appendix import differences
+from analysis.paper.numbers import listed
 from analysis.paper.published import published
 from analysis.paper.registry import tables_of
 from analysis.paper.settings import Setting, settings
@@ -413,3 +414,24 @@ def test_a_study_of_ones_own_is_listed_by_the_fields_in_which_its_cells_differ(t
         ["low_rank", "91.00", "1/1"],
     ]
     assert marked(table, "accuracy", "bold") == ["low_rank"]
+
+
+def test_a_listing_is_bold_within_each_data_set_and_has_no_column_for_its_own_pre_training(tmp_path):
+    rows = []
+    for dataset, values in (("digits", (90.0, 91.0)), ("svhn", (50.0, 40.0))):
+        for tasks, value in zip(("none", "sprel"), values):
+            cell = planned(tmp_path)[tasks, 0]
+            rows.append(row(cell, accuracy=value) | {"dataset": dataset, "pretrain_dataset": dataset})
+            rows[-1] |= {"run_id": f"{dataset}-{tasks}"}
+    table = layout("mine", rows)
+    assert [column.key for column in table.columns] == ["dataset", "tasks", "accuracy", "n"]
+    assert marked(table, "accuracy", "bold") == ["digits sprel", "svhn none"]
+    assert "Bold within one data set and protocol." in table.caption
+    transfer = [*rows, rows[0] | {"pretrain_dataset": "svhn", "run_id": "transfer"}]
+    assert "pretrain_dataset" in [column.key for column in layout("mine", transfer).columns]
+
+
+def test_many_seeds_are_listed_as_a_range():
+    assert listed([3, 0, 2, 1, 7, 8]) == "0 to 3, 7, 8"
+    assert listed(range(125)) == "0 to 124"
+    assert listed([0, 1, 2]) == "0, 1, 2"

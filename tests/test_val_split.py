@@ -47,6 +47,12 @@ def test_published_numbers_are_comparable_where_they_are_of_the_split_that_is_re
     assert f"{split} split" in table.caption
     noted = {row.key for row in table.rows if row.entries[-2].marks}
     assert (other in noted, comparable in noted) == (True, False)
+    # Of a folder without val a tenth of train is val, which is not the split of the published number.
+    for images, why in (("102", "102 val images of Flower-102 instead of 1,020"), ("1020", "")):
+        known = published_numbers(paper_runs.entries("table2", runs.assign(images_of_val=images)))
+        assert dict(zip(known["cell"], known["why"]))["flowers102 relvit"] == (
+            why if split == "val" else "published on the 1,020 images of the val split"
+        )
     (verdicts,) = [each for each in appendix(entries) if each.name == "table2-published"]
     assert "not comparable" in verdicts.entry(f"{other} relvit accuracy", "verdict").text
     assert "not comparable" not in verdicts.entry(f"{comparable} relvit accuracy", "verdict").text
