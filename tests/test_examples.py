@@ -39,3 +39,12 @@ def test_the_arms_of_the_gain_study_have_as_many_steps_and_the_same_draw_of_imag
     assert relvit.pretrain_epochs * math.ceil(relvit.train_images / relvit.batch_size) == 3140
     for name in ("train_images", "labels_per_class", "epochs", "learning_rate", "selection", "val_share", "seed"):
         assert getattr(supervised, name) == getattr(relvit, name)
+
+
+def test_the_gain_study_of_all_tasks_has_the_cells_of_the_two_arms_among_its_sixteen():
+    arms, combinations = (
+        plan_cells(Request(study=str(EXAMPLES / name), recipe="cpu", data_root=Path("data")))
+        for name in ("gain.py", "gain_tasks.py")
+    )
+    assert len(combinations) == 16
+    assert {cell.cell_id for cell in arms} < {cell.cell_id for cell in combinations}
