@@ -276,7 +276,7 @@ def test_the_table_of_evaluations_has_each_with_what_it_is_tested_by(tmp_path):
         ["pretrain_finetune", "10", "50.00", "×", "60.00", "1/1"],
     ]
     assert table.caption.startswith("k-NN accuracy and Test accuracy in % of the cells of mine.")
-    assert "labels_per_class 10" in table.caption
+    assert "10 labels a class" in table.caption
 
 
 def test_a_recipe_beyond_the_papers_is_named_and_is_no_replication(tmp_path):

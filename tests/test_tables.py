@@ -416,6 +416,14 @@ def test_a_study_of_ones_own_is_listed_by_the_fields_in_which_its_cells_differ(t
     assert marked(table, "accuracy", "bold") == ["low_rank"]
 
 
+def test_arms_that_have_learning_rates_of_their_own_go_by_their_tasks_the_supervised_one_first(tmp_path):
+    rates = {"sprel": "learning_rate=0.002", "none": "learning_rate=0.001"}
+    cells = [planned(tmp_path, combinations=(tasks,), settings=(rate,))[tasks, 0] for tasks, rate in rates.items()]
+    table = layout("arms", [row(cell, accuracy=value) for cell, value in zip(cells, (90.0, 91.0))])
+    assert [each.key for each in table.rows] == ["none", "sprel"]
+    assert line(table, "none") == ["none", "0.001", "91.00", "1/1"]
+
+
 def test_a_listing_is_bold_within_each_data_set_and_has_no_column_for_its_own_pre_training(tmp_path):
     rows = []
     for dataset, values in (("digits", (90.0, 91.0)), ("svhn", (50.0, 40.0))):

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.output.typeset import CROSS, DASH, UP, Column, Entry, Row, Table
 from analysis.paper.cost import cost
 from analysis.paper.curves import curves
+from analysis.paper.drawing import combination_name
 from analysis.paper.entries import Entries, PaperTable
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
 from analysis.paper.task_effects import effects_of_swept_tasks
@@ -40,7 +41,13 @@ def layout_listing(entries: Entries, name: str) -> Table:
         tests["accuracy", f"{split_of(runs).capitalize()} accuracy"] = _measured(entries, runs[~by_knn], TEST_ACCURACY)
     columns += [*(Column(*column, f"(Acc {UP})") for column in tests), Column("n", "n")]
     rows = []
-    for key, place in zip(runs["label"], runs.index):
+    seen = {field: list(dict.fromkeys(keys[field])) for field in varying}
+    ranks = {
+        place: [_rank(key["tasks"]) if field == "tasks" else (seen[field].index(key[field]), []) for field in varying]
+        for place, key in keys.iterrows()
+    }
+    for place in sorted(runs.index, key=lambda each: ranks[each]):
+        key = runs.loc[place, "label"]
         if key in [row.key for row in rows]:
             continue
         texts = [Entry(keys.loc[place, field]) for field in varying]
@@ -76,6 +83,12 @@ def _place(group: str) -> str:
     return f"{dataset_name(dataset)}, {protocol}"
 
 
+def _rank(tasks: str) -> tuple[int, list[int]]:
+    """Sorts as Table 4 does: supervised first, then single tasks, pairs and so on."""
+    names = [] if tasks == NONE else tasks.split("+")
+    return len(names), [list(TASKS).index(name) if name in TASKS else len(TASKS) for name in names]
+
+
 def _plain_number(row: pd.Series) -> Entry:
     return replace(number_entry(row, interval=True), underline=False)
 
@@ -89,16 +102,21 @@ def _plain(value: Any) -> str:
 def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
     """What stands for a study that is none of the paper's, made of these conformed runs.
 
-    An entry goes by the values of the fields in which the study's cells differ. Each is compared with the supervised
-    entry of its data set, backbone and protocol, of several with the one that shares most of its values; where none is
-    supervised and the entries differ in one field alone, other than the data set or the protocol, with the first.
+    An entry goes by its tasks where no two share them, else by the values of the fields in which the study's cells
+    differ. Each is compared with the supervised entry of its data set, backbone and protocol, of several with the one
+    that shares most of its values; where none is supervised and the entries differ in one field alone, other than the
+    data set or the protocol, with the first.
     """
     varying = _varying(runs)
+    known = runs.dropna(subset=["tasks"]).to_dict("records")
+    # The tasks alone name an entry where no two share them: learning rates may differ with them and need no mention.
+    cells = {tuple(_plain(run.get(name)) for name in varying) for run in known}
+    alone = len(cells) == len({run["tasks"] for run in known})
+    naming = ("tasks",) if alone else varying
 
     def label(run: Mapping[str, Any]) -> str:
-        return " ".join(_plain(run.get(name)) for name in varying)
+        return " ".join(_plain(run.get(name)) for name in naming)
 
-    known = runs.dropna(subset=["tasks"]).to_dict("records")
     groups = {label(run): f"{run['dataset']} {run['protocol']}" for run in known}
     backbones = {label(run): run["backbone"] for run in known}
     values = {label(run): [_plain(run.get(name)) for name in varying] for run in known}
@@ -129,6 +147,7 @@ def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
         layout=layout_listing,
         split=newest,
         label=label,
+        label_name=combination_name if alone else str,
         pairs=pairs,
         baseline="the supervised cell" if supervised else "the first cell",
         group=lambda each: groups.get(each, ""),

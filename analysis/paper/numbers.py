@@ -152,11 +152,15 @@ def p_value(p: float) -> str:
 
 # Captions
 
-# Fields of a recipe that a caption names where a run has them.
-_BEYOND = (
-    *("labels_per_class", "label_share", "finetune_image_size", "dropout", "label_smoothing", "ema_decay"),
-    *("auto_augment", "erase_probability", "mixup", "cutmix"),
-)
+# Fields of a recipe that a caption names where a run has them, and how.
+_BEYOND = {
+    "labels_per_class": "{} labels a class",
+    "label_share": "a share of {} of the labels",
+    "finetune_image_size": "fine-tuned at {} pixels",
+} | {
+    name: name.replace("_", " ") + " {}"
+    for name in ("dropout", "label_smoothing", "ema_decay", "auto_augment", "erase_probability", "mixup", "cutmix")
+}
 
 
 def recipe_sentence(runs: pd.DataFrame) -> str:
@@ -182,7 +186,7 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
     rates = list(dict.fromkeys([values("pretrain_learning_rate", trained)] * two_phases + [values("learning_rate")]))
     present = {name: runs[name].dropna() for name in _BEYOND if name in runs}
     used = [name for name, column in present.items() if (column != LATER_FIELDS[name]).any()]
-    more = "".join(f", {name} {values(name, runs[runs[name] != LATER_FIELDS[name]])}" for name in used)
+    more = "".join(f", {_BEYOND[name].format(values(name, runs[runs[name] != LATER_FIELDS[name]]))}" for name in used)
     images = [name for name in runs["train_images"].dropna().unique() if name]
     selection = {"best_val": "best validation epoch", "last": "last epoch"}
     chosen = " or ".join(selection.get(str(one), str(one)) for one in sorted(runs["selection"].dropna().unique()))
