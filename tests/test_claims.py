@@ -616,7 +616,7 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
     runs = table4(seeds=4, sprel=89.15, dist=89.0, none=80.0, ang=85.0, abspos=87.0)
     wide = runs.pivot(index="seed", columns="tasks", values="test_accuracy").astype(float)
     expected = seeds_for_power(0.15, compare(wide, [("sprel", "dist")])["std"].item())
-    assert f"sprel against dist: {expected}" in row["needs"]
+    assert f"SpRel against Dist: {expected}" in row["needs"]
     assert judged("best-single-task", table4(seeds=4, sprel=90.0, dist=91.0))["needs"] == ""
 
 
