@@ -10,7 +10,6 @@ from relvit.data import Split
 
 # Of a trial's share of a GPU's memory, what a data set may take: less than what packing leaves beyond the model's peak.
 _SHARE = 0.125
-_FETCHED = 4  # batches that the disk is asked for before they are read
 
 
 class Batches:
@@ -66,8 +65,6 @@ class Batches:
         pinned = self._device.type == "cuda"
 
         def read(number: int) -> list[Tensor]:
-            for each in chunks[number + _FETCHED : number + _FETCHED + 1] if number else chunks[: _FETCHED + 1]:
-                split.fetch(each.numpy())
             index = chunks[number]
             arrays = [torch.from_numpy(array) for array in split.read(index.numpy())]
             return [array.pin_memory() for array in arrays] if pinned else arrays

@@ -51,16 +51,6 @@ class Split:
         """Images uint8 [b, S, S, 3] and labels int64 [b] at places `index` [b] of this split, copied out."""
         return self.images[self.rows[index]], self.labels[index]
 
-    def fetch(self, index: np.ndarray) -> None:
-        """Have the system bring the images at places `index` [b] from the disk into memory, all at once and without
-        waiting for it: `read` alone would ask for one after the other."""
-        if not isinstance(self.images, np.memmap) or not hasattr(os, "posix_fadvise"):
-            return
-        size = self.images[0].nbytes
-        with Path(str(self.images.filename)).open("rb") as file:
-            for row in self.rows[index].tolist():
-                os.posix_fadvise(file.fileno(), self.images.offset + row * size, size, os.POSIX_FADV_WILLNEED)
-
     def part(self, index: np.ndarray) -> "Split":
         """The split of the places `index`, in that order."""
         return replace(self, rows=self.rows[index], labels=self.labels[index])

@@ -58,7 +58,7 @@ def reads(monkeypatch) -> Counter:
 
 
 @pytest.fixture
-def without_ray(monkeypatch):
+def without_ray(monkeypatch, reads):
     """No cluster and no MLflow; Tune asks for one trial and looks no further."""
     asked = []
 
@@ -66,7 +66,7 @@ def without_ray(monkeypatch):
         entered = threading.Event()
         reporter.enter(entered.set)  # after all that is entered before the first trial
         assert entered.wait(60)
-        asked.append(reporter.queue.suggest("the first trial"))
+        asked.append((reporter.queue.suggest("the first trial"), Counter(reads)))
 
     monkeypatch.setattr("sweeps.cluster.connection.connected", lambda address: contextlib.nullcontext())
     monkeypatch.setattr("sweeps.cluster.connection.gpus_per_trial", lambda asked: 0.0)
@@ -92,8 +92,9 @@ def test_each_cell_s_status_is_read_once_before_the_first_trial(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["ablation.py", *ARGUMENTS, "--storage", str(tmp_path / "results")])
     reads.clear()
     assert ablation.main() == 130  # the stand-in for Tune trains nothing
-    assert isinstance(without_ray[0], dict)
-    states = {cell.tasks: reads[str(account.folder(cell) / "state.json")] for cell in cells}
+    (trial, reads_before), *_ = without_ray
+    assert isinstance(trial, dict)
+    states = {cell.tasks: reads_before[str(account.folder(cell) / "state.json")] for cell in cells}
     assert states == {"none": 1, "sprel": 1, "dist": 1}
-    listings = {cell.tasks: reads[str(account.folder(cell))] for cell in cells}
+    listings = {cell.tasks: reads_before[str(account.folder(cell))] for cell in cells}
     assert max(listings.values()) == 1
