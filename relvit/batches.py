@@ -64,15 +64,14 @@ class Batches:
         """The next batch is read from the memory map while this one is used."""
         pinned = self._device.type == "cuda"
 
-        def read(number: int) -> list[Tensor]:
-            index = chunks[number]
+        def read(index: Tensor) -> list[Tensor]:
             arrays = [torch.from_numpy(array) for array in split.read(index.numpy())]
             return [array.pin_memory() for array in arrays] if pinned else arrays
 
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(read, 0)
-            for number in range(1, len(chunks) + 1):
+            ahead = reader.submit(read, chunks[0])
+            for following in [*chunks[1:], None]:
                 images, labels = ahead.result()
-                if number < len(chunks):
-                    ahead = reader.submit(read, number)
+                if following is not None:
+                    ahead = reader.submit(read, following)
                 yield images.to(self._device, non_blocking=pinned), labels.to(self._device, non_blocking=pinned)
