@@ -1,4 +1,4 @@
-"""The campaign of benchmarks/chaos.py in small: twelve kinds of faults once, and nothing is lost."""
+"""The campaign of benchmarks/chaos.py in small: thirteen kinds of faults once, and nothing is lost."""
 
 import json
 import subprocess
@@ -12,10 +12,10 @@ pytestmark = pytest.mark.end_to_end
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# Those that take little time. A suspended driver is woken in test_leases.py, a store goes away in test_object_store.py.
+# Those of one storage and a server without a password. A store goes away in test_object_store.py.
 KINDS = (
     "trial killed,trial suspended,newest checkpoint cut short,driver killed,driver stopped by Ray,second driver,"
-    "state damaged,node taken away,clock jumps,MLflow stopped,MLflow suspended,storage full"
+    "driver suspended and woken,state damaged,node taken away,clock jumps,MLflow stopped,MLflow suspended,storage full"
 )
 
 
