@@ -24,7 +24,8 @@ _PATIENCE = 600  # seconds for processes to start and compile
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds_per_image: of each measured training step; evaluation_seconds_per_image; parameters: how many, and how
+    """seconds_per_image: of each measured training step, and, of one on one CPU core, also what the core itself spent
+    on it, which is less where other programs ran meanwhile; evaluation_seconds_per_image; parameters: how many, and how
     many of them are trained; saved_bytes_per_image: what the backward pass keeps of the forward pass."""
 
     seconds_per_image: tuple[float, ...]
@@ -90,6 +91,9 @@ def measure(cell: Cell, phase: Phase, *, pair_head: str, classes: int, device: s
         batch = cell.batch_size
         step()
     seconds = tuple(_timed(step, device) / batch for _ in range(_STEPS))
+    if device == "cpu" and torch.get_num_threads() == 1:
+        used = time.process_time()
+        seconds += (_timed(step, device) / batch, (time.process_time() - used) / batch)
     model.eval()
     with torch.inference_mode():
         inputs, _ = step_on.augment(images[:batch], generator)

@@ -16,6 +16,11 @@ from sweeps.planning.plan import Request, plan_cells
 # 1,438 training images less 144 for val, trained at 10 to 20 ms and validated at 2 ms each.
 LOW_EPOCH = 1294 * 0.010 + 144 * 0.002
 HIGH_EPOCH = (1294 * 0.020 + 144 * 0.002) * 1.5
+# At the end of a pre-training its metrics and k-NN: 359 test images twice, the training and validation images once. At
+# the end of a fine-tuning the accuracy and each class's, on the test images.
+LOW_AFTER_TASKS = (2 * 359 + 1294 + 144) * 0.002
+LOW_AFTER_LABELS = 2 * 359 * 0.002
+LOW_AFTER = LOW_AFTER_TASKS + LOW_AFTER_LABELS
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +41,10 @@ def unknown(cells):
 
 
 def finished_rows():
-    """The history of a cell whose pre-training took 2 and 3 seconds an epoch by turns, and its fine-tuning 1."""
-    rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 2.0 + epoch % 2} for epoch in range(1, 21)]
+    """The history of a cell whose pre-training took 2 and 3 seconds an epoch by turns, and its fine-tuning 1. The last
+    epoch of pre-training holds what is measured after it."""
+    rows = [{"epoch": epoch, "phase": "pretrain", "epoch_seconds": 2.0 + epoch % 2} for epoch in range(1, 20)]
+    rows += [{"epoch": 20, "phase": "pretrain", "epoch_seconds": 90.0}]
     rows += [{"epoch": epoch, "phase": "finetune", "epoch_seconds": 1.0} for epoch in range(21, 41)]
     return [*rows, {"epoch": 40, "phase": "test", "test_accuracy": 90.0}]
 
@@ -46,7 +53,7 @@ def test_both_phases_of_a_cell_are_counted(tmp_path):
     cost = estimate(
         Account(tmp_path).statuses(cells(tmp_path, "table4", ("sprel",))), Account(tmp_path), tmp_path / "data", 1, 0
     )
-    assert cost.trial_seconds == pytest.approx((40 * LOW_EPOCH, 40 * HIGH_EPOCH))
+    assert cost.trial_seconds == pytest.approx((40 * LOW_EPOCH + LOW_AFTER, 40 * HIGH_EPOCH + 1.5 * LOW_AFTER))
     assert cost.seconds == pytest.approx(tuple(seconds / cost.slots for seconds in cost.trial_seconds))
     assert cost.gpu_hours == (0, 0)
 
@@ -56,7 +63,19 @@ def test_a_pre_training_that_two_cells_share_is_counted_once(tmp_path):
     assert len(both) == 2
     cost = estimate(unknown(both), Account(tmp_path), tmp_path / "data", 1, 0)
     # 20 epochs of pre-training once, 20 of fine-tuning, and one pass for the logistic probe.
-    assert cost.trial_seconds[0] == pytest.approx(41 * LOW_EPOCH)
+    assert cost.trial_seconds[0] == pytest.approx(41 * LOW_EPOCH + LOW_AFTER_TASKS + 2 * LOW_AFTER_LABELS)
+
+
+def test_supervised_pre_training_is_measured_after_fine_tuning_alone(tmp_path):
+    cost = estimate(unknown(cells(tmp_path, "table4", ("none",))), Account(tmp_path), tmp_path / "data", 1, 0)
+    assert cost.trial_seconds[0] == pytest.approx(40 * LOW_EPOCH + LOW_AFTER_LABELS)
+
+
+def test_where_nothing_is_held_out_no_epoch_is_validated(tmp_path):
+    settings = ("val_share=0", "selection=last", "train_images=200")
+    (cell,) = plan_cells(Request("table4", "demo", tmp_path / "data", combinations=("none",), settings=settings))
+    cost = estimate(unknown([cell]), Account(tmp_path), tmp_path / "data", 1, 0)
+    assert cost.trial_seconds[0] == pytest.approx(40 * 200 * 0.010 + LOW_AFTER_LABELS)
 
 
 def test_gpu_hours_are_trial_hours_times_the_gpus_of_a_trial(tmp_path, monkeypatch):
@@ -68,7 +87,7 @@ def test_gpu_hours_are_trial_hours_times_the_gpus_of_a_trial(tmp_path, monkeypat
         0.25,
         0.5,
     )
-    assert cost.gpu_hours[0] == pytest.approx(40 * LOW_EPOCH / 3600 * 0.5)
+    assert cost.gpu_hours[0] == pytest.approx((40 * LOW_EPOCH + LOW_AFTER) / 3600 * 0.5)
     assert cost.slots == 4
 
 
@@ -86,7 +105,8 @@ def test_what_is_finished_costs_nothing_and_tells_what_the_rest_will_cost(tmp_pa
     account.finish(done, finished_rows())
     assert json.loads((account.folder(done) / "history.json").read_text())[-1]["test_accuracy"] == 90.0
     cost = estimate(account.statuses([done, other]), account, tmp_path / "data", 1, 0)
-    assert cost.trial_seconds == pytest.approx((20 * 2.0 + 20 * 1.0, 20 * 3.0 + 20 * 1.0))
+    expected = (20 * 2.0 + 20 * 1.0 + LOW_AFTER, 20 * 3.0 + 20 * 1.0 + 1.5 * LOW_AFTER)
+    assert cost.trial_seconds == pytest.approx(expected)
     assert (cost.measured, cost.calibrated) == (2, 0)
 
 
@@ -110,9 +130,9 @@ def test_another_precision_is_compared_where_finished_cells_tell_of_both(tmp_pat
         "decide it (--set precision=bf16)"
     )
     account.finish(in_bf16, [{**row, "epoch_seconds": row.get("epoch_seconds", 0) / 2} for row in finished_rows()])
-    # Half of 20 epochs of 2 to 3 s and 20 of 1 s.
-    assert judged() == {"bf16": pytest.approx((30.0, 40.0))}
-    assert said().startswith("with --set precision=bf16: 0.0083 to 0.011 trial-hours instead of 0.017 to 0.022")
+    # Half of 20 epochs of 2 to 3 s and 20 of 1 s, and what is measured after them.
+    assert judged() == {"bf16": pytest.approx((30.0 + LOW_AFTER, 40.0 + 1.5 * LOW_AFTER))}
+    assert said().startswith("with --set precision=bf16: 0.0099 to 0.014 trial-hours instead of 0.018 to 0.025")
     assert estimate(unknown(planned(1, "mega_grid=2")), account, tmp_path / "data", 1, 0).otherwise == {"bf16": None}
 
 

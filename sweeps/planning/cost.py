@@ -1,7 +1,8 @@
 """What a plan will cost: time, GPU-hours, peak memory and disk, each as an interval.
 
 An epoch's time comes from finished cells of the same kind where there are any, else from a short calibration on this
-machine: a few training steps of each kind of phase. Calibrations are kept under the storage path.
+machine: a few training steps of each kind of phase. Calibrations are kept under the storage path. What is measured
+once, at the end of a phase, comes from the calibration in any case.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from relvit.cell import HEADS, NONE, PAPER_TASKS, PRECISIONS, Cell
@@ -100,13 +102,15 @@ def estimate(
                 disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
             classes = classes_of(name, phase.image_size) if phase.classify and cell.labels_per_class else None
             seconds = costs.epoch_seconds(cell, phase, sizes, classes)
-            low, high = low + epochs_left * seconds[0], high + epochs_left * seconds[1]
+            after = costs.seconds_after(cell, phase, sizes) if epochs_left else (0.0, 0.0)
+            low, high = low + epochs_left * seconds[0] + after[0], high + epochs_left * seconds[1] + after[1]
             for precision, sofar in otherwise.items() if epochs_left else ():
                 other = costs.observed(dataclasses.replace(cell, precision=precision), phase)
                 if sofar is None or other is None or costs.observed(cell, phase) is None:
                     otherwise[precision] = None
                 else:
-                    otherwise[precision] = (sofar[0] + epochs_left * other[0], sofar[1] + epochs_left * other[1])
+                    more = epochs_left * other[0] + after[0], epochs_left * other[1] + after[1]
+                    otherwise[precision] = (sofar[0] + more[0], sofar[1] + more[1])
             held: float = cost.parameters * _BYTES_PER_PARAMETER["weights"]
             held += cost.trained_parameters * _BYTES_PER_PARAMETER["trained"]
             held += cost.saved_bytes_per_image * min(cell.batch_size, sizes["train"])
@@ -153,9 +157,13 @@ class _Costs:
         return Cost(**{**stored, "seconds_per_image": tuple(stored["seconds_per_image"])})
 
     def observed(self, cell: Cell, phase: "Phase") -> Interval | None:
-        """Low and high of the epochs of this kind in finished cells; None where there are none."""
+        """Low and high of the epochs of this kind in finished cells, all but the tenth at either end, so that one epoch
+        in which the machine was busy does not stand for all; None where there are none."""
         seconds = self._observed.get(_observed_key(cell, phase.name))
-        return (min(seconds), max(seconds)) if seconds else None
+        if not seconds:
+            return None
+        tenths = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds
+        return tenths[0], tenths[-1]
 
     def epoch_seconds(self, cell: Cell, phase: "Phase", sizes: dict[str, int], classes: int | None = None) -> Interval:
         """Low and high of one epoch with its validation. classes: how many, where as many images of each have a label
@@ -166,17 +174,31 @@ class _Costs:
             return observed
         self.calibrated.add(key)
         cost = self.of(cell, phase)
-        val = sizes.get("val", round(sizes["train"] * 0.1))
-        train = cell.train_images or sizes["train"] - (0 if "val" in sizes else val)
+        train, val = _images(cell, sizes)
         if phase.classify:
             train = classes * cell.labels_per_class if classes else round(train * cell.label_share)
         steps, evaluation = cost.seconds_per_image, val * cost.evaluation_seconds_per_image
         return train * min(steps) + evaluation, (train * max(steps) + evaluation) * _CROWDING
 
+    def seconds_after(self, cell: Cell, phase: "Phase", sizes: dict[str, int]) -> Interval:
+        """Low and high of what a phase measures once, after its last epoch: on the test images its metrics, and after
+        a pre-training on tasks k-NN among the training images, else the confusion of classes."""
+        if phase.name == "pretrain" and not phase.tasks:
+            return 0.0, 0.0
+        train, val = _images(cell, sizes) if phase.name == "pretrain" else (0, 0)
+        seconds = (2 * sizes["test"] + train + val) * self.of(cell, phase).evaluation_seconds_per_image
+        return seconds, seconds * _CROWDING
+
     def save(self) -> None:
         """Keep the calibrations for the next plan, where the storage path can be written."""
         if self._account.storage.is_dir():
             write_atomic(self._path, json.dumps(self._stored, indent=1).encode())
+
+
+def _images(cell: Cell, sizes: dict[str, int]) -> tuple[int, int]:
+    """How many a cell trains on and validates on, of so many in each split."""
+    val = sizes.get("val", round(sizes["train"] * cell.val_share))
+    return cell.train_images or sizes["train"] - (0 if "val" in sizes else val), val
 
 
 def _typical(phase: "Phase") -> "Phase":
@@ -225,7 +247,9 @@ def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
         # The account knows GPU memory of those cells alone that were trained on a GPU.
         if device != ("cuda" if account.status(cell).peak_gpu_bytes else "cpu"):
             continue
+        end = cell.pretrain_epochs if cell.pretrain_epochs > 1 else None  # its time is not an epoch's alone
         for row in account.history(cell):
-            if isinstance(row, dict) and isinstance(row.get("epoch_seconds"), float) and "phase" in row:
+            known = isinstance(row, dict) and isinstance(row.get("epoch_seconds"), float) and "phase" in row
+            if known and row.get("epoch") != end:
                 seconds.setdefault(_observed_key(cell, row["phase"]), []).append(row["epoch_seconds"])
     return seconds
