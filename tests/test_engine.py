@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 
 from relvit.cell import Cell
 from sweeps.account.account import FAILED, FINISHED, RUNNING, Account
-from sweeps.account.failures import CRASH, GPU_OOM, NOT_FINITE, STORAGE
+from sweeps.account.failures import CRASH, GPU_OOM, NOT_FINITE, NOT_STARTED, STORAGE, pause
 from sweeps.account.work import work_items
 from sweeps.driver import queue, watchdog
 from sweeps.driver.plan_source import PlanSource
@@ -128,6 +128,34 @@ def test_a_process_that_dies_again_and_again_fails_its_cell_with_the_last_reason
     sweep.reporter.close()
     status = Account(tmp_path).status(cell)
     assert (status.state, status.failure, status.reason) == (FAILED, CRASH, "The actor died (for the 4th time)")
+
+
+# As Ray 2.60 puts it.
+NEVER_RAN = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: CellTrainable\n\tpid: 28638\n"
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called.\n"
+    "The actor never ran - it was cancelled before it started running."
+)
+
+
+def test_a_cell_whose_process_never_starts_waits_between_tries_and_has_a_run_that_says_why(tmp_path, monkeypatch):
+    (cell,) = planned(tmp_path, "sprel")
+    sweep, waits = driving(tmp_path, [cell]), []
+    waited = lambda failure, times: waits.append(pause(failure, times)) or 0.0  # noqa: E731
+    monkeypatch.setattr("sweeps.driver.reporter.pause", waited)
+    for _ in range(7):
+        sweep.die(sweep.start(comes_up=False), NEVER_RAN, tmp_path)
+    assert waits == [2, 4, 8, 16, 32, 60]
+    sweep.reporter.close()
+    status = Account(tmp_path).status(cell)
+    assert (status.state, status.failure) == (FAILED, NOT_STARTED)
+    assert status.reason == (
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. End of file. (for the 7th time)"
+    )
+    assert [name for name in sweep.tracking.names() if name in ("begin", "fail")] == ["begin", "fail"]
 
 
 def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_same(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from sweeps.account.failures import (
     HOST_OOM,
     NODE_LOST,
     NOT_FINITE,
+    NOT_STARTED,
     RETRIES,
     STORAGE,
     Attempts,
@@ -64,6 +65,7 @@ def died(text):
         (died(KILLED), CRASH),  # which the kernel's OOM killer cannot be told from
         (died("The actor died because its node has died. Node Id: 0123"), NODE_LOST),
         (DiedError(NODE_DEAD), NODE_LOST),
+        (died(f"{KILLED}\nThe actor never ran - it was cancelled before it started running."), NOT_STARTED),
     ],
 )
 def test_errors_are_told_apart(error, failure):
@@ -102,6 +104,7 @@ def test_being_alone_on_a_gpu_is_no_deviation():
     assert Setting(1, 1.0).deviation == ""
 
 
-def test_a_full_storage_is_given_time_and_others_are_not():
-    assert [pause(STORAGE, times) for times in (1, 2, 6, 50)] == [2, 4, 60, 60]
+@pytest.mark.parametrize("failure", [STORAGE, NOT_STARTED])
+def test_a_full_storage_and_a_machine_that_starts_no_process_are_given_time_and_others_are_not(failure):
+    assert [pause(failure, times) for times in (1, 2, 6, 50)] == [2, 4, 60, 60]
     assert pause(CRASH, 3) == 0

@@ -11,7 +11,7 @@ from relvit.cell import unknown
 
 CRASH, HOST_OOM, GPU_OOM = "crash", "host_oom", "gpu_oom"
 NOT_FINITE, BAD_DATA, NODE_LOST, STALLED = "not_finite", "bad_data", "node_lost", "stalled"
-STORAGE = "storage"
+STORAGE, NOT_STARTED = "storage", "not_started"
 
 # How often a cell that failed in this way is tried again within one sweep. What would only repeat itself is not.
 RETRIES = {
@@ -23,6 +23,7 @@ RETRIES = {
     NODE_LOST: 100,  # a node that was taken away, or that has no GPU to use, says nothing about the cell
     STALLED: 2,  # no sign of progress for far longer than an epoch takes
     STORAGE: 100,  # full, read-only or away: each try waits, see `pause`
+    NOT_STARTED: 6,  # the process died before it had looked at the cell; each try waits
 }
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -34,6 +35,7 @@ _LONGEST_PAUSE = 60.0
 # How Ray tells what became of a worker, in text alone. Where the kernel's OOM killer ended one, it says what it says of
 # every process that was killed ("Some common causes include: (1) the process was killed by the OOM killer"): a crash.
 _LOW_ON_MEMORY = ("running low on memory",)  # by Ray's memory monitor: "1 worker(s) were killed due to the node ..."
+_NEVER_RAN = ("The actor never ran",)
 _NODE_GONE = ("node has died", "node was terminated", "died with node", "node it was running on is dead")
 
 # What --retry takes beside the classes.
@@ -74,6 +76,8 @@ def classify(error: BaseException) -> str:
             return HOST_OOM
         if getattr(cause, "preempted", False) or _says(cause, _NODE_GONE):
             return NODE_LOST
+        if _says(cause, _NEVER_RAN):
+            return NOT_STARTED
     return CRASH
 
 
@@ -83,7 +87,7 @@ def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
 
 def pause(failure: str, times: int) -> float:
     """Seconds to wait before a cell that failed in this way `times` times is tried again."""
-    return min(2.0 ** min(times, 6), _LONGEST_PAUSE) if failure == STORAGE else 0.0
+    return min(2.0 ** min(times, 6), _LONGEST_PAUSE) if failure in (STORAGE, NOT_STARTED) else 0.0
 
 
 @dataclass(frozen=True)

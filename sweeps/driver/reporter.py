@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import ActorDiedError
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 from sqlalchemy.exc import OperationalError
@@ -22,6 +23,7 @@ from sweeps.account.failures import (
     GPU_OOM,
     HOST_OOM,
     NODE_LOST,
+    NOT_STARTED,
     STALLED,
     STORAGE,
     DiedError,
@@ -54,6 +56,7 @@ _HOW = {
     NODE_LOST: "lost its node",
     STALLED: "was stuck",
     STORAGE: "could not write its checkpoint",
+    NOT_STARTED: "could not start",
 }
 
 
@@ -158,7 +161,10 @@ class Reporter(Callback):
             return
         self._leave(trial)
         stuck = trial.trial_id in self._stuck
-        item = self.queue.assignment(trial.trial_id).item
+        assigned = self.queue.assignment(trial.trial_id)
+        item = assigned.item
+        if item.cell.cell_id not in self._begun:  # Tune never said that it started
+            self._begin(item, assigned.setting)
         self._failed(item, STALLED if stuck else classify(_error(trial)), failure_reason(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -319,17 +325,25 @@ def may_pass(error: Exception) -> bool:
 
 
 def failure_reason(trial: Trial) -> str:
-    """The last failure of a trial in one line: a traceback ends with it, an actor's death begins with it."""
-    text = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
+    """The last failure of a trial in one line: a traceback ends with it. An actor's death begins with what says
+    nothing, and goes on with what the actor was; then comes what became of it, and what might have been the cause."""
+    text = _last_failure(trial)
     lines = text.strip().splitlines()[1:] or [text]
-    return lines[-1] if any("Traceback" in line or line.startswith("  File ") for line in lines) else lines[0]
+    if any("Traceback" in line or line.startswith("  File ") for line in lines):
+        return lines[-1]
+    said = [line for line in lines if not line.startswith("\t") and ActorDiedError.BASE_ERROR_MSG not in line]
+    return (said or lines)[0].partition(" Some common causes")[0]
+
+
+def _last_failure(trial: Trial) -> str:
+    return Path(trial.error_file).read_text().rpartition("Failure # ")[2]
 
 
 def _error(trial: Trial) -> BaseException:
     """What ended the trial. Tune keeps what a trial raised and the death of its actor as objects, and others, among
     them the end by Ray's memory monitor, as text."""
     if trial.pickled_error_file is None:
-        return DiedError(failure_reason(trial))
+        return DiedError(_last_failure(trial))
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 

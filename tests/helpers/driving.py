@@ -52,8 +52,8 @@ class Driving:
         source.begin(self.reporter.enter)
         self.reporter.enter_endings()
 
-    def start(self):
-        """The next trial, or what the queue says instead."""
+    def start(self, comes_up: bool = True):
+        """The next trial, or what the queue says instead. comes_up: whether its process does."""
         self.trials += 1
         trial = SimpleNamespace(trial_id=f"trial-{self.trials}", temporary_state=SimpleNamespace(ray_actor=None))
         answer = self.reporter.queue.suggest(trial.trial_id)
@@ -61,7 +61,8 @@ class Driving:
             return answer
         trial.config = answer[TRIAL]
         trial.cell = self.reporter.queue.assignment(trial.trial_id).item.cell
-        self.reporter.on_trial_start(0, [], trial)
+        if comes_up:
+            self.reporter.on_trial_start(0, [], trial)
         return trial
 
     def report(self, trial, *rows, worker=None) -> bool:
