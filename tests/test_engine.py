@@ -110,13 +110,14 @@ def test_too_little_gpu_memory_leads_to_a_gpu_alone_then_to_micro_batches_that_t
     assert Account(tmp_path).status(cell).micro_batches == 2
 
 
-def test_the_account_remembers_on_which_images_a_cell_was_finished(tmp_path):
+def test_the_account_remembers_on_which_images_where_and_by_which_code_a_cell_was_finished(tmp_path):
     (cell,) = planned(tmp_path, "sprel")
     sweep = driving(tmp_path, [cell])
-    sweep.report(sweep.start(), *rows(cell), worker={"data_fingerprint": "0123456789abcdef"})
+    sweep.report(sweep.start(), *rows(cell), worker={"data_fingerprint": "0123456789abcdef", "device": "cpu"})
     sweep.reporter.close()
     status = Account(tmp_path).status(cell)
     assert (status.state, status.data_fingerprint) == (FINISHED, "0123456789abcdef")
+    assert status.origin == {"git_commit": "0123abcd", "device": "cpu"}  # the first by the tracker
 
 
 def test_a_process_that_dies_again_and_again_fails_its_cell_with_the_last_reason(tmp_path):

@@ -138,6 +138,20 @@ def test_a_user_without_a_home_gets_one_and_is_told(home, monkeypatch, tmp_path)
     assert host.ensure_home() == ""  # now there is one
 
 
+def test_a_ray_that_was_too_slow_to_start_is_no_matter_of_folders(monkeypatch):
+    def init(**options):
+        raise Exception(
+            "The current node timed out during startup. This could happen because the raylet failed to start"
+        )
+
+    monkeypatch.setattr(connection.ray, "init", init)
+    with pytest.raises(connection.ClusterError) as refused, connection.connected("local"):
+        pass
+    assert "timed out during startup" in str(refused.value)
+    assert str(refused.value).endswith("CPUs: run the same command again when less runs beside it")
+    assert "RAY_TMPDIR" not in str(refused.value)
+
+
 def test_a_ray_that_cannot_start_is_one_sentence_with_the_variable_to_set(monkeypatch):
     def init(**options):
         raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes")

@@ -441,6 +441,18 @@ def test_a_failed_cell_whose_rows_waited_when_the_driver_died_gets_them_from_the
     assert reconcile(work_items(account, {cell: TABLE4}), account, tracker(uri, tmp_path), thorough=True) == []
 
 
+def test_a_run_that_is_rebuilt_names_the_code_that_trained_it_and_not_the_one_that_rebuilds_it(uri, tmp_path, cell):
+    account = Account(tmp_path / "results")
+    account.finish(cell, ROWS, data_fingerprint="d1", origin={"git_commit": "0123abcd", "images_of_test": "359"})
+    older = cell.pretraining()
+    account.finish(older, [ROWS[0], {"epoch": 1, "phase": "test", "selected_epoch": 1}])  # by an earlier version
+    reconcile(work_items(Account(tmp_path / "results"), {cell: TABLE4, older: TABLE4}), account, tracker(uri, tmp_path))
+    tags = {run.data.tags["cell_id"]: run.data.tags for run in all_runs(uri)}
+    known = ("git_commit", "images_of_test", "data_fingerprint", "source_digest", "torch_version")
+    assert [tags[cell.cell_id].get(name) for name in known] == ["0123abcd", "359", "d1", None, None]
+    assert [tags[older.cell_id].get(name) for name in known] == [None] * 5
+
+
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):
     tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
     Tracker(uri, "relvit", tmp_path / "results").tag_study(cell, ("figure2",))

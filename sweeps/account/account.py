@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ _ENTRY: dict[str, Callable[[Any], bool]] = {
     "micro_batches": lambda value: _is_count(value) and value > 0,
     "peak_gpu_bytes": _is_count,
     "data_fingerprint": _is_text,
+    "origin": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     "events": lambda value: isinstance(value, list) and all(isinstance(event, list) for event in value),
 }
 
@@ -88,7 +89,8 @@ class Status:
     epoch: epochs in its newest checkpoint; reason and failure: why it failed and the class of that
     (sweeps/account/failures.py); changed: Unix time; micro_batches: parts of a batch that it is trained in;
     peak_gpu_bytes: the most GPU memory that its process was seen to hold, 0 if none or not known; data_fingerprint: of
-    the images that it was trained on, "" if not known.
+    the images that it was trained on, "" if not known; origin: with which code, where and by which command it
+    was trained, as the tags of its run, empty if not known.
     """
 
     state: str
@@ -99,6 +101,7 @@ class Status:
     micro_batches: int = 1
     peak_gpu_bytes: int = 0
     data_fingerprint: str = ""
+    origin: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class Account:

@@ -40,6 +40,9 @@ _TOKEN_REMEDY = (
     "RAY_AUTH_MODE=token"
 )
 _TMPDIR_REMEDY = "name a folder of yours with a short path, on a local disk with room, in RAY_TMPDIR"
+# How Ray says that its own processes did not answer in time.
+_SLOW = ("overloaded", "timed out", "Timed out", "timeout")
+_SLOW_REMEDY = "the load here is {:.0f} on {} CPUs: run the same command again when less runs beside it"
 
 
 class ClusterError(ValueError):
@@ -83,7 +86,9 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
         said = first_line(error)
         if address == "local":
-            raise ClusterError(f"Ray cannot start on this machine: {said}; {_TMPDIR_REMEDY}") from error
+            slow = any(word in str(error) for word in _SLOW)
+            remedy = _SLOW_REMEDY.format(os.getloadavg()[0], available_cpus()) if slow else _TMPDIR_REMEDY
+            raise ClusterError(f"Ray cannot start on this machine: {said}; {remedy}") from error
         raise ClusterError(f"no Ray cluster at {address!r}: {said}") from error
     try:
         yield

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from sqlalchemy.exc import OperationalError
 
 from relvit.cell import Cell
-from relvit.vocabulary import DATA_FINGERPRINT, MOST_NOTE
+from relvit.vocabulary import DATA_FINGERPRINT, MOST_NOTE, NOTE
 from sweeps.account.account import FAILED, FINISHED, RUNNING, Account
 from sweeps.account.failures import (
     CRASH,
@@ -87,7 +87,7 @@ class Reporter(Callback):
         self._stuck: set[str] = set()  # trials that were ended here
         self._rows = Spool()  # by cell and twice the epoch, and one for the result's
         self._peak: dict[str, int] = {}
-        self._images: dict[str, str] = {}
+        self._workers: dict[str, Mapping[str, str]] = {}  # by cell, the tags of who reported last
         self._begun: dict[str, WorkItem] = {}  # by cell, what has a run that is RUNNING
         self._shown_next = 0.0
         self._results: dict[str, dict[Cell, float]] = {study: {} for study in source.studies}
@@ -146,7 +146,7 @@ class Reporter(Callback):
         self._rows.put(cell.cell_id, 2 * row["epoch"] + (row["phase"] == "test"), row)
         used = int(usage.get("gpu_memory_bytes", 0))
         self._peak[cell.cell_id] = max(self._peak.get(cell.cell_id, 0), used)
-        self._images[cell.cell_id] = result[WORKER].get(DATA_FINGERPRINT, "")
+        self._workers[cell.cell_id] = result[WORKER]
         if not item.is_foreign:
             self._tracker.keep(cell.cell_id, row, result[WORKER], usage)
             self._tracking.put_once(self._tracker.write, cell.cell_id, self._hold.may_not_write, lane=cell.cell_id)
@@ -193,7 +193,9 @@ class Reporter(Callback):
         for ending in self._source.take_endings():
             if ending.taken_up:
                 cell_id = ending.cell.cell_id
-                self._tracking.put(self._tracker.begin, ending.cell, ending.taken_up, lane=cell_id)
+                # Another driver trained it.
+                begin = partial(self._tracker.begin, ending.cell, ending.taken_up, origin={})
+                self._tracking.put(begin, lane=cell_id)
                 self._track(self._tracker.log, cell_id, ending.rows)
             self._enter(ending, list(ending.rows))
 
@@ -269,12 +271,16 @@ class Reporter(Callback):
         self._rows.drop(cell_id)
         if item.is_foreign:
             return
-        details: dict[str, int | str] = {"micro_batches": self.queue.attempts(item).setting.micro_batches}
+        worker = dict(self._workers.pop(cell_id, {}))
+        images = worker.pop(DATA_FINGERPRINT, "")
+        details: dict[str, Any] = {"micro_batches": self.queue.attempts(item).setting.micro_batches}
+        if rows:
+            details["origin"] = self._tracker.origin | worker | ({NOTE: item.note} if item.note else {})
         if ending.state == FINISHED:
-            details |= {"peak_gpu_bytes": self._peak[cell_id], "data_fingerprint": self._images[cell_id]}
+            details |= {"peak_gpu_bytes": self._peak[cell_id], "data_fingerprint": images}
         self._enter(ending, rows, **details)
 
-    def _enter(self, ending: Ending, rows: list[dict[str, Any]], **details: int | str) -> None:
+    def _enter(self, ending: Ending, rows: list[dict[str, Any]], **details: Any) -> None:
         """Tell the account, then MLflow. rows: empty where a cell failed before it reported: what is known of an
         earlier start stays."""
         cell, cell_id = ending.cell, ending.cell.cell_id

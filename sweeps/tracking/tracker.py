@@ -93,7 +93,10 @@ class TrackingError(ValueError):
 
 
 class Tracker:
-    """The runs of one experiment. Open it in one process only where the tracking URI is a SQLite file."""
+    """The runs of one experiment. Open it in one process only where the tracking URI is a SQLite file.
+
+    origin: the tags of a run that this program trains, which lead back to its code.
+    """
 
     def __init__(self, uri: str, experiment: str, storage: Location):
         """Raises TrackingError if the URI cannot be used."""
@@ -125,7 +128,7 @@ class Tracker:
             kept = self._runs.setdefault(run.data.tags[CELL_ID], run)
             if kept is not run:
                 self._duplicates.append((run, kept))
-        self._origin = _origin()
+        self.origin = _origin()
         self._study_runs: dict[str, str] = {}  # by study, the id of the run that stands for it
         self._without_data: dict[str, Cell] = {}  # cells whose runs do not have their data sets as inputs yet
         self._logged: dict[str, int] = {}  # the epochs that a run has, as the bits of a number
@@ -179,11 +182,18 @@ class Tracker:
         return orphans
 
     def begin(
-        self, cell: Cell, studies: Iterable[str] = (), deviation: str = "", name: str = "", note: str = ""
+        self,
+        cell: Cell,
+        studies: Iterable[str] = (),
+        deviation: str = "",
+        name: str = "",
+        note: str = "",
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Make the cell's run, or take it up again, and set it RUNNING. studies: names that are added to those of the
         run; deviation: what in this training differs from the cell's own settings (sweeps/account/failures.py); name
-        and note: of the run, a description that it has already stays."""
+        and note: of the run, a description that it has already stays; origin: what trains it (`origin`), this
+        program unless given."""
         cell_id = cell.cell_id
         tags = {
             CELL_ID: cell_id,
@@ -194,7 +204,7 @@ class Tracker:
             FAILURE: "",
             DEVIATION: deviation,
             **({TASK_ROWS: describe(cell.task_list)} if cell.tasks_digest else {}),
-            **self._origin,
+            **(self.origin if origin is None else origin),
         }
         run = self._runs.get(cell_id)
         if run is None:
@@ -392,9 +402,11 @@ class Tracker:
         name: str = "",
         note: str = "",
         folder: Location | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
-        """Make the run of a finished cell whole again from its rows in the account, and its folder as in `finish`."""
-        self.begin(cell, studies, deviation, name, note)
+        """Make the run of a finished cell whole again from its rows in the account, and its folder as in `finish`.
+        origin: what trained it, where that is known; it was not this program."""
+        self.begin(cell, studies, deviation, name, note, origin or {})
         self.log(cell.cell_id, history)
         self.finish(cell.cell_id, folder)
 
@@ -468,7 +480,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def _origin() -> dict[str, str]:
-    """Tags that lead from a run back to the code that made it."""
+    """Tags that lead from a run back to the code that made it: this one."""
     return {
         DRIVER_HOST: platform.node(),
         **code_tags(),

@@ -137,5 +137,11 @@ def test_runs_that_mlflow_lost_or_holds_twice_are_mended_by_reconcile(sweep):
     client.delete_run(copy.info.run_id)
     after = runs_by_tasks(folder)
     assert after["none"].info.run_id == doubled.info.run_id
-    assert after["dist"].data.metrics["test_accuracy"] == lost.data.metrics["test_accuracy"]
+    rebuilt = after["dist"].data
+    assert rebuilt.metrics["test_accuracy"] == lost.data.metrics["test_accuracy"]
+    # What trained it, on what, and how to repeat it, is known as before. What its process used is not.
+    assert int(rebuilt.tags["history_points"]) < int(lost.data.tags["history_points"])
+    assert {"mlflow.note.content", "source_digest", "images_of_test"} <= set(lost.data.tags)
+    same = {name: value for name, value in lost.data.tags.items() if name != "history_points"}
+    assert {name: rebuilt.tags.get(name) for name in same} == same
     assert "5 cells looked at, 0 changes" in reconcile()
