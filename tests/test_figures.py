@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.made_runs import conformed_runs, planned
+from helpers.made_runs import conformed_runs, made_runs, planned
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from analysis.paper.figure2 import figure2a, figure2b
 from analysis.paper.figures import draw
 from analysis.paper.registry import TABLES, find
 from analysis.paper.table4 import table4_accuracy, table4_effects, table4_pretraining
+from analysis.runs.comparability import conform
 from analysis.stats import effects
 from relvit.cell import PAPER_TASKS, task_combinations
 
@@ -246,6 +247,12 @@ def test_every_seed_stands_behind_its_mean(table4):
     for axes, place in ((table4_accuracy(runs, metrics)[0].axes[1], 0), (cost(runs, metrics)[0].axes[0], 1)):
         seeds = [each.get_data()[place] for each in axes.get_lines() if each.get_markersize() < 2 and each.get_alpha()]
         assert sorted(np.concatenate(seeds)) == pytest.approx(sorted(runs["test_accuracy"]))
+
+
+def test_runs_that_were_all_measured_otherwise_have_no_cost_of_accuracy(tmp_path):
+    runs, _ = made_runs(planned(tmp_path, "table4"), "table4")
+    with pytest.raises(NothingToDraw, match="no finished run has both training_seconds and test_accuracy"):
+        cost_table(conform(runs.drop(columns="test_accuracy")))
 
 
 def test_numbers_on_the_front_do_not_overlap_and_the_key_names_them(table4):

@@ -14,6 +14,7 @@ from analysis.paper.figures import draw
 from analysis.paper.registry import TABLES
 from analysis.report import page
 from analysis.report.page import TableHtml, write_page
+from analysis.runs.comparability import conform
 from sweeps.ablation import parse_arguments, request_of
 from sweeps.planning.plan import plan
 
@@ -177,6 +178,15 @@ def test_every_run_is_listed_with_its_id_and_number(table4, tmp_path):
         number = "–" if row["status"] == "FAILED" else f"{row['test_accuracy']:.2f}"
         assert f"{row['seed']}{row['status'].lower()}{number}{row['run_id']}" in text
     assert "47 of 48 runs finished; seeds 0, 1, 2; commit 0123456789" in found.texts["p"][0]
+
+
+def test_a_run_that_tells_neither_data_set_nor_backbone_is_listed_with_dashes(table4, tmp_path):
+    by_hand = pd.DataFrame(
+        [{"run_id": "by-hand", "status": "FINISHED", "study": "table4", "tasks": "sprel", "seed": 0}]
+    )
+    runs = conform(pd.concat([table4[0], by_hand], ignore_index=True))
+    found = read(write_page("table4", runs, tmp_path / "page.html"))
+    assert "–, –, sprel0finished–by-hand" in found.texts["table"][0].replace("SpRel", "sprel")
 
 
 # How to reproduce

@@ -217,18 +217,19 @@ def test_bold_and_the_differences_give_one_answer_on_a_pair(tmp_path):
     assert called["dist"].numbers["value"] < 0 < called["sprel"].numbers["value"]
 
 
-def test_a_run_that_somebody_logged_by_hand_replaces_none_of_the_engines(tmp_path):
+@pytest.mark.parametrize("study", ["table4", "mine"])
+def test_a_run_that_somebody_logged_by_hand_replaces_none_of_the_engines(study, tmp_path):
     cells = planned(tmp_path, seeds=(0, 1))
     own = [row(cells["dist", seed], accuracy=90.0 + seed) for seed in (0, 1)]
     by_hand = own[0] | {"run_id": "by-hand", "cell_id": "mine", "test_accuracy": 12.0, "git_commit": None}
     by_hand |= {"start_time": pd.Timestamp(99, unit="s", tz="UTC")}  # the newest
-    table = layout("table4", [*own, by_hand])
+    table = layout(study, [*own, by_hand])
     assert table.entry("dist", "accuracy").text == "90.50 ± 0.71"
     ((letter, note),) = table.notes
     assert note == "a run that the engine did not log is left out: by-hand (seed 0)"
     assert table.entry("dist", "accuracy").marks == (letter,)
     # Alone it is shown.
-    assert layout("table4", [own[1], by_hand]).entry("dist", "n").text == "2/2"
+    assert layout(study, [own[1], by_hand]).entry("dist", "n").text == "2/2"
 
 
 def test_nan_results_do_not_count_as_seeds(tmp_path):

@@ -450,7 +450,7 @@ def test_a_run_that_is_rebuilt_names_the_code_that_trained_it_and_not_the_one_th
     tags = {run.data.tags["cell_id"]: run.data.tags for run in all_runs(uri)}
     known = ("git_commit", "images_of_test", "data_fingerprint", "source_digest", "torch_version")
     assert [tags[cell.cell_id].get(name) for name in known] == ["0123abcd", "359", "d1", None, None]
-    assert [tags[older.cell_id].get(name) for name in known] == [None] * 5
+    assert [tags[older.cell_id].get(name) for name in known] == ["unknown", *[None] * 4]
 
 
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):

@@ -90,7 +90,7 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     the accuracies of the single runs; front, whether no other of its data set and backbone is
     at least as good in both and better in one."""
     finished = drawing.finished_runs(runs)
-    times = finished.reindex(columns=[TRAINING_SECONDS, PROCESSOR_SECONDS])
+    times = finished.reindex(columns=[TRAINING_SECONDS, PROCESSOR_SECONDS, TEST_ACCURACY])
     finished = finished.assign(**{name: times[name] for name in times})
     finished = drawing.where_true(finished, finished[[TRAINING_SECONDS, TEST_ACCURACY]].notna().all(axis=1))
     if finished.empty:

@@ -12,8 +12,9 @@ from analysis.paper.curves import curves
 from analysis.paper.drawing import combination_name
 from analysis.paper.entries import Entries, PaperTable
 from analysis.paper.numbers import how_to_read, measured, number_entry, recipe_sentence, task_column
+from analysis.paper.settings import one_run_per_place
 from analysis.paper.task_effects import effects_of_swept_tasks
-from analysis.runs.comparability import chosen_fields, is_engines
+from analysis.runs.comparability import chosen_fields
 from analysis.runs.splits import split_of
 from relvit.cell import FIELDS, NONE, TASKS
 from relvit.paper import dataset_name
@@ -136,10 +137,10 @@ def table_of(study: str, runs: pd.DataFrame) -> PaperTable:
         return found
 
     def newest(runs: pd.DataFrame) -> list[pd.DataFrame]:
-        rows = runs.to_dict("records")
-        ranked = runs.assign(label=[label(row) for row in rows], own=[is_engines(row) for row in rows])
-        ranked = ranked.sort_values(["own", "start_time"]).drop_duplicates(["label", "seed", "status"], keep="last")
-        return [runs[runs.index.isin(ranked.index)]]
+        place = ["label", "seed"]
+        kept = one_run_per_place(runs.assign(label=[label(row) for row in runs.to_dict("records")]), place)
+        last = kept.sort_values("start_time", kind="stable").drop_duplicates([*place, "status"], keep="last")
+        return [kept[kept.index.isin(last.index)].drop(columns="label")]
 
     return PaperTable(
         name=study,

@@ -1,6 +1,6 @@
 """Which runs stand together in one table."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ def settings(
         for shared, members in fitting:
             shared |= fields
             members.append(index)
-    split = [Setting(shared, _one_run_per_cell(runs.loc[sorted(members)].copy(), varying)) for shared, members in found]
+    place = ["tasks", "seed", *varying]
+    split = [Setting(shared, one_run_per_place(runs.loc[sorted(members)].copy(), place)) for shared, members in found]
     return sorted(_filled(split, varying), key=_newest)
 
 
@@ -62,11 +63,12 @@ def _newest(setting: Setting) -> pd.Timestamp:
     return setting.runs["start_time"].fillna(pd.Timestamp(0, tz="UTC")).max()
 
 
-def _one_run_per_cell(runs: pd.DataFrame, varying: Collection[str]) -> pd.DataFrame:
-    """Of several finished runs of one cell and seed one: the engine's rather than what somebody logged by hand, and of
-    those the newest. The column left_out of a run says which others, not the engine's, had its place.
+def one_run_per_place(runs: pd.DataFrame, place: Sequence[str]) -> pd.DataFrame:
+    """Of several finished runs with the same values in the columns of a place one: the engine's rather than what
+    somebody logged by hand, and of those the newest. The column left_out of a run says which others, not the engine's,
+    had its place.
     """
-    place = ["tasks", "seed", *varying]
+    place = list(place)
     found = runs[runs["status"] == "FINISHED"].sort_values("start_time", na_position="first")
     found = found[found.duplicated(place, keep=False)]
     found = found.assign(own=np.array([is_engines(run) for run in found.to_dict("records")], dtype=bool))

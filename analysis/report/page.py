@@ -8,7 +8,7 @@ as HTML.
 import base64
 import hashlib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,13 +240,19 @@ def _origin(runs: pd.DataFrame) -> Iterable[tuple[str, str]]:
             yield heading, ", ".join(values)
 
 
+def _place(row: Mapping[str, Any]) -> Iterator[str]:
+    """The names of a run's data set and backbone, as far as it tells."""
+    for name, column in ((dataset_name, "dataset"), (backbone_name, "backbone")):
+        yield _DASH if pd.isna(row[column]) else name(row[column])
+
+
 def _runs(runs: pd.DataFrame) -> list[Mapping[str, str]]:
     ordered = runs.assign(kind=kinds(runs)).sort_values(["seed"], kind="stable")
     several = ordered[["dataset", "backbone"]].drop_duplicates().shape[0] > 1
     accuracy = ordered.reindex(columns=["test_accuracy"])["test_accuracy"].astype("Float64")
     return [
         {
-            "cell": ", ".join([dataset_name(row["dataset"]), backbone_name(row["backbone"])] * several + [row["kind"]]),
+            "cell": ", ".join([*_place(row)] * several + [row["kind"]]),
             "seed": _DASH if pd.isna(row["seed"]) else row["seed"],
             "status": str(row["status"]).lower(),
             "accuracy": _DASH if pd.isna(value) else f"{value:.2f}",

@@ -39,6 +39,7 @@ from relvit.vocabulary import (
     DRIVER_HOST,
     DUPLICATE,
     FAILURE,
+    GIT_COMMIT,
     KIND,
     METHOD,
     MOST_NOTE,
@@ -55,7 +56,7 @@ from relvit.vocabulary import (
     TASK_ROWS,
     TEST,
 )
-from sweeps.account.code_version import code_tags
+from sweeps.account.code_version import UNKNOWN, code_tags
 from sweeps.tracking.evaluation import attach_evaluation
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 from sweeps.tracking.naming import name_alone
@@ -213,6 +214,7 @@ class Tracker:
         if run is None:
             name = name or name_alone(cell)
             tags |= {NOTE: note} if note else {}
+            tags.setdefault(GIT_COMMIT, UNKNOWN)  # it is the engine's all the same
             run = self._client.create_run(self._experiment, tags=tags, run_name=name)
             self._logged[cell_id] = 0
             self._made.add(cell_id)
