@@ -181,6 +181,16 @@ def cached_fingerprint(name: str, data_root: Path, image_size: int, whole: bool 
     return "" if meta is None else meta["content"]
 
 
+def decoded_bytes(name: str, data_root: Path, image_size: int, whole: bool = False) -> tuple[int, bool]:
+    """What the decoded images take on disk, and whether they are there; of images that are to be kept whole, whose own
+    sizes are not looked at, at most. Raises DataError where there is no such data set."""
+    path = _cache_folder(name, data_root, image_size, whole) / "images.npy"
+    if _meta(path.parent) is not None and path.exists():
+        return path.stat().st_size, True
+    side = image_size * (LARGEST if whole else 1)
+    return sum(split_sizes(name, data_root, image_size).values()) * side * side * 3, False
+
+
 def fingerprint_of(fingerprints: Iterable[str]) -> str:
     """One for all the data sets of a cell; "" where one of them is not known."""
     known = list(fingerprints)

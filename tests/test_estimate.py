@@ -8,6 +8,7 @@ from rich.console import Console
 
 import relvit.calibrate
 from relvit.calibrate import Cost
+from relvit.data import decoded_bytes, prepare
 from sweeps.account.account import PLANNED, Account, Status
 from sweeps.cli.plan_view import show_plan
 from sweeps.planning.cost import estimate, slots_here
@@ -122,7 +123,7 @@ def test_another_precision_is_compared_where_finished_cells_tell_of_both(tmp_pat
 
     def said():
         assert show_plan(Console(width=200), account, rest, tmp_path / "data", 1, 0) == 0
-        return capsys.readouterr().out.splitlines()[-1]
+        return capsys.readouterr().out.splitlines()[-2]  # the last is of the data
 
     assert judged() == {"bf16": None}  # and no tf32 on a CPU
     assert said() == (
@@ -191,3 +192,19 @@ def test_trials_at_once_share_one_gpu_or_have_whole_ones(monkeypatch, gpus_there
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus_there)
     monkeypatch.setattr("sweeps.planning.cost.available_cpus", lambda: 64)
     assert slots_here(1, gpus_each) == (slots, gpus_each)
+
+
+def test_the_plan_says_what_the_decoded_images_will_take_or_that_they_are_there(tmp_path, capsys):
+    (cell,) = cells(tmp_path, "table4", ("none",))
+
+    def said() -> str:
+        assert show_plan(Console(width=200), Account(tmp_path / "results"), [cell], tmp_path / "data", 1, 0) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    # 1,797 images of 16 x 16 pixels in three channels.
+    assert decoded_bytes("digits", tmp_path / "data", 16) == (1797 * 768, False)
+    assert said() == "digits: 0.0014 GB of images of 16 pixels, which are to be decoded"
+    prepare("digits", tmp_path / "data", 16)
+    assert said() == "digits: 0.0014 GB of images of 16 pixels, which are there"
+    # Three times the side at most, where crops are taken from whole images.
+    assert decoded_bytes("digits", tmp_path / "data", 16, whole=True) == (1797 * 768 * 9, False)
