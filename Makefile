@@ -42,10 +42,10 @@ tables: $(BIN)/.installed
 pictures: $(BIN)/.installed
 	$(BIN)/python sweeps/pictures.py $(ARGS)
 
-# Two files at a time: most of the slow ones wait for processes of theirs. In the order of their names the slow ones come
-# first, so that both workers have something to do until the end.
+# Three files at a time, also on two cores: most of the slow ones wait for processes of theirs. In the order of their names
+# the slow ones come first, so that all workers have something to do until the end.
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15 $(ARGS)
 
 # Without the tests that start Ray and MLflow.
 fast-test: $(BIN)/.installed

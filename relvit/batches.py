@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from relvit.data import Split
+from relvit.enlarge import enlarge
 
 # Of a trial's share of a GPU's memory, what a data set may take: less than what packing leaves beyond the model's peak.
 _SHARE = 0.125
@@ -38,7 +39,10 @@ class Batches:
         else:  # one copy an epoch: in a step nothing comes from the host
             rows, labels = (torch.from_numpy(array)[order].to(self._device) for array in (split.rows, split.labels))
             parts = zip(rows.split(size), labels.split(size))
-            batches = ((images.index_select(0, part), part_labels) for part, part_labels in parts)
+            batches = (
+                (enlarge(images.index_select(0, part), split.side or images.shape[1]), part_labels)
+                for part, part_labels in parts
+            )
         for (batch, batch_labels), start in zip(batches, range(0, len(order), size)):
             yield batch, batch_labels, None if aspects is None else aspects[start : start + size]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from relvit.decoding import DecoderDied, Preparation, decode_all, image_sizes, open_image
+from relvit.decoding import DecoderDied, Preparation, decode_all, enlarged, image_sizes, open_image
 from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Source, interleaved_classes, read_source
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 VAL_SHARE = 0.1  # of the training images, held out by seed where the data set has no val split of its own
 LARGEST = 3  # times the image size: the side at which whole images are stored at most; crops of a ninth stay sharp
 CACHE, CACHE_VERSION = ".relvit-cache", 3
-_LARGE = 1e9  # bytes from which a preparation says beforehand what it will take
+_SMALL_VERSION = 4  # of a cache that holds small images at their own size, which earlier programs do not enlarge
+# Bytes from which a preparation says beforehand what it will take, and keeps images at their own size where that is one
+# size and smaller.
+_LARGE = 1e9
 CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given; no other can be as large
 
 
@@ -34,22 +37,27 @@ CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given;
 class Split:
     """A part of a data set, left in the memory map that all trials of a node share.
 
-    images: uint8 [m, S, S, 3], the whole map; rows: int64 [n], which of them belong; labels: int64 [n], their
+    images: uint8 [m, N, N, 3], the whole map; rows: int64 [n], which of them belong; labels: int64 [n], their
     classes as indices; aspects: float32 [m], width / height of the images of the map before they were brought to
-    squares of S pixels, where they are whole; None where squares were cut out of them.
+    squares of N pixels, where they are whole; None where squares were cut out of them; side: S, that of the images as
+    they are used: N, or larger, where small images of one size are enlarged when they are read; 0 stands for N.
     """
 
     images: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
     aspects: np.ndarray | None = None
+    side: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [b, S, S, 3] and labels int64 [b] at places `index` [b] of this split, copied out."""
-        return self.images[self.rows[index]], self.labels[index]
+        images = self.images[self.rows[index]]
+        if self.side > images.shape[1]:
+            images = enlarged(images, self.side)
+        return images, self.labels[index]
 
     def part(self, index: np.ndarray) -> "Split":
         """The split of the places `index`, in that order."""
@@ -182,8 +190,8 @@ def cached_fingerprint(name: str, data_root: Path, image_size: int, whole: bool 
 
 
 def decoded_bytes(name: str, data_root: Path, image_size: int, whole: bool = False) -> tuple[int, bool]:
-    """What the decoded images take on disk, and whether they are there; of images that are to be kept whole, whose own
-    sizes are not looked at, at most. Raises DataError where there is no such data set."""
+    """What the decoded images take on disk, and whether they are there; else at most, since the images' own sizes are
+    not looked at. Raises DataError where there is no such data set."""
     path = _cache_folder(name, data_root, image_size, whole) / "images.npy"
     if _meta(path.parent) is not None and path.exists():
         return path.stat().st_size, True
@@ -240,7 +248,7 @@ def _meta(folder: Path) -> dict[str, Any] | None:
     """What is said of a cache; None where there is none that this version reads."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        return meta if meta["version"] == CACHE_VERSION else None
+        return meta if meta["version"] in (CACHE_VERSION, _SMALL_VERSION) else None
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -250,10 +258,15 @@ def _meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[str, Any]:
-    parts, aspects = [images for images, _ in source.splits.values()], None
+    parts, aspects, side = [images for images, _ in source.splits.values()], None, size
+    if not whole and sum(map(len, parts)) * size * size * 3 >= _LARGE:
+        sizes = image_sizes(parts)
+        if (sizes == sizes[0, 0]).all():
+            size = min(size, int(sizes[0, 0]))
     if whole:
         sizes = image_sizes(parts)
-        aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
+        aspects = (sizes[:, 0] / sizes[:, 1]).astype(np.float32)
+        side = size = int(min(LARGEST * size, sizes.max()))
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
     # Not tempfile's, which nobody else may read: a data folder may be a lab's. Named by what is decoded, so that what a
     # killed process left of the same is gone on with; of anything else it is removed, being as large as the cache.
@@ -277,9 +290,10 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
         splits = {split: len(split_labels) for split, (_, split_labels) in source.splits.items()}
 
         def preparation() -> Preparation:
-            content = hashlib.sha256(json.dumps([splits, array.shape]).encode())
+            # Of the images as they are used, however they are kept.
+            content = hashlib.sha256(json.dumps([splits, (len(labels), side, side, 3)]).encode())
             content.update(labels.data)
-            return Preparation(array, scratch, splits["train"], content)
+            return Preparation(array, scratch, splits["train"], content, side)
 
         prepared = preparation()
         prepared.sum_up(done)
@@ -295,7 +309,8 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
             np.save(scratch / "aspects.npy", aspects)
         mean, std = prepared.channel_statistics()
         meta = {
-            "version": CACHE_VERSION,
+            "version": _SMALL_VERSION if side > size else CACHE_VERSION,
+            "side": side,
             "fingerprint": source.fingerprint,
             "content": prepared.content,
             "classes": source.classes,
@@ -345,14 +360,15 @@ def _open_cache(name: str, folder: Path, meta: dict[str, Any]) -> Dataset:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     aspects = np.load(folder / "aspects.npy") if (folder / "aspects.npy").exists() else None
+    side = meta.get("side", images.shape[1])
     splits, start = {}, 0
     for split, count in meta["splits"].items():
         rows = np.arange(start, start + count)
-        splits[split] = Split(images, rows, labels[rows], aspects)
+        splits[split] = Split(images, rows, labels[rows], aspects, side)
         start += count
     return Dataset(
         name=name,
-        image_size=images.shape[1],
+        image_size=side,
         classes=tuple(meta["classes"]),
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),

@@ -93,6 +93,14 @@ def decode(image: SourceImage, size: int, depth: int, whole: bool = False) -> tu
     return np.asarray(picture), largest
 
 
+def enlarged(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [b, n, n, 3] as `decode` would have brought them to [b, side, side, 3], side >= n."""
+    result = np.empty((len(images), side, side, 3), dtype=np.uint8)
+    for row, image in zip(result, images):
+        row[:] = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    return result
+
+
 def decode_all(
     parts: list[Collection[SourceImage]],
     array: np.memmap,
@@ -265,11 +273,12 @@ class Preparation:
     """What is known of an array of images while it is filled: how far, and what is published of them.
 
     folder: where the array and the record lie that an interrupted preparation goes on from; trained: how many images,
-    the first, are of train; content: a digest that goes on over the images.
+    the first, are of train; content: a digest that goes on over the images; side: to which those of the array are
+    enlarged when they are used, where it is more than their own.
     """
 
-    def __init__(self, array: np.memmap, folder: Path, trained: int, content: Any):
-        self._array, self._record, self._trained = array, folder / "decoded.json", trained
+    def __init__(self, array: np.memmap, folder: Path, trained: int, content: Any, side: int):
+        self._array, self._record, self._trained, self._side = array, folder / "decoded.json", trained, side
         self._content, self._counts = content, np.zeros((3, 256), dtype=np.int64)
         self.images = 0
 
@@ -284,6 +293,8 @@ class Preparation:
         """The same without the record, of images that are in it."""
         for start in range(self.images, self.images + images, BLOCK):
             block = self._array[start : min(start + BLOCK, self.images + images)]
+            if self._side > block.shape[1]:
+                block = enlarged(block, self._side)
             self._content.update(block.data)
             seen = block[: max(0, self._trained - start)]
             if len(seen):  # Pillow counts the values of pixels ten times as fast as numpy

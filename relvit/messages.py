@@ -3,6 +3,7 @@
 import difflib
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
@@ -16,6 +17,19 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(str(name), valid, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {name!r}: one of {', '.join(valid)}{hint}"
+
+
+def nearest_file(path: Path) -> str:
+    """ "; did you mean 'examples/gain.py'?": the file that was probably meant by one that does not exist; else ""."""
+    try:
+        folders = (
+            [path.parent] if path.parent.is_dir() else [each for each in path.parent.parent.iterdir() if each.is_dir()]
+        )
+        near = {f"{file.parent.name}/{file.name}": file for each in folders for file in each.glob(f"*{path.suffix}")}
+    except OSError:  # there is no such folder either, or it may not be read
+        return ""
+    nearest = difflib.get_close_matches(f"{path.parent.name}/{path.name}", near, n=1, cutoff=0.8)
+    return f"; did you mean {str(near[nearest[0]])!r}?" if nearest else ""
 
 
 def said_of(error: BaseException, file: str) -> str:

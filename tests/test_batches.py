@@ -33,11 +33,12 @@ def gpu(monkeypatch):
     return set_memory
 
 
-def batches(gpu_share=1.0):
-    """Those of 10 of 20 images of 3 MB each, in threes, by a trial that has so much of a GPU; and its notes."""
+def batches(gpu_share=1.0, native=1000, side=0):
+    """Those of 10 of 20 images of 3 MB each, or of another size, in threes, by a trial that has so much of a GPU; and
+    its notes. What comes must be what the split reads."""
     rng, notes = np.random.default_rng(0), []
-    images = rng.integers(0, 256, (20, 1000, 1000, 3), dtype=np.uint8)
-    split = Split(images, np.arange(0, 20, 2), np.arange(10))
+    images = rng.integers(0, 256, (20, native, native, 3), dtype=np.uint8)
+    split = Split(images, np.arange(0, 20, 2), np.arange(10), side=side)
     made = list(Batches("cuda", gpu_share, notes.append).of(split, torch.arange(9, -1, -1), 3))
     expected = [split.read(part) for part in ([9, 8, 7], [6, 5, 4], [3, 2, 1], [0])]
     for (batch, labels, aspects), (wanted, wanted_labels) in zip(made, expected, strict=True):
@@ -64,3 +65,12 @@ def test_images_that_do_not_fit_are_read_ahead_batch_by_batch_and_it_is_said(gpu
     copied = gpu(total, free)
     assert batches(share) == [f"the images take 0.1 GB and {lacks}: each batch is read ahead from the disk instead"]
     assert max(shape[0] for shape in copied) == 3
+
+
+@pytest.mark.parametrize("total", [1e9, 1e3])
+def test_small_images_are_enlarged_on_the_gpu_as_they_are_when_they_are_read_ahead(gpu, total):
+    copied = gpu(total, free=1e9)
+    batches(native=32, side=224)
+    resident = (20, 32, 32, 3) in copied
+    assert resident == (total == 1e9)
+    assert ((3, 224, 224, 3) in copied) != resident

@@ -714,3 +714,44 @@ def test_what_a_large_preparation_takes_is_said_beforehand(tmp_path, monkeypatch
     monkeypatch.setattr(data, "_LARGE", 60 * 8 * 8 * 3)
     data.prepare("many", tmp_path, 8)
     assert f"many-8: 60 images are decoded to 0.0 GB in {tmp_path / '.relvit-cache'}" in caplog.text
+
+
+# Small images that are used large
+
+
+@pytest.fixture
+def small_images(tmp_path):
+    """A folder of 40 training and 8 test images of 12 x 12 pixels."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return tmp_path
+
+
+def test_small_images_of_a_large_data_set_are_kept_small_and_read_as_they_were(small_images, monkeypatch):
+    large = data.prepare("pets", small_images, 30)
+    shutil.rmtree(small_images / ".relvit-cache")
+    monkeypatch.setattr(data, "_LARGE", 48 * 30 * 30 * 3)
+    small = data.prepare("pets", small_images, 30)
+    assert (large.train.images.shape, small.train.images.shape) == ((48, 30, 30, 3), (48, 12, 12, 3))
+    assert (small.image_size, small.mean, small.std) == (large.image_size, large.mean, large.std)
+    assert small.fingerprint == large.fingerprint  # the same images, however they are kept
+    for ours, theirs in ((small.train, large.train), (small.test, large.test)):
+        assert all(np.array_equal(*pair) for pair in zip(ours.read(np.arange(8)), theirs.read(np.arange(8))))
+    assert data.decoded_bytes("pets", small_images, 30)[1]
+    assert data.load("pets", small_images, 30).train.images.shape == (48, 12, 12, 3)
+
+
+def test_images_of_several_sizes_are_kept_at_the_size_that_is_asked_for(small_images, monkeypatch):
+    Image.new("RGB", (12, 14), "red").save(small_images / "pets/train/cat/other.png")
+    monkeypatch.setattr(data, "_LARGE", 1)
+    assert data.prepare("pets", small_images, 30).train.images.shape == (49, 30, 30, 3)
+
+
+def test_images_that_are_larger_than_what_is_asked_for_are_kept_at_that(small_images, monkeypatch):
+    monkeypatch.setattr(data, "_LARGE", 1)
+    assert data.prepare("pets", small_images, 6).train.images.shape == (48, 6, 6, 3)

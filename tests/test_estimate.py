@@ -203,7 +203,7 @@ def test_the_plan_says_what_the_decoded_images_will_take_or_that_they_are_there(
 
     # 1,797 images of 16 x 16 pixels in three channels.
     assert decoded_bytes("digits", tmp_path / "data", 16) == (1797 * 768, False)
-    assert said() == "digits: 0.0014 GB of images of 16 pixels, which are to be decoded"
+    assert said() == "digits: at most 0.0014 GB of images of 16 pixels, which are to be decoded"
     prepare("digits", tmp_path / "data", 16)
     assert said() == "digits: 0.0014 GB of images of 16 pixels, which are there"
     # Three times the side at most, where crops are taken from whole images.

@@ -525,6 +525,10 @@ def test_wrong_values_in_a_study_file_are_refused_as_anywhere(tmp_path):
 def test_a_study_file_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "heads.py"
     assert problems(str(path)) == [f"the study file {path} does not exist"]
+    meant = path.with_name("mystudy.py")
+    meant.write_text("cells = []")
+    for wrong in (path.with_name("mystduy.py"), path.parent.with_name(path.parent.name[:-1] + "x") / "mystudy.py"):
+        assert problems(str(wrong)) == [f"the study file {wrong} does not exist; did you mean {str(meant)!r}?"]
     (problem,) = problems("heads")
     assert problem.startswith("unknown study 'heads'")
     assert problem.endswith("; or a Python file that defines `cells`")

@@ -95,6 +95,11 @@ def test_evaluations_of_one_pre_training_are_told_apart(tmp_path):
     assert replace(cells[1], labels_per_class=10) == cells[2]
 
 
+def test_what_all_cells_have_is_not_said_of_each(tmp_path):
+    few = Request("table4", "demo", tmp_path, combinations=("none", "sprel"), settings=("labels_per_class=10",))
+    assert list(labels(list(plan(few))).values()) == ["none", "sprel"]
+
+
 def test_for_a_page_it_is_markdown_and_says_what_it_has_no_room_for(account):
     standing = stand(account, ["table4"], {})
     text = markdown(standing, 5000)

@@ -75,7 +75,7 @@ def _print_data(console: Console, statuses: Mapping[Cell, Status], data_root: Pa
     for name, size, whole in datasets_of(left):
         taken, is_there = decoded_bytes(name, data_root, size, whole)
         what = f"whole images for crops of {size} pixels" if whole else f"images of {size} pixels"
-        limit = "at most " if whole and not is_there else ""
+        limit = "" if is_there else "at most "
         state = "which are there" if is_there else "which are to be decoded"
         say(console, f"{name}: {limit}{taken / 1e9:,.2g} GB of {what}, {state}")
 

@@ -21,19 +21,22 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60 / 24:.0f} days"
 
 
+# What evaluations of one pre-training have beside their protocols.
+_OF_EVALUATIONS = ("labels_per_class", "label_share", "finetune_image_size")
+
+
 def labels(cells: list[Cell]) -> dict[Cell, str]:
     """A short name for each cell: the fields that tell cells apart, and part of the digest where those do not."""
     names = ["dataset", "backbone", "protocol", "tasks"]
     told = [name for name in names if len({getattr(cell, name) for cell in cells}) > 1] or ["tasks"]
-    short = {cell: " ".join([*(getattr(cell, name) for name in told), *_own(cell)]) for cell in cells}
+    own = [name for name in _OF_EVALUATIONS if len({getattr(cell, name) for cell in cells}) > 1]
+    short = {cell: " ".join([*(getattr(cell, name) for name in told), *_own(cell, own)]) for cell in cells}
     twice = Counter((label, cell.seed) for cell, label in short.items())
     digest = {cell: f" {cell.cell_id[-10:-4]}" if twice[label, cell.seed] > 1 else "" for cell, label in short.items()}
     return {cell: label + digest[cell] for cell, label in short.items()}
 
 
-def _own(cell: Cell) -> list[str]:
-    """What an evaluation of a pre-training has beside its protocol."""
-    names = ("labels_per_class", "label_share", "finetune_image_size")
+def _own(cell: Cell, names: list[str]) -> list[str]:
     values = {name: getattr(cell, name) for name in names}
     return [f"{name}={value:g}" for name, value in values.items() if value != LATER_FIELDS[name]]
 

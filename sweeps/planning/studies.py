@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import FIELDS, NONE, PAPER_TASKS, parse_value, task_combinations, type_errors
-from relvit.messages import said_of, unknown
+from relvit.messages import nearest_file, said_of, unknown
 from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
 from relvit.task_files import add_tasks_file
 
@@ -157,7 +157,7 @@ def parse_evaluation(text: str) -> dict[str, Any]:
 def run_file(path: Path, kind: str) -> dict[str, Any]:
     """What a user's Python file defines. Raises ValueError where there is none, or with what it raises and where."""
     if not path.is_file():
-        raise ValueError(f"the {kind} file {path} does not exist")
+        raise ValueError(f"the {kind} file {path} does not exist{nearest_file(path)}")
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
