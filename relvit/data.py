@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from relvit.decoding import DecoderDied, Preparation, decode_all, enlarged, image_sizes, open_image
-from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Source, interleaved_classes, read_source
+from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Image, Source, interleaved_classes, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -260,9 +260,7 @@ def _meta(folder: Path) -> dict[str, Any] | None:
 def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[str, Any]:
     parts, aspects, side = [images for images, _ in source.splits.values()], None, size
     if not whole and sum(map(len, parts)) * size * size * 3 >= _LARGE:
-        sizes = image_sizes(parts)
-        if (sizes == sizes[0, 0]).all():
-            size = min(size, int(sizes[0, 0]))
+        size = min(size, _one_size(parts, size) or size)
     if whole:
         sizes = image_sizes(parts)
         aspects = (sizes[:, 0] / sizes[:, 1]).astype(np.float32)
@@ -329,6 +327,18 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return meta
+
+
+def _one_size(parts: list[Collection[Image]], size: int) -> int | None:
+    """The side of all images where it is one and smaller than size. Where the first is not so, none is looked at
+    further: of a million files that would take as long as to decode them."""
+    try:
+        width, height = open_image(next(iter(parts[0]))).size
+        if width != height or width >= size:
+            return None
+        return width if (image_sizes(parts) == width).all() else None
+    except DataError:  # said with all others when they are decoded
+        return None
 
 
 def _decoded_before(scratch: Path, shape: tuple[int, ...]) -> tuple[int, int]:

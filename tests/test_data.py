@@ -755,3 +755,12 @@ def test_images_of_several_sizes_are_kept_at_the_size_that_is_asked_for(small_im
 def test_images_that_are_larger_than_what_is_asked_for_are_kept_at_that(small_images, monkeypatch):
     monkeypatch.setattr(data, "_LARGE", 1)
     assert data.prepare("pets", small_images, 6).train.images.shape == (48, 6, 6, 3)
+
+
+def test_all_broken_files_of_a_large_data_set_are_named(small_images, monkeypatch):
+    monkeypatch.setattr(data, "_LARGE", 1)
+    for number in (3, 5):
+        (small_images / f"pets/train/dog/{number}.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as refused:
+        data.prepare("pets", small_images, 30)
+    assert "dog/3.png" in str(refused.value) and "dog/5.png" in str(refused.value)
