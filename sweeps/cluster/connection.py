@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ _TOKEN_REMEDY = (
 _TMPDIR_REMEDY = "name a folder of yours with a short path, on a local disk with room, in RAY_TMPDIR"
 # How Ray says that its own processes did not answer in time.
 _SLOW = ("overloaded", "timed out", "Timed out", "timeout")
+_STARTS = 3  # tries of one that is too slow
 _SLOW_REMEDY = "the load here is {:.0f} on {} CPUs: run the same command again when less runs beside it"
 
 
@@ -71,29 +72,39 @@ def connected(address: str) -> Iterator[None]:
             raise ClusterError(f"there is no folder for Ray's sockets ({error}): {_TMPDIR_REMEDY}") from error
     else:
         options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except ConnectionError as error:  # also what a wrong token ends in: Ray does not tell the two apart
-        if address == "auto":
-            raise ClusterError(
-                "no Ray runs on this machine, as --address auto expects: start it with `ray start --head`, or leave "
-                f"--address out and one is started for the sweep; where one runs, {_TOKEN_REMEDY}"
-            ) from error
-        raise ClusterError(
-            f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, {_TOKEN_REMEDY}"
-        ) from error
-    except Exception as error:  # Ray raises OSError and Exception itself where its processes do not start
-        ray.shutdown()
-        said = first_line(error)
-        if address == "local":
-            slow = any(word in str(error) for word in _SLOW)
-            remedy = _SLOW_REMEDY.format(os.getloadavg()[0], available_cpus()) if slow else _TMPDIR_REMEDY
-            raise ClusterError(f"Ray cannot start on this machine: {said}; {remedy}") from error
-        raise ClusterError(f"no Ray cluster at {address!r}: {said}") from error
+    _init(address, options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str, options: Mapping[str, Any]) -> None:
+    """Raises ClusterError where there is no cluster, or none starts. Ray gives its own processes half a minute, which
+    is too short beside much else; they are started again then."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except ConnectionError as error:  # also what a wrong token ends in: Ray does not tell the two apart
+            if address == "auto":
+                raise ClusterError(
+                    "no Ray runs on this machine, as --address auto expects: start it with `ray start --head`, or "
+                    f"leave --address out and one is started for the sweep; where one runs, {_TOKEN_REMEDY}"
+                ) from error
+            raise ClusterError(
+                f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, {_TOKEN_REMEDY}"
+            ) from error
+        except Exception as error:  # Ray raises OSError and Exception itself where its processes do not start
+            ray.shutdown()
+            said = first_line(error)
+            if address != "local":
+                raise ClusterError(f"no Ray cluster at {address!r}: {said}") from error
+            slow = any(word in str(error) for word in _SLOW)
+            if slow and left:
+                continue
+            remedy = _SLOW_REMEDY.format(os.getloadavg()[0], available_cpus()) if slow else _TMPDIR_REMEDY
+            raise ClusterError(f"Ray cannot start on this machine: {said}; {remedy}") from error
 
 
 def _reach(address: str) -> None:
