@@ -16,13 +16,14 @@ help:
 	@echo
 	@echo 'also: make tables | pictures | ui | lint | fast-test | lock | bench | clean'
 
-# The stamp is written last: an installation that was interrupted is begun again.
+# The stamp is written last: an installation that was interrupted is begun again. Not compiled, which takes a minute for
+# all modules: Python compiles those that are used when it first meets them.
 $(BIN)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ...'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --editable '.[test]'
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
 	@touch $@
 
 # The tables are of the runs that the sweep tracks; a plan, or a question for help, leaves none.
