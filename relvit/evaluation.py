@@ -4,20 +4,24 @@
   classes    their names
   confusion  [K][K] numbers of images, by true class and by the class that was answered
   top5       [K] numbers of images of each class that is among the five likeliest answers; absent with K <= 5
+
+A driver reads it too, in which torch would take 300 MB: it is imported where it is needed.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EVALUATION = "evaluation.json"
 _TOP = 5
 
 
-def evaluated(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+def evaluated(logits: "Tensor", labels: "Tensor", classes: Sequence[str]) -> dict[str, Any]:
     """logits: [n, K]; labels: int64 [n]."""
+    import torch
+
     count = len(classes)
     pairs = labels * count + logits.argmax(1)
     confusion = torch.bincount(pairs, minlength=count**2).unflatten(0, (count, count))

@@ -104,3 +104,10 @@ def test_a_table_of_the_paper_does_not_know_the_list_that_it_is_on():
         waiting += imported_by(module) - below
         below |= imported_by(module)
     assert not below & {"paper.registry", "paper.appendix", "paper.figures", "paper.verdicts"}
+
+
+def test_a_driver_holds_no_torch():
+    """Which would be half of its memory; trials load it in processes of their own."""
+    modules = "sweeps.driver.driver, sweeps.driver.session, sweeps.tracking.reconciliation, sweeps.cluster.nodes"
+    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

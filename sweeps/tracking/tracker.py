@@ -31,7 +31,6 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from relvit.cell import Cell
 from relvit.files import Location
 from relvit.secrets import redacted
-from relvit.tasks import describe
 from relvit.vocabulary import (
     CELL_ID,
     DATA_FINGERPRINT,
@@ -204,7 +203,7 @@ class Tracker:
             REASON: "",
             FAILURE: "",
             DEVIATION: deviation,
-            **({TASK_ROWS: describe(cell.task_list)} if cell.tasks_digest else {}),
+            **({TASK_ROWS: _rows_of(cell)} if cell.tasks_digest else {}),
             **(self.origin if origin is None else origin),
         }
         run = self._runs.get(cell_id)
@@ -479,6 +478,12 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     with FileLock(database.with_name(f"{database.name}.lock")):
         yield
+
+
+def _rows_of(cell: Cell) -> str:
+    from relvit.tasks import describe  # loads torch, which a driver does without otherwise
+
+    return describe(cell.task_list)
 
 
 def _origin() -> dict[str, str]:
