@@ -39,10 +39,7 @@ class Batches:
         else:  # one copy an epoch: in a step nothing comes from the host
             rows, labels = (torch.from_numpy(array)[order].to(self._device) for array in (split.rows, split.labels))
             parts = zip(rows.split(size), labels.split(size))
-            batches = (
-                (enlarge(images.index_select(0, part), split.side or images.shape[1]), part_labels)
-                for part, part_labels in parts
-            )
+            batches = ((enlarge(images.index_select(0, part), split.side), part_labels) for part, part_labels in parts)
         for (batch, batch_labels), start in zip(batches, range(0, len(order), size)):
             yield batch, batch_labels, None if aspects is None else aspects[start : start + size]
 

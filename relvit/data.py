@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from relvit.decoding import DecoderDied, Preparation, decode_all, enlarged, image_sizes, open_image
+from relvit.decoding import DecoderDied, Preparation, decode_all, enlarge_on_host, image_sizes, open_image
 from relvit.sources import DATASETS, DataError, DatasetNotDownloaded, Image, Source, interleaved_classes, read_source
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Split:
     images: uint8 [m, N, N, 3], the whole map; rows: int64 [n], which of them belong; labels: int64 [n], their
     classes as indices; aspects: float32 [m], width / height of the images of the map before they were brought to
     squares of N pixels, where they are whole; None where squares were cut out of them; side: S, that of the images as
-    they are used: N, or larger, where small images of one size are enlarged when they are read; 0 stands for N.
+    they are used, where that is more than N: small images of one size are enlarged when they are read.
     """
 
     images: np.ndarray
@@ -54,10 +54,7 @@ class Split:
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [b, S, S, 3] and labels int64 [b] at places `index` [b] of this split, copied out."""
-        images = self.images[self.rows[index]]
-        if self.side > images.shape[1]:
-            images = enlarged(images, self.side)
-        return images, self.labels[index]
+        return enlarge_on_host(self.images[self.rows[index]], self.side), self.labels[index]
 
     def part(self, index: np.ndarray) -> "Split":
         """The split of the places `index`, in that order."""
@@ -189,14 +186,14 @@ def cached_fingerprint(name: str, data_root: Path, image_size: int, whole: bool 
     return "" if meta is None else meta["content"]
 
 
-def decoded_bytes(name: str, data_root: Path, image_size: int, whole: bool = False) -> tuple[int, bool]:
-    """What the decoded images take on disk, and whether they are there; else at most, since the images' own sizes are
-    not looked at. Raises DataError where there is no such data set."""
+def decoded_bytes(name: str, data_root: Path, image_size: int, whole: bool, images: int) -> tuple[int, bool]:
+    """What so many decoded images take on disk, and whether they are there; else at most, since their own sizes are not
+    looked at."""
     path = _cache_folder(name, data_root, image_size, whole) / "images.npy"
     if _meta(path.parent) is not None and path.exists():
         return path.stat().st_size, True
     side = image_size * (LARGEST if whole else 1)
-    return sum(split_sizes(name, data_root, image_size).values()) * side * side * 3, False
+    return images * side * side * 3, False
 
 
 def fingerprint_of(fingerprints: Iterable[str]) -> str:
@@ -258,13 +255,13 @@ def _meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[str, Any]:
-    parts, aspects, side = [images for images, _ in source.splits.values()], None, size
-    if not whole and sum(map(len, parts)) * size * size * 3 >= _LARGE:
-        size = min(size, _one_size(parts, size) or size)
+    parts, aspects = [images for images, _ in source.splits.values()], None
     if whole:
         sizes = image_sizes(parts)
-        aspects = (sizes[:, 0] / sizes[:, 1]).astype(np.float32)
-        side = size = int(min(LARGEST * size, sizes.max()))
+        aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
+    side = size  # at which images are used; that at which they are kept may be smaller
+    if not whole and sum(map(len, parts)) * size * size * 3 >= _LARGE:
+        size = _own_size(parts, size)
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
     # Not tempfile's, which nobody else may read: a data folder may be a lab's. Named by what is decoded, so that what a
     # killed process left of the same is gone on with; of anything else it is removed, being as large as the cache.
@@ -329,16 +326,16 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
     return meta
 
 
-def _one_size(parts: list[Collection[Image]], size: int) -> int | None:
-    """The side of all images where it is one and smaller than size. Where the first is not so, none is looked at
-    further: of a million files that would take as long as to decode them."""
+def _own_size(parts: list[Collection[Image]], size: int) -> int:
+    """The side of all images where they are squares of one size below `size`; else that. Where the first is none, the
+    others are not looked at: of a million files that would take as long as to decode them."""
     try:
         width, height = open_image(next(iter(parts[0]))).size
-        if width != height or width >= size:
-            return None
-        return width if (image_sizes(parts) == width).all() else None
+        if width == height < size and (image_sizes(parts) == width).all():
+            return width
     except DataError:  # said with all others when they are decoded
-        return None
+        pass
+    return size
 
 
 def _decoded_before(scratch: Path, shape: tuple[int, ...]) -> tuple[int, int]:

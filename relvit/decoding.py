@@ -93,8 +93,11 @@ def decode(image: SourceImage, size: int, depth: int, whole: bool = False) -> tu
     return np.asarray(picture), largest
 
 
-def enlarged(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [b, n, n, 3] as `decode` would have brought them to [b, side, side, 3], side >= n."""
+def enlarge_on_host(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [b, n, n, 3] as `decode` would have brought them to [b, side, side, 3]; as they are where n >= side.
+    On a device `relvit.enlarge` does the same."""
+    if images.shape[1] >= side:
+        return images
     result = np.empty((len(images), side, side, 3), dtype=np.uint8)
     for row, image in zip(result, images):
         row[:] = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
@@ -293,8 +296,7 @@ class Preparation:
         """The same without the record, of images that are in it."""
         for start in range(self.images, self.images + images, BLOCK):
             block = self._array[start : min(start + BLOCK, self.images + images)]
-            if self._side > block.shape[1]:
-                block = enlarged(block, self._side)
+            block = enlarge_on_host(block, self._side)
             self._content.update(block.data)
             seen = block[: max(0, self._trained - start)]
             if len(seen):  # Pillow counts the values of pixels ten times as fast as numpy

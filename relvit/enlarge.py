@@ -26,9 +26,9 @@ def taps(native: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:
-    """uint8 [b, n, n, 3] as uint8 [b, side, side, 3], on the device of the images. side >= n."""
+    """uint8 [b, n, n, 3] as uint8 [b, side, side, 3], on the device of the images; as they are where n >= side."""
     native = images.shape[1]
-    if native == side:
+    if native >= side:
         return images
     places, weights = _taps_on(images.device, native, side)
     for axis in (2, 1):

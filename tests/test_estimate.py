@@ -202,9 +202,9 @@ def test_the_plan_says_what_the_decoded_images_will_take_or_that_they_are_there(
         return capsys.readouterr().out.splitlines()[-1]
 
     # 1,797 images of 16 x 16 pixels in three channels.
-    assert decoded_bytes("digits", tmp_path / "data", 16) == (1797 * 768, False)
+    assert decoded_bytes("digits", tmp_path / "data", 16, whole=False, images=1797) == (1797 * 768, False)
     assert said() == "digits: at most 0.0014 GB of images of 16 pixels, which are to be decoded"
     prepare("digits", tmp_path / "data", 16)
     assert said() == "digits: 0.0014 GB of images of 16 pixels, which are there"
     # Three times the side at most, where crops are taken from whole images.
-    assert decoded_bytes("digits", tmp_path / "data", 16, whole=True) == (1797 * 768 * 9, False)
+    assert decoded_bytes("digits", tmp_path / "data", 16, whole=True, images=1797) == (1797 * 768 * 9, False)

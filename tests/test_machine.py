@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray._private.node import Node
 
 from analysis import make_tables
 from relvit import host
@@ -139,17 +140,36 @@ def test_a_user_without_a_home_gets_one_and_is_told(home, monkeypatch, tmp_path)
 
 
 def test_a_ray_that_was_too_slow_to_start_is_no_matter_of_folders(monkeypatch):
-    def init(**options):
-        raise Exception(
-            "The current node timed out during startup. This could happen because the raylet failed to start"
-        )
+    tries, ended = [], []
 
-    monkeypatch.setattr(connection.ray, "init", init)
+    class Late(Node):
+        def __init__(self):
+            tries.append(self)
+            raise Exception("The current node timed out during startup. This could happen because the raylet failed")
+
+        def kill_all_processes(self, check_alive, allow_graceful):
+            ended.append(self)
+
+    monkeypatch.setattr(connection.ray, "init", lambda **options: Late())
     with pytest.raises(connection.ClusterError) as refused, connection.connected("local"):
         pass
+    assert len(tries) == 3
+    assert ended == tries  # what each had started is not left beside the next
     assert "timed out during startup" in str(refused.value)
     assert str(refused.value).endswith("CPUs: run the same command again when less runs beside it")
     assert "RAY_TMPDIR" not in str(refused.value)
+
+
+def test_a_ray_that_was_too_slow_once_is_used_when_it_starts(monkeypatch):
+    answers = [Exception("The current node timed out during startup."), None]
+
+    def init(**options):
+        if error := answers.pop(0):
+            raise error
+
+    monkeypatch.setattr(connection.ray, "init", init)
+    with connection.connected("local"):
+        assert answers == []
 
 
 def test_a_ray_that_cannot_start_is_one_sentence_with_the_variable_to_set(monkeypatch):

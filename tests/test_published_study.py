@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis import make_tables
+from analysis.paper.published import published
 
 STUDIES = Path(__file__).resolve().parents[1] / "docs/studies"
 
@@ -40,3 +41,13 @@ def test_cells_that_both_studies_have_came_out_the_same_to_the_digit():
     assert (both["run_id_first"] != both["run_id_second"]).all()
     for result in ("test_accuracy", "test_knn_accuracy", "test_sprel_accuracy", "test_abspos_accuracy"):
         pd.testing.assert_series_equal(both[f"{result}_first"], both[f"{result}_second"], check_names=False)
+
+
+def test_the_order_of_the_15_agrees_with_the_papers_as_the_readme_says():
+    means = pd.read_parquet(STUDIES / "gain_tasks/runs.parquet").groupby("tasks")["test_accuracy"].mean()
+    theirs = published("table4").query("metric == 'accuracy' and tasks != 'none'").set_index("tasks")["value"]
+    assert len(theirs) == 15
+    assert (
+        f"rank correlation {theirs.corr(means[theirs.index], method='spearman'):.2f}"
+        in (STUDIES.parents[1] / "README.md").read_text()
+    )

@@ -453,6 +453,15 @@ def test_a_run_that_is_rebuilt_names_the_code_that_trained_it_and_not_the_one_th
     assert [tags[older.cell_id].get(name) for name in known] == ["unknown", *[None] * 4]
 
 
+def test_a_description_that_the_account_has_is_a_lost_runs_and_leaves_alone_what_a_person_wrote(uri, tmp_path, cell):
+    kept = {"git_commit": "0123abcd", "mlflow.note.content": "by the engine"}
+    for written in ("by the engine", "by a person"):
+        tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4, origin=kept)
+        (run,) = all_runs(uri)
+        assert run.data.tags["mlflow.note.content"] == written
+        MlflowClient(uri).set_tag(run.info.run_id, "mlflow.note.content", "by a person")
+
+
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):
     tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
     Tracker(uri, "relvit", tmp_path / "results").tag_study(cell, ("figure2",))

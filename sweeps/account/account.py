@@ -67,7 +67,7 @@ _ENTRY: dict[str, Callable[[Any], bool]] = {
     "micro_batches": lambda value: _is_count(value) and value > 0,
     "peak_gpu_bytes": _is_count,
     "data_fingerprint": _is_text,
-    "origin": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    "origin": lambda value: isinstance(value, dict) and all(map(_is_text, (*value, *value.values()))),
     "events": lambda value: isinstance(value, list) and all(isinstance(event, list) for event in value),
 }
 

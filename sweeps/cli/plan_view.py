@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from relvit.cell import Cell, TimmSpec, backbone_spec
-from relvit.data import DataError, decoded_bytes
+from relvit.data import DataError
 from sweeps.account.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
 from sweeps.account.failures import CRASH
 from sweeps.cli.console import refuse, say
 from sweeps.cli.progress import duration
-from sweeps.planning.plan import datasets_of, other_images, shared_pretrainings
+from sweeps.planning.plan import other_images, shared_pretrainings
 
 
 def show_plan(
@@ -30,7 +30,6 @@ def show_plan(
         for note in other_images(statuses, data_root):
             say(console, f"note: {note}")
         _print_cost(console, account, statuses, data_root, cpus, gpus)
-        _print_data(console, statuses, data_root)
     except DataError as error:
         return refuse([str(error)])
     except OSError as error:
@@ -67,17 +66,6 @@ def _print_states(console: Console, statuses: Mapping[Cell, Status], busy: set[s
             side = size // spec.patch_size
             tokens = f"{side} x {side} tokens of {spec.dim} channels at {size} pixels"
             say(console, f"{name}: {spec.parameters:,} parameters without heads, {tokens}")
-
-
-def _print_data(console: Console, statuses: Mapping[Cell, Status], data_root: Path) -> None:
-    """What is decoded, or will be, for the cells that are left."""
-    left = [cell for cell, status in statuses.items() if status.state != FINISHED]
-    for name, size, whole in datasets_of(left):
-        taken, is_there = decoded_bytes(name, data_root, size, whole)
-        what = f"whole images for crops of {size} pixels" if whole else f"images of {size} pixels"
-        limit = "" if is_there else "at most "
-        state = "which are there" if is_there else "which are to be decoded"
-        say(console, f"{name}: {limit}{taken / 1e9:,.2g} GB of {what}, {state}")
 
 
 def _print_cost(
@@ -125,3 +113,7 @@ def _print_cost(
             f"what precision {' or '.join(unknown)} would save is not known: cells of each kind that are finished here "
             f"in both precisions decide it (--set precision={unknown[0]})",
         )
+    for (name, size, whole), (occupied, is_there) in cost.decoded.items():
+        what = f"whole images for crops of {size} pixels" if whole else f"images of {size} pixels"
+        state = "which are there" if is_there else "which are to be decoded"
+        say(console, f"{name}: {'' if is_there else 'at most '}{occupied / 1e9:,.2g} GB of {what}, {state}")

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +23,10 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 import grpc
 import ray
 
-# Ray has no public name for a question to its head alone, nor for the address that "auto" is; its own command line asks
-# in this way.
+# Ray has no public name for a question to its head alone, nor for the address that "auto" is, nor for what it starts; its
+# own command line asks in this way.
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -100,11 +102,21 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
             said = first_line(error)
             if address != "local":
                 raise ClusterError(f"no Ray cluster at {address!r}: {said}") from error
+            _end_what_started(error)
             slow = any(word in str(error) for word in _SLOW)
             if slow and left:
                 continue
             remedy = _SLOW_REMEDY.format(os.getloadavg()[0], available_cpus()) if slow else _TMPDIR_REMEDY
             raise ClusterError(f"Ray cannot start on this machine: {said}; {remedy}") from error
+
+
+def _end_what_started(error: BaseException) -> None:
+    """End the processes of a start that failed: Ray leaves them until this program ends, and tells nobody of them but
+    its own frames."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _reach(address: str) -> None:

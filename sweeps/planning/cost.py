@@ -15,10 +15,11 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from relvit.cell import HEADS, NONE, PAPER_TASKS, PRECISIONS, Cell
-from relvit.data import class_count, split_sizes
+from relvit.data import class_count, decoded_bytes, split_sizes
 from relvit.files import write_atomic
 from sweeps.account.account import FINISHED, Account, Status, read_json
 from sweeps.cluster.machine import available_cpus
+from sweeps.planning.plan import datasets_of
 
 if TYPE_CHECKING:
     from relvit.calibrate import Cost
@@ -41,7 +42,8 @@ class Estimate:
     """Low and high of each. seconds: of the whole plan with `slots` trials at once; trial_seconds: of all trials
     together; gpu_hours; memory_bytes: of the largest trial, on the GPU if it has one; disk_bytes: at the end, and at
     most on the way; otherwise: trial_seconds in each other precision that this device has, None unless finished cells
-    tell how long every kind of epoch takes in both."""
+    tell how long every kind of epoch takes in both; decoded: `decoded_bytes` of each data set, by its name, image size
+    and whether images are whole."""
 
     seconds: Interval
     trial_seconds: Interval
@@ -52,6 +54,7 @@ class Estimate:
     measured: int  # kinds of phases known from finished cells
     calibrated: int  # kinds of phases known from calibration
     otherwise: Mapping[str, Interval | None]
+    decoded: Mapping[tuple[str, int, bool], tuple[int, bool]]
 
 
 def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
@@ -119,6 +122,11 @@ def estimate(
             largest = max(largest, cost.parameters * 16.0 * _KEPT_CHECKPOINTS)
         disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
     costs.save()
+    left = [cell for cell, status in statuses.items() if status.state != FINISHED]
+    decoded = {
+        (name, size, whole): decoded_bytes(name, data_root, size, whole, sum(sizes_of(name, size).values()))
+        for name, size, whole in datasets_of(left)
+    }
     return Estimate(
         (low / slots, high / slots),
         (low, high),
@@ -129,6 +137,7 @@ def estimate(
         len(costs.from_cells),
         len(costs.calibrated),
         otherwise,
+        decoded,
     )
 
 
@@ -159,11 +168,7 @@ class _Costs:
     def observed(self, cell: Cell, phase: "Phase") -> Interval | None:
         """Low and high of the epochs of this kind in finished cells, all but the tenth at either end, so that one epoch
         in which the machine was busy does not stand for all; None where there are none."""
-        seconds = self._observed.get(_observed_key(cell, phase.name))
-        if not seconds:
-            return None
-        tenths = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds
-        return tenths[0], tenths[-1]
+        return self._observed.get(_observed_key(cell, phase.name))
 
     def epoch_seconds(self, cell: Cell, phase: "Phase", sizes: dict[str, int], classes: int | None = None) -> Interval:
         """Low and high of one epoch with its validation. classes: how many, where as many images of each have a label
@@ -236,8 +241,8 @@ def _observed_key(cell: Cell, phase: str) -> tuple:
     return (phase, name, *kind, cell.tasks, cell.pair_head, mega_grid, _augments_patches(cell))
 
 
-def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
-    """Seconds of every epoch of every finished cell that was trained on such a device, by kind."""
+def _observed_epochs(account: Account, device: str) -> dict[tuple, Interval]:
+    """Low and high of the seconds of the epochs of finished cells that were trained on such a device, by kind."""
     seconds: dict[tuple, list[float]] = {}
     for path in account.storage.glob("cells/*/history.json"):
         try:
@@ -252,4 +257,9 @@ def _observed_epochs(account: Account, device: str) -> dict[tuple, list[float]]:
             known = isinstance(row, dict) and isinstance(row.get("epoch_seconds"), float) and "phase" in row
             if known and row.get("epoch") != end:
                 seconds.setdefault(_observed_key(cell, row["phase"]), []).append(row["epoch_seconds"])
-    return seconds
+    return {kind: _without_ends(found) for kind, found in seconds.items()}
+
+
+def _without_ends(seconds: list[float]) -> Interval:
+    tenths = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds
+    return tenths[0], tenths[-1]

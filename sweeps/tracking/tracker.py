@@ -192,9 +192,12 @@ class Tracker:
     ) -> None:
         """Make the cell's run, or take it up again, and set it RUNNING. studies: names that are added to those of the
         run; deviation: what in this training differs from the cell's own settings (sweeps/account/failures.py); name
-        and note: of the run, a description that it has already stays; origin: what trains it (`origin`), this
-        program unless given."""
+        and note: of the run, a description that it has already stays; origin: as `origin`, of what
+        trained it, with the note in it where that was kept; this program's unless given."""
         cell_id = cell.cell_id
+        made_by = dict(self.origin if origin is None else origin)
+        kept_note = made_by.pop(NOTE, "")
+        note = note or kept_note
         tags = {
             CELL_ID: cell_id,
             STORAGE: self._storage,
@@ -204,7 +207,7 @@ class Tracker:
             FAILURE: "",
             DEVIATION: deviation,
             **({TASK_ROWS: _rows_of(cell)} if cell.tasks_digest else {}),
-            **(self.origin if origin is None else origin),
+            **made_by,
         }
         run = self._runs.get(cell_id)
         if run is None:
