@@ -23,8 +23,8 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 import grpc
 import ray
 
-# Ray has no public name for a question to its head alone, nor for the address that "auto" is, nor for what it starts; its
-# own command line asks in this way.
+# Ray has no public name for a question to its head alone, nor for the address that "auto" is, nor for what it starts;
+# its own command line asks in this way.
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
