@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.driving import Driving
+from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from relvit.cell import Cell
@@ -146,8 +147,10 @@ def test_a_cell_whose_process_never_starts_waits_between_tries_and_has_a_run_tha
     sweep, waits = driving(tmp_path, [cell]), []
     waited = lambda failure, times: waits.append(pause(failure, times)) or 0.0  # noqa: E731
     monkeypatch.setattr("sweeps.driver.reporter.pause", waited)
+    died = ActorDiedError()
+    died.error_msg = NEVER_RAN
     for _ in range(7):
-        sweep.die(sweep.start(comes_up=False), NEVER_RAN, tmp_path)
+        sweep.die(sweep.start(comes_up=False), died, tmp_path)
     assert waits == [2, 4, 8, 16, 32, 60]
     sweep.reporter.close()
     status = Account(tmp_path).status(cell)

@@ -333,7 +333,7 @@ def may_pass(error: Exception) -> bool:
 def failure_reason(trial: Trial) -> str:
     """The last failure of a trial in one line: a traceback ends with it. An actor's death begins with what says
     nothing, and goes on with what the actor was; then comes what became of it, and what might have been the cause."""
-    text = _last_failure(trial)
+    text = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
     lines = text.strip().splitlines()[1:] or [text]
     if any("Traceback" in line or line.startswith("  File ") for line in lines):
         return lines[-1]
@@ -341,15 +341,11 @@ def failure_reason(trial: Trial) -> str:
     return (said or lines)[0].partition(" Some common causes")[0]
 
 
-def _last_failure(trial: Trial) -> str:
-    return Path(trial.error_file).read_text().rpartition("Failure # ")[2]
-
-
 def _error(trial: Trial) -> BaseException:
     """What ended the trial. Tune keeps what a trial raised and the death of its actor as objects, and others, among
     them the end by Ray's memory monitor, as text."""
     if trial.pickled_error_file is None:
-        return DiedError(_last_failure(trial))
+        return DiedError(failure_reason(trial))
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 

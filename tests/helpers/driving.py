@@ -1,7 +1,10 @@
 """A driver without Ray and MLflow: a reporter and its queue, fed with what trials would report."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
+
+from ray import cloudpickle
 
 from sweeps.account.account import Account
 from sweeps.account.failures import Setting
@@ -79,11 +82,14 @@ class Driving:
     def fail(self, trial, failure: str, reason: str) -> None:
         self.reporter.on_trial_result(0, [], trial, {FAILURE: reason, FAILURE_CLASS: failure})
 
-    def die(self, trial, text: str, folder) -> None:
-        """The trial's process ends; Tune keeps the text of it."""
+    def die(self, trial, cause: str | BaseException, folder) -> None:
+        """The trial's process ends; Tune keeps the text of it, and of Ray's errors the error too."""
         path = folder / f"{trial.trial_id}.txt"
-        path.write_text(f"Failure # 1 (occurred at 12:00)\n{text}\n")
+        path.write_text(f"Failure # 1 (occurred at 12:00)\n{cause}\n")
         trial.error_file, trial.pickled_error_file = str(path), None
+        if isinstance(cause, BaseException):
+            trial.pickled_error_file = f"{path}.pkl"
+            Path(trial.pickled_error_file).write_bytes(cloudpickle.dumps(cause))
         self.reporter.on_trial_error(0, [], trial)
 
     def drain(self) -> None:
