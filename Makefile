@@ -16,14 +16,15 @@ help:
 	@echo
 	@echo 'also: make tables | pictures | ui | lint | fast-test | lock | bench | clean'
 
-# The stamp is written last: an installation that was interrupted is begun again. Not compiled, which takes a minute for
-# all modules: Python compiles those that are used when it first meets them.
+# The stamp is written last: an installation that was interrupted is begun again. Compiled by all cores at once, where pip
+# takes one; a few files are templates or for another Python, and no pip can compile them either.
 $(BIN)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ...'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib relvit sweeps analysis || true
 	@touch $@
 
 # The tables are of the runs that the sweep tracks; a plan, or a question for help, leaves none.
@@ -43,10 +44,9 @@ tables: $(BIN)/.installed
 pictures: $(BIN)/.installed
 	$(BIN)/python sweeps/pictures.py $(ARGS)
 
-# Three files at a time, also on two cores: most of the slow ones wait for processes of theirs. In the order of their names
-# the slow ones come first, so that all workers have something to do until the end.
+# In the order of their names the slow files come first, so that both workers have something to do until the end.
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(ARGS)
 
 # Without the tests that start Ray and MLflow.
 fast-test: $(BIN)/.installed

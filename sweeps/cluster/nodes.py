@@ -33,7 +33,9 @@ from sweeps.account.failures import NodeError
 # What a sweep of the smallest models leaves; a caller who knows more asks for more.
 MINIMUM_FREE_BYTES = 50_000_000
 
-_NODE_SECONDS = 60  # for a node to answer: a worker process has to start, on a node that may be busy
+# For a node to answer: a worker process has to start and to import its modules, on a node that may be busy, from a file
+# system that may be cold. Seen to take more than 60 s on a machine with four times as much work as cores.
+_NODE_SECONDS = 180
 _VISIBLE_SECONDS = 10  # a network file system may show another's file with a delay
 # A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
 # late, and because a node on which trials failed at once would be given all that are left.

@@ -1,5 +1,6 @@
 """Gathering from a real MLflow server, which also keeps the artifacts."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -30,7 +31,11 @@ def server(tmp_path) -> Iterator[tuple[str, subprocess.Popen]]:
     options += ["--serve-artifacts", "--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options], cwd=tmp_path, stdout=log, stderr=log
+            [sys.executable, "-m", "mlflow", "server", *options],
+            cwd=tmp_path,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # as of serve_mlflow.py
+            stdout=log,
+            stderr=log,
         )
     uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
