@@ -194,6 +194,21 @@ class Server:
         return self._process.pid if self._process else 0
 
 
+class NoServer:
+    """MLflow's SQLite file, which drivers open themselves."""
+
+    runs, database = True, None
+
+    def __init__(self, folder: Path):
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+
+    def start(self) -> None:
+        """There is nothing to start."""
+
+    def stop(self) -> None:
+        """Nor to stop."""
+
+
 class Postgres:
     """A server of PostgreSQL's own user on loopback, which for as long as it lasts trusts this machine's accounts."""
 
@@ -263,7 +278,7 @@ class Campaign:
         self._clock = folder / "clock"
         (folder / "python").mkdir()
         (folder / "python/sitecustomize.py").write_text(CLOCK.format(file=str(self._clock)))
-        self._server = Server(folder, options.secured)
+        self._server = Server(folder, options.secured) if faults else NoServer(folder)
         self._driver: subprocess.Popen | None = None
         self._beside: list[subprocess.Popen] = []  # drivers that were suspended, or started beside the first
         self.problems: list[str] = []
@@ -878,7 +893,7 @@ def campaign(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def undisturbed(options: argparse.Namespace, nodes: Nodes, folder: Path) -> Path:
-    """The storage path of the study without faults, on a disk and with an open server. One that was kept is taken."""
+    """The storage path of the study without faults, on a disk and without a server. One that was kept is taken."""
     what = json.dumps([options.search, options.tasks, options.set, source_digest()])
     kept = options.undisturbed and options.undisturbed / hashlib.sha256(what.encode()).hexdigest()[:12]
     if kept and kept.exists():

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.end_to_end
 
 # Epochs long enough (a second or less) that a test that kills something between two of them meets it alive, each with a
 # checkpoint that the test can wait for.
-SMALL = ("--set", "train_images=1000", "--set", "pretrain_epochs=3", "--set", "epochs=3", "--checkpoint-every", "1")
+SMALL = ("--set", "train_images=600", "--set", "pretrain_epochs=3", "--set", "epochs=3", "--checkpoint-every", "1")
 # Where nothing is killed; after SMALL, as the later of two settings counts.
 FEW = ("--set", "train_images=120")
 ABLATION = "sweeps/ablation.py"
@@ -281,7 +281,7 @@ def test_a_submitted_job_is_refused_paths_that_ray_removes_with_its_working_dire
 def test_a_gpu_that_torch_cannot_use_is_refused_before_the_first_trial(tmp_path):
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     try:
         result = ablation(tmp_path, "--tasks", "none", "--gpus", "0.5", "--address", cluster.address)
     finally:

@@ -24,7 +24,7 @@ def test_a_sweep_on_an_object_store_outlives_an_outage(tmp_path, bucket):
     place = bucket.partition("?")[0]
     storage = location(f"{place}/outage?region=us-east-1&scheme=http&endpoint_override={host}:{port}")
     seen = location(f"{place}/outage?{bucket.partition('?')[2]}")
-    small = ("--set", "train_images=600", "--set", "pretrain_epochs=4", "--set", "epochs=4")
+    small = ("--set", "train_images=300", "--set", "pretrain_epochs=4", "--set", "epochs=4")
     with (tmp_path / "log").open("w") as log:
         arguments = ("--tasks", "none,sprel", "--storage", str(storage), *small)
         driver = entries.start("sweeps/ablation.py", tmp_path, *arguments, output=log)

@@ -16,8 +16,8 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     assert "32 cells: 0 finished, 0 to continue, 32 to start" in planned.stdout, planned.stderr
     trained = entries.run("sweeps/ablation.py", tmp_path, *study, "--tasks", "colour,abspos+colour", *SMALL)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    # The tables need no file of tasks: the runs say what is to be known of them.
-    made = entries.run("analysis/make_tables.py", tmp_path, "--study", "colour_statistics")
+    # The tables, in this process, need no file of tasks: the runs say what is to be known of them.
+    made = entries.call("analysis/make_tables.py", tmp_path, "--study", "colour_statistics")
     assert made.returncode == 0, made.stdout + made.stderr
     runs = pd.read_parquet(tmp_path / "results/analysis/runs.parquet")
     assert set(runs["colour_weight"]) == {1.0}
@@ -26,10 +26,10 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     table = (tmp_path / "results/analysis/colour_statistics.md").read_text()
     assert "Colour (MSE ↓)" in table
     wanted = "colour_statistics:abspos+colour:colour_mse_x100"
-    explained = entries.run("analysis/make_tables.py", tmp_path, "--explain", wanted)
+    explained = entries.call("analysis/make_tables.py", tmp_path, "--explain", wanted)
     assert "seed 0" in explained.stdout, explained.stderr
     # Nor does a plan of other cells in the same storage.
-    other = entries.run("sweeps/ablation.py", tmp_path, "--tasks", "none", "--plan", *SMALL)
+    other = entries.call("sweeps/ablation.py", tmp_path, "--tasks", "none", "--plan", *SMALL)
     assert "1 cells: 0 finished" in other.stdout, other.stderr
 
 
@@ -37,7 +37,7 @@ def test_evaluations_of_a_pre_training_train_it_once(tmp_path):
     wanted = ("--tasks", "sprel", "--evaluate", "knn,probe,finetune,finetune:labels_per_class=2")
     done = entries.run("sweeps/ablation.py", tmp_path, *wanted, *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = entries.run("analysis/make_tables.py", tmp_path, "--study", "table4-evaluations")
+    runs = entries.call("analysis/make_tables.py", tmp_path, "--study", "table4-evaluations")
     assert runs.returncode == 0, runs.stdout + runs.stderr
     table = pd.read_parquet(tmp_path / "results/analysis/runs.parquet")
     assert table["protocol"].value_counts().to_dict() == {"pretrain_finetune": 2, "pretrain_probe": 1, "pretrain": 1}
@@ -46,5 +46,5 @@ def test_evaluations_of_a_pre_training_train_it_once(tmp_path):
     seconds = metrics[(metrics["metric"] == "epoch_seconds") & (metrics["step"] == 1)]["value"]
     assert len(seconds) == 4
     assert seconds.nunique() == 1
-    seen = entries.run("sweeps/ablation.py", tmp_path, *wanted, "--watch")
+    seen = entries.call("sweeps/ablation.py", tmp_path, *wanted, "--watch")
     assert "4 cells: 4 finished" in seen.stdout, seen.stderr
