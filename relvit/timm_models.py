@@ -55,9 +55,24 @@ class TimmBackbone(Backbone):
         return Features(tokens=tokens, pooled=self.model.forward_head(output, pre_logits=True))
 
 
-@cache
 def timm_spec(name: str, image_size: int) -> TimmSpec:
     """What `timm/NAME` is at this image size; takes no memory for weights. Raises ValueError where it does not fit."""
+    found = _known_spec(name, image_size)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+@cache
+def _known_spec(name: str, image_size: int) -> TimmSpec | str:
+    """`timm_spec`, or why there is none: a plan asks for either once a cell, and each answer takes a model or three."""
+    try:
+        return _ask(name, image_size)
+    except ValueError as error:
+        return str(error)
+
+
+def _ask(name: str, image_size: int) -> TimmSpec:
     own = _own_name(name)
     try:
         # Its own random state: what is asked of a model must not change what is drawn for one.

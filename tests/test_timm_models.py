@@ -151,6 +151,14 @@ def test_a_model_that_does_not_fit_is_refused_in_the_plan_with_the_reason(name, 
         planned(backbone=f"timm/{name}", image_size=SIZE)
 
 
+def test_a_model_that_does_not_fit_is_made_once_for_all_cells_of_a_plan(monkeypatch):
+    made, create = [], timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: made.append(name) or create(name, **options))
+    with pytest.raises(PlanError, match="a token for each 14 pixels"):
+        planned(backbone="timm/eva02_tiny_patch14_224", image_size=50)
+    assert made == ["eva02_tiny_patch14_224"]
+
+
 def test_a_plan_with_a_model_of_timm_has_the_cells_of_the_study():
     cells = planned(backbone="timm/pvt_v2_b0", image_size=SIZE)
     assert len(cells) == 16

@@ -23,9 +23,9 @@ def test_a_sweep_survives_every_kind_of_fault(tmp_path):
     count = len(KINDS.split(","))
     result = subprocess.run(
         [
-            *(sys.executable, str(ROOT / "benchmarks/chaos.py"), "--each", "--faults", str(count), "--interval", "1"),
+            *(sys.executable, str(ROOT / "benchmarks/chaos.py"), "--each", "--faults", str(count), "--interval", "0.4"),
             *("--kinds", KINDS, "--outage", "5", "--tasks", "none,sprel", "--summary", str(tmp_path)),
-            *("--set", "train_images=300", "--set", "pretrain_epochs=40", "--set", "epochs=40"),
+            *("--set", "train_images=300", "--set", "pretrain_epochs=24", "--set", "epochs=24"),
         ],
         capture_output=True,
         text=True,
