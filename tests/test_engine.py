@@ -327,7 +327,7 @@ class Progress:
     def running(self, cell):
         pass
 
-    def epoch(self):
+    def epoch(self, kind, seconds):
         pass
 
     def ended(self, cell, outcome, failed):

@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Hashable, Mapping
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -44,17 +46,18 @@ def _own(cell: Cell, names: list[str]) -> list[str]:
 class SweepProgress:
     """Counts cells and prints a line for each that ends; on a terminal, a bar below shows what runs now.
 
-    Time left is judged by the epochs trained since the start, of `epochs` that are to be trained; they are alike enough
-    within a study.
+    Time left is judged by the epochs trained since the start. epochs: how many are to be trained of each kind; those of
+    a kind take about as long as each other.
     """
 
-    def __init__(self, console: Console, cells: list[Cell], epochs: int):
+    def __init__(self, console: Console, cells: list[Cell], epochs: Mapping[Hashable, int]):
         self._console = console
         self._total = len(cells)
         self._labels = labels(cells)
         self._width = max(map(len, self._labels.values()))
-        self._epochs = epochs
-        self._epochs_done = 0
+        self._epochs = sum(epochs.values())
+        self._epochs_left = dict(epochs)
+        self._seconds: dict[Hashable, list[float]] = {}  # of the epochs that were trained, by kind
         self._running: dict[str, str] = {}
         self._finished = self._failed = 0
         self._started = time.monotonic()
@@ -76,10 +79,22 @@ class SweepProgress:
         self._running[cell.cell_id] = self._labels[cell]
         self._update()
 
-    def epoch(self) -> None:
-        """One more epoch of some cell is trained."""
-        self._epochs_done += 1
+    def epoch(self, kind: Hashable, seconds: float) -> None:
+        """One more epoch of some cell is trained, in so many seconds."""
+        self._epochs_left[kind] -= 1
+        self._seconds.setdefault(kind, []).append(seconds)
         self._update()
+
+    def seconds_left(self) -> float | None:
+        """Until all epochs are trained, side by side as those until now; None before the first. A kind of which none
+        was trained yet is taken to need what the others need on average."""
+        if not self._seconds:
+            return None
+        means = {kind: fmean(seconds) for kind, seconds in self._seconds.items()}
+        usual = fmean(means.values())
+        left = sum(count * means.get(kind, usual) for kind, count in self._epochs_left.items())
+        trained = sum(map(sum, self._seconds.values()))
+        return left * (time.monotonic() - self._started) / trained
 
     def note(self, text: str) -> None:
         """Something a person should know."""
@@ -98,16 +113,14 @@ class SweepProgress:
         self._update()
 
     def _state(self) -> str:
-        left = ""
-        if self._epochs_done:
-            seconds = (time.monotonic() - self._started) / self._epochs_done * (self._epochs - self._epochs_done)
-            left = f", about {duration(max(0, seconds))} left"
+        seconds = self.seconds_left()
+        left = "" if seconds is None else f", about {duration(seconds)} left"
         return f"{len(self._running)} running, {self._failed} failed{left}"
 
     def _update(self) -> None:
         names = ", ".join(sorted(self._running.values())[:4])
         self._bar.update(
             self._task,
-            completed=self._epochs_done,
+            completed=self._epochs - sum(self._epochs_left.values()),
             description=f"{self._finished}/{self._total} cells done, {self._state()}   {names}",
         )

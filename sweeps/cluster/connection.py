@@ -37,6 +37,7 @@ from relvit.messages import first_line
 from sweeps.cluster.machine import available_cpus
 
 _CONNECT_SECONDS = 5
+ANSWER_SECONDS = 30  # that a head may take, which may be busy: one beside many trials was seen to take more than 5
 _TOKEN_REMEDY = (
     "give the cluster's token in ~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names, with "
     "RAY_AUTH_MODE=token"
@@ -143,21 +144,23 @@ def _reach(address: str) -> None:
     said = _answer(address)
     if said:
         raise ClusterError(
-            f"what answers at {address!r} is no Ray head ({said}): give the address that `ray start --head` printed, "
-            "not the dashboard's, or submit the command as a job with sweeps/submit.py"
+            f"what listens at {address!r} {said}: give the address that `ray start --head` printed, not the "
+            "dashboard's, or submit the command as a job with sweeps/submit.py"
         )
 
 
 def _answer(address: str) -> str:
-    """What is odd about the answer to the question whether a head lives there; empty if nothing. Raises ClusterError
-    where it does not know the token."""
+    """What the address is, by the answer to the question whether a head lives there; empty if one does. Raises
+    ClusterError where it does not know the token."""
     try:
         with init_grpc_channel(address) as channel:
-            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=_CONNECT_SECONDS)
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_SECONDS)
         return ""
     except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"is no Ray head, or one that is overloaded (no answer within {ANSWER_SECONDS} s)"
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
-            return error.code().name.lower().replace("_", " ")
+            return f"is no Ray head ({error.code().name.lower().replace('_', ' ')})"
         raise ClusterError(f"the Ray cluster at {address!r} refuses this driver's token: {_TOKEN_REMEDY}") from error
     except AuthenticationError as error:
         raise ClusterError(f"there is no token for the Ray cluster at {address!r}: {_TOKEN_REMEDY}") from error

@@ -1,10 +1,11 @@
 """A plan as a source of work: each item once, in the plan's order."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from relvit.cell import Cell
+from relvit.cell import NONE, Cell
 from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import SweepProgress, duration
@@ -28,7 +29,7 @@ class PlanSource(Source):
         self.studies = frozenset(name for item in items for name in item.studies)
         self._users = {} if keep_pretrainings else account.pretraining_users()
         self._left = _epochs_left(items, account)
-        self.epochs = len(self._left)
+        self.epochs = Counter(self._left.values())
         self.progress: SweepProgress | None = None
         self.finished = 0
         self.failed: dict[Cell, str] = {}
@@ -55,11 +56,11 @@ class PlanSource(Source):
         if row["phase"] == "test":
             return Verdict.STOP
         key = _epoch_key(item.cell, row["epoch"])
-        if key in self._left:  # an epoch counts once, also if cells share it or it is trained again
-            self._left.discard(key)
+        kind = self._left.pop(key, None)
+        if kind:  # an epoch counts once, also if cells share it or it is trained again
             self.training_seconds += row["epoch_seconds"]
             if self.progress:
-                self.progress.epoch()
+                self.progress.epoch(kind, row["epoch_seconds"])
         return Verdict.CONTINUE
 
     def ended(self, item: WorkItem, row: dict[str, Any], failure: str = "", reason: str = "") -> Ending:
@@ -96,9 +97,14 @@ class PlanSource(Source):
             self._account.drop_pretraining(shared)
 
 
-def _epochs_left(items: list[WorkItem], account: Account) -> set[tuple[str, int]]:
-    """Which epochs are there to train: those after each cell's checkpoint, and each shared first phase once."""
-    left = {_epoch_key(item.cell, epoch) for item in items for epoch in range(1, item.cell.total_epochs + 1)}
+def _epochs_left(items: list[WorkItem], account: Account) -> dict[tuple[str, int], tuple]:
+    """Which epochs are there to train, each with its kind: those after each cell's checkpoint, and each shared first
+    phase once."""
+    left = {
+        _epoch_key(item.cell, epoch): _epoch_kind(item.cell, epoch)
+        for item in items
+        for epoch in range(1, item.cell.total_epochs + 1)
+    }
     published: dict[str, bool] = {}
     for item in items:
         cell, done = item.cell, item.status.epoch
@@ -107,13 +113,25 @@ def _epochs_left(items: list[WorkItem], account: Account) -> set[tuple[str, int]
             if shared.cell_id not in published:
                 published[shared.cell_id] = account.is_published(shared)
             done = cell.pretrain_epochs if published[shared.cell_id] else done
-        left -= {_epoch_key(cell, epoch) for epoch in range(1, done + 1)}
+        for epoch in range(1, done + 1):
+            left.pop(_epoch_key(cell, epoch), None)
     return left
 
 
 def _epoch_key(cell: Cell, epoch: int) -> tuple[str, int]:
-    in_first_phase = cell.has_pretraining and epoch <= cell.pretrain_epochs
-    return (cell.pretraining() if in_first_phase else cell).cell_id, epoch
+    return (cell.pretraining() if _in_first_phase(cell, epoch) else cell).cell_id, epoch
+
+
+def _epoch_kind(cell: Cell, epoch: int) -> tuple:
+    """What the time that an epoch takes depends on most."""
+    kind = (cell.backbone, cell.train_images, cell.tasks == NONE)
+    if _in_first_phase(cell, epoch):
+        return ("pretrain", cell.pretrain_dataset, cell.image_size, *kind)
+    return (cell.protocol, cell.dataset, cell.last_image_size, *kind, cell.labels_per_class, cell.label_share)
+
+
+def _in_first_phase(cell: Cell, epoch: int) -> bool:
+    return cell.has_pretraining and epoch <= cell.pretrain_epochs
 
 
 def _tested(row: dict[str, Any]) -> str:
