@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -50,14 +51,14 @@ class SweepProgress:
     a kind take about as long as each other.
     """
 
-    def __init__(self, console: Console, cells: list[Cell], epochs: Mapping[Hashable, int]):
+    def __init__(self, console: Console, cells: list[Cell], epochs: Mapping[Any, int]):
         self._console = console
         self._total = len(cells)
         self._labels = labels(cells)
         self._width = max(map(len, self._labels.values()))
         self._epochs = sum(epochs.values())
         self._epochs_left = dict(epochs)
-        self._seconds: dict[Hashable, list[float]] = {}  # of the epochs that were trained, by kind
+        self._seconds: dict[Any, list[float]] = {}  # of the epochs that were trained, by kind
         self._running: dict[str, str] = {}
         self._finished = self._failed = 0
         self._started = time.monotonic()
@@ -79,7 +80,7 @@ class SweepProgress:
         self._running[cell.cell_id] = self._labels[cell]
         self._update()
 
-    def epoch(self, kind: Hashable, seconds: float) -> None:
+    def epoch(self, kind: Any, seconds: float) -> None:
         """One more epoch of some cell is trained, in so many seconds."""
         self._epochs_left[kind] -= 1
         self._seconds.setdefault(kind, []).append(seconds)
