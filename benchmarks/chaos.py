@@ -91,11 +91,14 @@ KINDS = {
 }
 DAMAGE = (lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"[]", lambda whole: b'{"state": 7}')
 
-# Python imports it first wherever it is on the path, which the driver hands on to its trials.
+# Python imports it first wherever it is on the path, which the driver hands on to its trials. gRPC's deadlines are left
+# alone: it reckons them by Python's clock, which alone jumps here, and holds them against the machine's.
 CLOCK = """
-import time
+import sys, time
 _time, _time_ns = time.time, time.time_ns
 def _jumped():
+    if sys._getframe(2).f_globals.get("__name__", "").startswith("grpc"):
+        return 0.0
     try:
         with open({file!r}) as file:
             return float(file.read())

@@ -37,7 +37,7 @@ from relvit.messages import first_line
 from sweeps.cluster.machine import available_cpus
 
 _CONNECT_SECONDS = 5
-ANSWER_SECONDS = 30  # that a head may take, which may be busy: one beside many trials was seen to take more than 5
+ANSWER_SECONDS = 15  # a head may be busy
 _TOKEN_REMEDY = (
     "give the cluster's token in ~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names, with "
     "RAY_AUTH_MODE=token"
