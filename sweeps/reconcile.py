@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkou
 from sweeps.account.account import Account
 from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status, refuse
+from sweeps.cluster.machine import keep_private
 
 NOTHING = "nothing was changed"
 
@@ -41,6 +42,7 @@ def main() -> int:
     from sweeps.tracking.reconciliation import reconcile
     from sweeps.tracking.tracker import Tracker, TrackingError
 
+    keep_private([options.storage] if isinstance(options.storage, Path) else [])
     problems = tracking_problems(options.tracking_uri)
     if problems:
         return refuse(problems, NOTHING)

@@ -18,8 +18,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
 from relvit.host import ensure_home
+from sweeps.cli.options import folder
 from sweeps.cluster import jobs
 from sweeps.cluster.jobs import DEFAULT_ADDRESS, INTERRUPTED
+from sweeps.cluster.machine import open_to_others
 
 NOT_SUBMITTED = 2
 
@@ -33,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"Ray's dashboard (default: $RAY_API_SERVER_ADDRESS, else {DEFAULT_ADDRESS})",
     )  # fmt: skip
     parser.add_argument(
-        "--working-dir", type=Path, default=Path(__file__).resolve().parents[1], metavar="DIR",
+        "--working-dir", type=folder, default=Path(__file__).resolve().parents[1], metavar="DIR",
         help="what is uploaded, and where the command runs (default: this checkout)",
     )  # fmt: skip
     parser.add_argument("--submission-id", metavar="ID", help="the job's name (default: one of Ray's making)")
@@ -61,6 +63,8 @@ def main() -> int:
     except jobs.SubmitError as error:
         return refuse([str(error)])
     print(f"job {job_id} submitted to {options.address}", flush=True)
+    for line in open_to_others([Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()]):
+        print(f"note: {line}")
     if options.no_wait:
         return 0
     try:

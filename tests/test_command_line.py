@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sweeps import ablation, hpo
 from sweeps.ablation import parse_arguments
 from sweeps.account.code_version import source_digest
 from sweeps.cli.console import INTERRUPTED, begin, exit_status, interrupts_wait
@@ -149,7 +150,32 @@ def test_a_cluster_that_is_set_up_says_where_everything_is(monkeypatch, tmp_path
     assert "export RELVIT_STORAGE=/shared/results" in said[0]
 
 
-@pytest.mark.parametrize("gpus", ["0.00001", "-1", "1.5"])
+@pytest.mark.parametrize(("entry", "arguments"), [(ablation, []), (hpo, ["--trials", "30"])])
+def test_a_submitted_job_is_refused_paths_that_ray_removes_with_its_copy(
+    entry, arguments, tmp_path, monkeypatch, capsys
+):
+    copy = tmp_path / "runtime_resources/working_dir_files"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for name in ("RELVIT_STORAGE", "RELVIT_DATA_ROOT", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "OPTUNA_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.argv", ["entry.py", *arguments])
+    assert entry.main() == 2
+    said = capsys.readouterr().err
+    for option in ("--storage", "--data-root", "--tracking-uri"):
+        assert f"{option} is a relative path" in said
+    assert not (copy / "results").exists()
+
+
+@pytest.mark.parametrize("cpus", ["0", "0.00001", "nan", "inf"])
+def test_cpus_that_no_trial_can_have_are_refused(cpus, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--cpus", cpus])
+    assert ended.value.code == 2
+    assert "--cpus must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gpus", ["0.00001", "-1", "1.5", "nan"])
 def test_gpus_that_no_trial_can_have_are_refused(gpus, capsys):
     with pytest.raises(SystemExit) as ended:
         parse_arguments(["--gpus", gpus])

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import requests
 
 from relvit.secrets import holds_password, redacted
 from sweeps import serve_mlflow, submit
@@ -365,6 +367,24 @@ def test_a_tunnel_that_drops_is_not_the_end_of_the_job(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "is gone (Cannot write to closing transport), and not the job" in said
     assert "`ray job logs --follow job-1` follows it" in said
+
+
+@pytest.mark.parametrize("call", ["_do_request", "submit_job"])
+def test_a_tunnel_that_drops_before_the_job_is_there_is_told_in_a_sentence(call, monkeypatch, capsys):
+    def drop(*_, **__):
+        raise requests.ConnectionError("Connection aborted.")
+
+    cluster = SimpleNamespace(_do_request=lambda *_: SimpleNamespace(status_code=500), submit_job=lambda **_: "job-1")
+    setattr(cluster, call, drop)
+    monkeypatch.setattr(jobs, "use_token", lambda: None)
+    monkeypatch.setattr(jobs, "upload_problems", lambda folder: [])
+    monkeypatch.setattr(jobs, "address_problems", lambda address: [])
+    monkeypatch.setattr(jobs, "connect", lambda address: cluster)
+    monkeypatch.setattr("sys.argv", ["submit.py", "--", "python", "sweeps/ablation.py"])
+    assert submit.main() == 2
+    said = capsys.readouterr().err
+    assert "the connection to the cluster was lost (Connection aborted.)" in said
+    assert "`ray job list` says whether the job arrived" in said
 
 
 def test_a_job_has_time_to_close_its_runs_when_it_is_stopped(tmp_path):

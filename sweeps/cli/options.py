@@ -14,6 +14,7 @@ from sweeps.planning.plan import Request
 from sweeps.planning.recipes import RECIPES
 
 AUTO = "auto"  # of --gpus
+_LEAST = 0.0001  # Ray counts CPUs and GPUs in ten-thousandths
 COMPILE = ("auto", "always", "never")  # as relvit.step.Step takes it, whose module loads torch
 
 
@@ -134,11 +135,14 @@ def parse_seeds(parser: argparse.ArgumentParser, text: str, or_none: str = "") -
 
 
 def require_above_zero(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str]) -> None:
-    """End with a message where one of these options is given and not above 0."""
+    """End with a message where one of these options is given and not above 0, or less than Ray's least part of a
+    CPU."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
+        if name == "cpus" and not _LEAST <= value < float("inf"):
+            parser.error(f"--cpus must be a number of at least {_LEAST:g}, not {value:g}")
 
 
 def add_compile(group: Any) -> None:
@@ -154,7 +158,7 @@ def require_gpus(parser: argparse.ArgumentParser, gpus: float | str | None) -> N
     """End with a message where no trial can have so many GPUs."""
     if gpus is None or isinstance(gpus, str):
         return
-    if gpus < 0 or 0 < gpus < 0.0001:  # Ray counts in ten-thousandths
+    if not gpus >= 0 or 0 < gpus < _LEAST:
         parser.error(f"--gpus must be 0, or at least 0.0001, not {gpus:g}")
     if gpus > 1:
         parser.error(

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,7 +157,8 @@ def version_notes(client: "JobSubmissionClient") -> Iterator[str]:
     """Whether this machine's Ray is another than the cluster's; jobs can be submitted all the same."""
     import ray
 
-    answer = client._do_request("GET", "/api/version")
+    with _told():
+        answer = client._do_request("GET", "/api/version")
     theirs = answer.json().get("ray_version", "unknown") if answer.status_code == 200 else "unknown"
     if theirs != ray.__version__:
         yield f"this machine has Ray {ray.__version__}, the cluster {theirs}; the job runs with the cluster's"
@@ -168,13 +170,27 @@ def submit(client: "JobSubmissionClient", folder: Path, entrypoint: list[str], s
     # Ray kills a job that is stopped after 3 s; a driver needs longer to close the runs of its trials.
     environment = {COMMIT: origin[GIT_COMMIT], DIRTY: origin[GIT_DIRTY], "RAY_JOB_STOP_WAIT_TIME_S": "120"}
     try:
-        return client.submit_job(
-            entrypoint=shlex.join(entrypoint),
-            submission_id=submission_id,
-            runtime_env={"working_dir": str(folder), "env_vars": environment},
-        )
+        with _told():
+            return client.submit_job(
+                entrypoint=shlex.join(entrypoint),
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(folder), "env_vars": environment},
+            )
     except RuntimeError as error:
         raise SubmitError(f"the cluster refuses the job: {error}") from error
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raise SubmitError where the connection is lost before the job is known to be there."""
+    import requests
+
+    try:
+        yield
+    except (OSError, requests.RequestException) as error:
+        raise SubmitError(
+            f"the connection to the cluster was lost ({first_line(error)}); `ray job list` says whether the job arrived"
+        ) from error
 
 
 def follow(client: "JobSubmissionClient", job_id: str) -> int:

@@ -9,7 +9,17 @@ from sweeps.account import leases
 from sweeps.account.account import FINISHED, Account
 from sweeps.account.failures import Setting
 from sweeps.account.work import work_items
-from sweeps.cli.console import INTERRUPTED, SOME_FAILED, begin, ray_and_mlflow, refuse, say, stop_for_another
+from sweeps.cli.console import (
+    BAD_REQUEST,
+    INTERRUPTED,
+    SOME_FAILED,
+    begin,
+    ray_and_mlflow,
+    refuse,
+    say,
+    stop_for_another,
+)
+from sweeps.cli.options import lost_paths
 from sweeps.driver.options import Checkpoints, Options
 from sweeps.driver.session import Sweep, connected_problems, train_items, update_tracking
 from sweeps.planning.plan import PlanError, prepare_data
@@ -43,7 +53,8 @@ def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -
         for line in describe(searches):
             say(console, line)
         return 0
-    problems = account.check() + prepare_data(cells, request.places.data_root)
+    problems = lost_paths(request.places)
+    problems += account.check() + prepare_data(cells, request.places.data_root, download=not problems)
     if problems:
         account.discard_if_empty()
         return refuse(problems)
@@ -51,7 +62,10 @@ def search_and_test(request: SearchRequest, console: Console, only_plan: bool) -
     with leases.hold(account.storage / "drivers", names, lost=lambda: stop_for_another(console)) as hold:
         if hold.others:
             return refuse([f"{name} is held by {who}; wait until it ends" for name, who in hold.others.items()])
-        return _start(request, console, account, searches, hold)
+        status = _start(request, console, account, searches, hold)
+    if status == BAD_REQUEST:
+        account.discard_if_empty()
+    return status
 
 
 def _start(
