@@ -8,6 +8,7 @@ fields of its cell (relvit/cell.py), so they need no names here.
 CELL_ID = "cell_id"
 STUDY = "study"  # every study that the cell belongs to, sorted and joined by commas: "figure2,table4"
 STORAGE = "storage"  # the storage path whose account says what is done
+ACCOUNT_ID = "account_id"  # that account's own; two machines may each have one at the same path
 METHOD = "method"
 PHASE = "phase"  # the phase of the last row that was logged
 REASON = "reason"  # why the run failed or was interrupted

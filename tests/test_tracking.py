@@ -211,6 +211,22 @@ def test_two_users_with_storage_paths_of_their_own_write_into_runs_of_their_own(
     assert all(run.data.tags["cell_id"] == cell.cell_id for run in by_storage.values())
 
 
+def test_two_machines_with_an_account_each_at_one_path_write_into_runs_of_their_own(uri, tmp_path, cell):
+    storage = tmp_path / "results"
+    assert Account(storage).check() == []
+    tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
+    assert tracker(uri, tmp_path).is_finished(cell)
+    shutil.rmtree(storage)  # as the other machine sees the path, before it has made an account there
+    assert Account(storage).check() == []
+    elsewhere = tracker(uri, tmp_path)
+    assert elsewhere.status(cell.cell_id) is None
+    elsewhere.begin(cell, TABLE4)
+    first, second = sorted(all_runs(uri), key=lambda run: run.info.status)
+    assert (first.info.status, second.info.status) == ("FINISHED", "RUNNING")
+    assert first.data.tags["storage"] == second.data.tags["storage"]
+    assert first.data.tags["account_id"] != second.data.tags["account_id"]
+
+
 def test_the_runs_of_a_storage_folder_that_was_moved_are_found(uri, tmp_path, cell):
     (tmp_path / "results").mkdir()
     tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)

@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -104,6 +105,15 @@ class Status:
     origin: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+def account_id(storage: Location) -> str:
+    """That of the account under a storage path; empty where there is none, or one of an earlier version."""
+    try:
+        known = json.loads((storage / "account.json").read_text()).get("id", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return known if isinstance(known, str) else ""
+
+
 class Account:
     """The account under one storage path. A driver enters only what it holds: see `hold`."""
 
@@ -121,13 +131,18 @@ class Account:
             probe = self.storage / f".probe-{time.time_ns()}"
             write_atomic(probe, b"probe")
             probe.unlink()
-            if not (self.storage / "account.json").exists():
-                _write_json(
-                    self.storage / "account.json", {"what": "relvit sweeps, account of cells", "form": FORMAT_VERSION}
-                )
+            self._make()
         except OSError as error:
             return [f"the storage path {self.storage} cannot be written: {_cause(error)}; {remedy(error)}"]
         return self._shut_folders()
+
+    def _make(self) -> None:
+        marker = self.storage / "account.json"
+        if not marker.exists():
+            with self._alone_with("account"):
+                if not marker.exists():  # else another driver has made it meanwhile
+                    what = {"what": "relvit sweeps, account of cells", "form": FORMAT_VERSION, "id": uuid.uuid4().hex}
+                    _write_json(marker, what)
 
     def discard_if_empty(self) -> None:
         """Remove what `check` made, where nothing was planned and nobody is at work: a request was refused."""

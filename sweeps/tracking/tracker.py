@@ -32,6 +32,7 @@ from relvit.cell import Cell
 from relvit.files import Location
 from relvit.secrets import redacted
 from relvit.vocabulary import (
+    ACCOUNT_ID,
     CELL_ID,
     DATA_FINGERPRINT,
     DEVIATION,
@@ -55,6 +56,7 @@ from relvit.vocabulary import (
     TASK_ROWS,
     TEST,
 )
+from sweeps.account.account import account_id
 from sweeps.account.code_version import UNKNOWN, code_tags
 from sweeps.tracking.evaluation import attach_evaluation
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
@@ -100,7 +102,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, storage: Location):
         """Raises TrackingError if the URI cannot be used."""
-        self._storage = str(storage.absolute())
+        self._storage, self._account = str(storage.absolute()), account_id(storage)
         self._uri = uri
         try:
             with _one_at_a_time(uri):  # two drivers that make the tables of one new database spoil it
@@ -145,9 +147,12 @@ class Tracker:
     def _search(self, condition: str) -> list[Run]:
         """All runs of the experiment that fit and belong to this storage path."""
         found = search_runs(self._client, self._experiment, condition)
-        return [run for run in found if self._is_ours(run.data.tags.get(STORAGE))]
+        return [run for run in found if self._is_ours(run.data.tags)]
 
-    def _is_ours(self, storage: str | None) -> bool:
+    def _is_ours(self, tags: Mapping[str, str]) -> bool:
+        if self._account and tags.get(ACCOUNT_ID, self._account) != self._account:
+            return False  # another machine's, which has the same path
+        storage = tags.get(STORAGE)
         if storage in (None, self._storage):
             return True
         # The database of one machine knows a storage folder that was moved by its old name.
@@ -201,6 +206,7 @@ class Tracker:
         tags = {
             CELL_ID: cell_id,
             STORAGE: self._storage,
+            **({ACCOUNT_ID: self._account} if self._account else {}),
             STUDY: self._studies(cell_id, studies),
             METHOD: cell.method,
             REASON: "",
