@@ -42,6 +42,7 @@ from analysis.runs.comparability import NotComparable, commits, conform
 from analysis.runs.gather import Gathered, GatherError, gather, read_gathered
 from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
 from relvit.cell import parse_value, unknown
+from relvit.files import folder
 from relvit.secrets import holds_password
 from relvit.vocabulary import ANALYSIS, GIT_COMMIT, MOST_NOTE, TEST
 
@@ -74,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--study", metavar="NAME", help="the study to set (default: that of the newest run)")
     parser.add_argument(
-        "--out", type=Path, default=Path("results/analysis"), metavar="DIR", help="(default: %(default)s)"
+        "--out", type=folder, default=Path("results/analysis"), metavar="DIR", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--format",

@@ -66,6 +66,9 @@ def decode(image: SourceImage, size: int, depth: int, whole: bool = False) -> tu
     picture = open_image(image)
     largest = 0
     try:
+        if not picture.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+            # Pillow drops the lower 8, and what uses fewer than 16 would be all but black.
+            raise DataError(f"{image} has colours of 16 bits, of unknown range; convert it to 8 bits")
         if picture.mode == "F":
             raise DataError(f"{image} has floating-point pixels of unknown range; convert it to 8 bits")
         if picture.mode.startswith("I"):

@@ -162,6 +162,11 @@ Location = Path | RemotePath
 STORE_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 
 
+def folder(text: str) -> Path:
+    """A path of this machine as a user names it; "~" and "$NAME" are read as a shell reads them."""
+    return Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111 - Path's raises where there is no home
+
+
 def location(text: str) -> Location:
     """A folder as a user names it: a path, or the URL of a place in a store, "s3://bucket/folder[?options]". "~" and
     "$NAME" are read as a shell reads them, which leaves them alone within --option=~/folder.
@@ -173,7 +178,7 @@ def location(text: str) -> Location:
     text = os.path.expandvars(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises where there is no home
+        return folder(text)
     if scheme == "file":
         return Path(rest)
     place, _, options = rest.partition("?")

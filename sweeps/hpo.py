@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
 from relvit.cell import NONE, PROTOCOLS, TASKS
+from relvit.files import folder
 from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status, new_console
 from sweeps.cli.options import Places
@@ -42,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shared.add_cell_options(
         what, "where the search starts from, and what it leaves alone", "the recipe's, or the study's"
     )
-    what.add_argument("--space", type=Path, metavar="FILE", help="your own search space: see sweeps/search/space.py")
+    what.add_argument("--space", type=folder, metavar="FILE", help="your own search space: see sweeps/search/space.py")
     what.add_argument(
         "--tune", metavar="FIELD,FIELD,...", help="search these parameters alone, the rest as the recipe has them"
     )

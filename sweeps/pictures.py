@@ -44,6 +44,7 @@ from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY, TASK_ROW
 from sweeps.account.account import Account
 from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status
+from sweeps.tracking.history import follow_move
 from sweeps.tracking.reachable import tracking_problems
 from sweeps.tracking.tracker import search_runs
 
@@ -75,6 +76,7 @@ def main() -> int:
         return NOTHING
     try:
         client = MlflowClient(_existing(options.tracking_uri))
+        follow_move(options.tracking_uri, options.experiment)
         runs = finished_runs(client, options.experiment, options.study)
     except (ValueError, MlflowException, SQLAlchemyError, ImportError) as error:
         print(f"nothing was drawn: {error}", file=sys.stderr)

@@ -76,6 +76,11 @@ def _home() -> Path:
     return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's raises where there is none
 
 
+def _folder(text: str) -> Path:
+    """As a shell reads it. This file stands alone: a pod has no other of the project."""
+    return Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111 - Path's raises where there is no home
+
+
 def _port_problem(host: str, port: int) -> str:
     """Why the server cannot listen there; empty if it can."""
     try:
@@ -102,7 +107,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="serve_mlflow.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--folder", type=Path, default=_home() / "mlflow", metavar="DIR",
+        "--folder", type=_folder, default=_home() / "mlflow", metavar="DIR",
         help="the database, on a local disk, and the artifacts (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--artifacts", metavar="DIR", help="where artifacts are, a folder or s3:// (default: in DIR)")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
+from relvit.files import folder
 from relvit.host import ensure_home
-from sweeps.cli.options import folder
 from sweeps.cluster import jobs
 from sweeps.cluster.jobs import DEFAULT_ADDRESS, INTERRUPTED
 from sweeps.cluster.machine import open_to_others

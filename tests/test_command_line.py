@@ -150,6 +150,11 @@ def test_a_cluster_that_is_set_up_says_where_everything_is(monkeypatch, tmp_path
     assert "export RELVIT_STORAGE=/shared/results" in said[0]
 
 
+def test_a_polite_end_is_an_interrupt_also_before_the_first_trial(capsys):
+    assert exit_status(lambda: signal.raise_signal(signal.SIGTERM) or 0) == INTERRUPTED
+    assert "interrupted; nothing is lost" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("entry", "arguments"), [(ablation, []), (hpo, ["--trials", "30"])])
 def test_a_submitted_job_is_refused_paths_that_ray_removes_with_its_copy(
     entry, arguments, tmp_path, monkeypatch, capsys

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -480,6 +482,22 @@ def test_of_deep_greyscale_the_upper_8_of_the_bits_in_use_stay(tmp_path, bits, s
     images = data.prepare("deep", tmp_path, 8).train.read(np.arange(2))[0]
     assert np.array_equal(images[0][:, :, 0], brightest.astype(int) >> shift)
     assert (images[1] == 128).all()  # by the data set's depth, not by the image's own
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_colours_of_16_bits_are_refused_because_their_range_is_not_known(tmp_path, colour_type, channels):
+    """Of RGB, RGBA and grey with alpha, Pillow keeps the upper 8 bits: 12 bits in use would leave 16 levels."""
+    write_class_folders(tmp_path / "deep", {"train/a": 2, "test/a": 1})
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + b"\x0f\xff" * 8 * channels) * 8)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (tmp_path / "deep/train/a/1.png").write_bytes(png)
+    with pytest.raises(DataError, match="1.png has colours of 16 bits, of unknown range; convert it to 8 bits"):
+        data.prepare("deep", tmp_path, 8)
 
 
 def test_pixels_below_zero_are_refused(tmp_path):

@@ -306,6 +306,20 @@ def test_a_driver_that_was_replaced_leaves_runs_and_account_to_the_other(tmp_pat
     assert [event[1] for event in Account(tmp_path).events(cell)[len(entered) :]] == [RUNNING]
 
 
+def test_a_sweep_that_was_interrupted_does_not_wait_long_for_a_tracking_server_that_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.driver.reporter.HURRIED_PATIENCE", 0.1)
+    (cell,) = planned(tmp_path, "sprel")
+    sweep = driving(tmp_path, [cell])
+
+    def away(*_):
+        raise ConnectionError("no answer")
+
+    sweep.tracking.begin = away
+    sweep.start()
+    assert sweep.reporter.stop() == [cell]
+    assert sweep.reporter.close(is_hurried=True) > 0  # else it would wait for minutes
+
+
 def test_a_pre_training_alone_finishes_with_what_its_tasks_came_to(tmp_path):
     cell = planned(tmp_path, "sprel")[0].pretraining()
     sweep, said = driving(tmp_path, [cell]), []

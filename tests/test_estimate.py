@@ -208,3 +208,10 @@ def test_the_plan_says_what_the_decoded_images_will_take_or_that_they_are_there(
     assert said() == "digits: 0.0014 GB of images of 16 pixels, which are there"
     # Three times the side at most, where crops are taken from whole images.
     assert decoded_bytes("digits", tmp_path / "data", 16, whole=True, images=1797) == (1797 * 768 * 9, False)
+
+
+def test_a_plan_for_gpus_where_there_is_none_says_that_it_knows_no_cost(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (cell,) = cells(tmp_path, "table4", ("none",))
+    assert show_plan(Console(width=200), Account(tmp_path / "results"), [cell], tmp_path / "data", 1, 0.5) == 0
+    assert "what it will cost is not known: torch sees no GPU here" in capsys.readouterr().out

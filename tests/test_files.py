@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis import make_tables
 from relvit import checkpoint
 from relvit.files import RemotePath, location, remove_leftovers, write_atomic
+from sweeps import ablation, hpo, serve_mlflow
 from sweeps.account.account import FAILED, RUNNING, Account
 from sweeps.planning.plan import Request, plan_cells
 
@@ -172,6 +174,16 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
     (problem,) = Account(location(f"{place}-of-nobody/results?{options}")).check()
     assert "cannot be written" in problem
     assert "make the bucket" in problem
+
+
+def test_every_entry_reads_a_home_in_a_path_as_a_shell_does(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    entries = (
+        (make_tables, "out", "--out=~/x"), (serve_mlflow, "folder", "--folder=~/x"), (hpo, "space", "--space=~/x"),
+        (ablation, "data_root", "--data-root=~/x"),
+    )  # fmt: skip
+    for entry, name, argument in entries:
+        assert getattr(entry.parse_arguments([argument]), name) == Path("/home/ann/x")
 
 
 def test_a_home_and_a_variable_in_a_path_are_read_as_a_shell_reads_them(monkeypatch, tmp_path):

@@ -449,6 +449,11 @@ def test_what_is_no_mlflow_server_is_told_by_its_answer(server):
     assert "does not answer as an MLflow server does: 404" in problem
 
 
+def test_a_folder_in_place_of_a_database_is_refused_at_once(tmp_path):
+    (problem,) = tracking_problems(f"sqlite:///{tmp_path}")
+    assert problem.startswith(f"MLflow's database {tmp_path} is a folder: name a file")
+
+
 def test_a_database_that_can_only_be_read_is_refused_before_every_run_is_lost_to_it(tmp_path, monkeypatch):
     database = tmp_path / "mlflow.db"
     database.touch()

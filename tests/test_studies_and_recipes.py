@@ -532,3 +532,16 @@ def test_a_study_file_that_is_not_there_is_refused(tmp_path):
     (problem,) = problems("heads")
     assert problem.startswith("unknown study 'heads'")
     assert problem.endswith("; or a Python file that defines `cells`")
+
+
+def test_a_recipe_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"recipe": "demo", "fields": {"batch_size": 32}}', "utf-8-sig")
+    assert recipe(str(path)).tuned == {"batch_size": 32}
+
+
+def test_a_study_file_may_not_pass_for_a_study_of_the_paper(tmp_path):
+    path = tmp_path / "table4.py"
+    path.write_text('cells = [{"dataset": "digits", "backbone": "vit_xs4", "protocol": "joint", "tasks": "none"}]')
+    with pytest.raises(ValueError, match="has the name of the study 'table4': give it another"):
+        study(str(path))

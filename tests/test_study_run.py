@@ -99,3 +99,17 @@ def test_a_password_in_the_uri_is_not_printed(monkeypatch):
         attach("http://user:s3cret@127.0.0.1:9", "relvit", "table4", [])
     assert "http://user:***@127.0.0.1:9 did not take the outputs of table4" in str(error.value)
     assert "s3cret" not in str(error.value)
+
+
+def test_nothing_is_attached_to_where_a_database_was_before_it_was_moved(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    Tracker(f"sqlite:///{old}/mlflow.db", "relvit", old / "results")
+    (old / "mlruns/relvit").mkdir(parents=True, exist_ok=True)
+    old.rename(new)
+    uri = f"sqlite:///{new}/mlflow.db"
+    with pytest.raises(AttachError, match="was moved and would write to where it was, .*old/mlruns/relvit"):
+        attach(uri, "relvit", "table4", [])
+    assert not old.exists()
+    Tracker(uri, "relvit", new / "results")  # as a sweep or sweeps/reconcile.py opens it
+    assert attach(uri, "relvit", "table4", [])

@@ -2,12 +2,18 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    PERMISSION_DENIED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+)
 
 from relvit.cell import Cell
 from sweeps.account.account import FAILED, Account
@@ -209,6 +215,17 @@ def test_two_users_with_storage_paths_of_their_own_write_into_runs_of_their_own(
         str(storages[1]): "KILLED",
     }
     assert all(run.data.tags["cell_id"] == cell.cell_id for run in by_storage.values())
+
+
+def test_a_server_that_lets_this_user_read_alone_is_refused_before_every_run_is_lost_to_it(tmp_path, monkeypatch):
+    def denied(*_):
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    known = SimpleNamespace(lifecycle_stage="active", experiment_id="7")
+    client = SimpleNamespace(get_experiment_by_name=lambda name: known, set_experiment_tag=denied)
+    monkeypatch.setattr("sweeps.tracking.tracker.MlflowClient", lambda uri: client)
+    with pytest.raises(TrackingError, match="takes no runs of this user: .*Permission denied.* permission EDIT"):
+        Tracker("http://127.0.0.1:5000", "relvit", tmp_path)
 
 
 def test_two_machines_with_an_account_each_at_one_path_write_into_runs_of_their_own(uri, tmp_path, cell):

@@ -41,6 +41,14 @@ def test_a_search_is_kept_beside_its_account_unless_a_database_is_named(tmp_path
     assert storage_url(named, Account(tmp_path)) == "sqlite:///elsewhere.db"
 
 
+@pytest.mark.parametrize("named", [None, "sqlite:////shared/optuna.db"])
+def test_a_search_s_sqlite_file_on_a_network_file_system_is_refused(named, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    monkeypatch.setattr("sweeps.tracking.reachable.file_system_of", lambda path: "nfs4")
+    with pytest.raises(PlanError, match=r"optuna.db is on a network file system \(nfs4\).*--optuna-storage"):
+        storage_url(request(tmp_path, optuna_storage=named), Account(tmp_path))
+
+
 def test_the_search_s_own_seed_is_refused_for_the_tests(tmp_path):
     with pytest.raises(PlanError, match="--seeds 7 is the search's own seed: .* optimistically biased"):
         base_cells(request(tmp_path, search_seed=7, seeds=(0, 7), trials=4))

@@ -9,7 +9,7 @@ from typing import Any
 
 from relvit.cell import BACKBONES
 from relvit.data import DATASETS
-from relvit.files import Location, location
+from relvit.files import Location, folder, location
 from sweeps.planning.plan import Request
 from sweeps.planning.recipes import RECIPES
 
@@ -45,11 +45,6 @@ def storage_place(text: str) -> Location:
         return location(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def folder(text: str) -> Path:
-    """The type of an option that takes a folder of this machine; "~" and "$NAME" are read as a shell reads them."""
-    return Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111 - Path's raises where there is no home
 
 
 def add_storage(group: Any, what: str = "where the account of cells and the checkpoints are kept") -> None:

@@ -84,8 +84,14 @@ def _print_cost(
     if all(status.state == FINISHED for status in statuses.values()):
         return
 
-    from sweeps.planning.cost import estimate
+    from sweeps.planning.cost import estimate, has_gpu
 
+    if gpus and not has_gpu():
+        say(
+            console,
+            "what it will cost is not known: torch sees no GPU here; the same command where there is one says it",
+        )
+        return
     cost = estimate(statuses, account, data_root, cpus, gpus)
 
     def span(interval: tuple[float, float], unit: float) -> str:

@@ -48,8 +48,8 @@ def run(
         tune_trials(reporter)
     finally:
         left = reporter.stop()
-        untracked = reporter.close()
-    out_of_budget = bool(left) and reporter.is_out_of_budget()
+        out_of_budget = bool(left) and reporter.is_out_of_budget()
+        untracked = reporter.close(is_hurried=bool(left) and not out_of_budget)
     return Outcome(left, time.monotonic() - started, out_of_budget, untracked)
 
 

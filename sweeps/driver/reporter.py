@@ -44,8 +44,10 @@ from sweeps.tracking.outbox import Outbox
 from sweeps.tracking.spool import Spool
 from sweeps.tracking.tracker import Tracker, is_passing
 
-# How long a sweep that has ended waits for what MLflow and the storage have not taken yet.
+# How long a sweep that has ended waits for what MLflow and the storage have not taken yet; and one that was
+# interrupted: Ray kills a job that was stopped after RAY_JOB_STOP_WAIT_TIME_S, 120 s as docs/cluster.md sets it.
 TRACKING_PATIENCE, STORAGE_PATIENCE = 300.0, 3600.0
+HURRIED_PATIENCE = 40.0
 # Seconds between two looks at the account for the studies' pages; and so many times as long as a look takes.
 SHOWN_EVERY, _SHOWN_SHARE = 60.0, 50.0
 
@@ -219,12 +221,13 @@ class Reporter(Callback):
             self._tracker.show_study(study, text)
         self._shown_next = max(self._shown_next, begun + _SHOWN_SHARE * (time.monotonic() - begun))
 
-    def close(self) -> int:
-        """Wait for all writes. Returns how many MLflow has not taken; the account has them."""
-        if self._accounting.close(STORAGE_PATIENCE):
+    def close(self, is_hurried: bool = False) -> int:
+        """Wait for all writes, less long where the sweep was interrupted. Returns how many MLflow has not taken; the
+        account has them."""
+        if self._accounting.close(HURRIED_PATIENCE if is_hurried else STORAGE_PATIENCE):
             self._note("the storage did not take all that was entered; run the same command again")
         self._tracking.put(self._show, lane="studies")
-        return self._tracking.close(TRACKING_PATIENCE)
+        return self._tracking.close(HURRIED_PATIENCE if is_hurried else TRACKING_PATIENCE)
 
     def _begin(self, item: WorkItem, setting: Setting) -> None:
         self._begun[item.cell.cell_id] = item

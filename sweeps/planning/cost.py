@@ -57,6 +57,13 @@ class Estimate:
     decoded: Mapping[tuple[str, int, bool], tuple[int, bool]]
 
 
+def has_gpu() -> bool:
+    """Whether torch can use a GPU of this machine."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def slots_here(cpus: float, gpus: float | None) -> tuple[int, float]:
     """Trials at once on this machine, and GPUs for each, as the engine would pack them."""
     import torch

@@ -148,13 +148,16 @@ def recipe(name: str) -> Recipe:
 def recipe_file(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a file of a recipe holds that is the recipe `name`, which may be a file itself, with these fields."""
     if name.endswith(".json"):
-        return {"recipe": json.loads(Path(name).read_text())["recipe"], "fields": {**recipe(name).tuned, **fields}}
+        return {
+            "recipe": json.loads(Path(name).read_text("utf-8-sig"))["recipe"],
+            "fields": {**recipe(name).tuned, **fields},
+        }
     return {"recipe": name, "fields": dict(fields)}
 
 
 def _from_file(path: Path) -> Recipe:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ValueError(f"the recipe file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

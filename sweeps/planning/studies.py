@@ -121,6 +121,8 @@ def study(name: str) -> Study:
     if name in STUDIES:
         return STUDIES[name]
     if name.endswith(".py"):
+        if Path(name).stem in STUDIES:  # their runs would be tagged alike, and set in one table
+            raise ValueError(f"the study file {name} has the name of the study {Path(name).stem!r}: give it another")
         return _from_file(Path(name))
     raise ValueError(f"{unknown('study', name, STUDIES)}; or a Python file that defines `cells`")
 

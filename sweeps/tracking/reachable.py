@@ -85,6 +85,10 @@ def _sqlite_problems(uri: str) -> list[str]:
     problem = network_problem(path)
     if problem:
         return [f"{problem}: name a MLflow server with --tracking-uri, or a database on a local disk"]
+    if path.is_dir():
+        return [
+            f"MLflow's database {path} is a folder: name a file with --tracking-uri, such as sqlite:///{path}/mlflow.db"
+        ]
     shut = next((each for each in (path, path.parent) if each.exists() and not os.access(each, os.W_OK)), None)
     if shut:
         return [

@@ -30,6 +30,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from relvit.cell import Cell
 from relvit.files import Location
+from relvit.messages import first_line
 from relvit.secrets import redacted
 from relvit.vocabulary import (
     ACCOUNT_ID,
@@ -115,6 +116,8 @@ class Tracker:
                         "another with --experiment"
                     )
                 self._experiment = found.experiment_id if found else create_experiment(self._client, experiment)
+                if found and uri.startswith("http"):
+                    self._require_writes()
                 moved_from = follow_move(uri, experiment) if found else ""
                 if moved_from:
                     _LOGGER.warning("MLflow was moved: its artifacts are beside its database, not in %s", moved_from)
@@ -143,6 +146,17 @@ class Tracker:
         self._written: dict[str, int] = {}  # the number of the last of them that is logged
         # How many runs can be written at once: a file has one writer.
         self.writers = 1 if uri.startswith("sqlite:") else _SERVER_WRITERS
+
+    def _require_writes(self) -> None:
+        """Raise TrackingError where the server lets this user read and no more: every run would be lost to it."""
+        try:
+            self._client.set_experiment_tag(self._experiment, KIND, "relvit sweeps")
+        except MlflowException as error:
+            if not is_passing(error):
+                raise TrackingError(
+                    f"MLflow at {redacted(self._uri)} takes no runs of this user: {first_line(error)}; the server's "
+                    "administrator can give the permission EDIT on the experiment"
+                ) from error
 
     def _search(self, condition: str) -> list[Run]:
         """All runs of the experiment that fit and belong to this storage path."""
