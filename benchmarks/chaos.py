@@ -292,6 +292,7 @@ class Campaign:
         self._later: list[tuple[float, Callable[[], None]]] = []
         # When the newest driver was started, and until when one that starts may refuse for want of MLflow or storage.
         self._started = self._trouble = 0.0
+        self._is_alone = True  # when it was started
 
     def run(self) -> None:
         """Until every cell is finished and all faults are through."""
@@ -305,7 +306,7 @@ class Campaign:
                 if status == 0:
                     break
                 if status is not None:
-                    if status == 2 and not self._clear_the_way() and self._trouble < self._started:
+                    if status == 2 and not self._clear_the_way() and self._trouble < self._started and self._is_alone:
                         raise RuntimeError(f"the driver refused: see {self._folder}/driver.log")
                     self._start()
                 elif self._left > 0 and time.monotonic() < until and self._strike():
@@ -343,6 +344,8 @@ class Campaign:
         if not self._server.runs:  # a driver refuses to start without it, and that is no fault of the sweep
             self._do_what_is_due(all_of_it=True)
         self._started = time.monotonic()
+        # A search that a driver beside this one holds is refused to it.
+        self._is_alone = all(driver.poll() is not None for driver in self._beside)
         self._driver = self._drive(self.storage)
 
     def _drive(self, storage: Location, log: str = "driver.log") -> subprocess.Popen:
