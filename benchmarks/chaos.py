@@ -97,9 +97,9 @@ CLOCK = """
 import sys, time
 _time, _time_ns = time.time, time.time_ns
 def _jumped():
-    if sys._getframe(2).f_globals.get("__name__", "").startswith("grpc"):
-        return 0.0
     try:
+        if sys._getframe(2).f_globals.get("__name__", "").startswith("grpc"):
+            return 0.0
         with open({file!r}) as file:
             return float(file.read())
     except (OSError, ValueError):
@@ -356,6 +356,7 @@ class Campaign:
                 *(sys.executable, str(ROOT / entry), "--address", self._nodes.address),
                 *("--storage", str(storage), "--tracking-uri", self.uri),
                 *("--data-root", str(self._folder.parent / "data")),
+                *("--checkpoint-every", "2"),  # else so short a training has hardly any that could be gone on from
                 *(argument for setting in self._options.set for argument in ("--set", setting)),
                 *(("--tasks", self._options.tasks) if self._options.tasks else ()),
                 *(SEARCH if self._options.search else ()),
