@@ -516,7 +516,9 @@ def _range_errors(fields: Mapping[str, Any]) -> list[str]:
         errors.append("crop_padding and crop_min_area are two ways to crop: set crop_padding=0 or crop_min_area=1")
     if fields["mixup"] or fields["cutmix"]:
         if fields["batch_size"] == 1:
-            errors.append("mixup and cutmix mix the images of a batch: batch_size must be above 1")
+            errors.append(
+                "mixup and cutmix mix the images of a batch: batch_size must be above 1, or mixup=0 and cutmix=0"
+            )
         if fields["permute_patches"] and fields["protocol"] == "joint":
             errors.append(
                 "mixup and cutmix give a place patches of two images, which with permute_patches have two labels for "

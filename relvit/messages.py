@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+_MANY = 20  # names to read before a hint that follows them
+
 
 def first_line(error: BaseException) -> str:
     """An error in at most 200 characters: of its first line that says anything, or what kind of error it is."""
@@ -12,10 +14,13 @@ def first_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """A sentence for a name that does not exist: the valid ones, and the one that was probably meant."""
+    """A sentence for a name that does not exist: the valid ones, and the one that was probably meant, which comes first
+    where they are many."""
     valid = list(valid)
     nearest = difflib.get_close_matches(str(name), valid, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    if hint and len(valid) > _MANY:
+        return f"unknown {kind} {name!r}{hint} One of {', '.join(valid)}"
     return f"unknown {kind} {name!r}: one of {', '.join(valid)}{hint}"
 
 

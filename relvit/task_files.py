@@ -10,15 +10,17 @@ A tasks file is code and runs with your rights: read one before you run it.
 """
 
 import hashlib
+import itertools
 import linecache
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from relvit.cell import add_task, name_problem
-from relvit.messages import said_of, unknown
+from relvit.messages import nearest_file, said_of, unknown
 from relvit.tasks import PAIRS, PATCHES, TASKS, Metric, Task
 
 _SIDE, _BATCH, _DIM = 3, 2, 8  # of the grid and the features that rows are checked with
@@ -33,7 +35,8 @@ def add_tasks_file(path: Path) -> tuple[str, ...]:
     try:
         return add_tasks_source(path.name, path.read_text())
     except OSError as error:
-        raise ValueError(f"the tasks file {path} cannot be read: {error.strerror}") from error
+        meant = nearest_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"the tasks file {path} cannot be read: {error.strerror}{meant}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"the tasks file {path} is no text: {error}") from error
 
@@ -44,7 +47,7 @@ def add_tasks_source(name: str, text: str) -> tuple[str, ...]:
     if digest not in _SOURCES:
         rows = _rows(name, text)
         problems = [f"the tasks file {name}: {problem}" for row in rows for problem in row_problems(row, name)]
-        names = [row.name for row in rows]
+        names = [str(row.name) for row in rows]
         problems += [f"the tasks file {name} names {each!r} twice" for each in {*names} if names.count(each) > 1]
         if problems:
             raise ValueError("; ".join(problems))
@@ -82,18 +85,42 @@ def row_problems(task: Task, file: str = "") -> list[str]:
     """What is wrong with a row, one sentence each. Its functions, of this file, are called on a small grid with random
     features."""
     problems = [name_problem(task)] if name_problem(task) else []
+    if not isinstance(task.title, str) or not task.title:
+        problems.append(f"{task.name}: title must be its name in tables, not {task.title!r}")
     if task.over not in (PAIRS, PATCHES):
         problems.append(f"{task.name}: {unknown('over', task.over, (PAIRS, PATCHES))}")
     if not isinstance(task.metric, Metric):
         problems.append(f"{task.name}: its metric must be a relvit.tasks.Metric, not {task.metric!r}")
-    if not isinstance(task.outputs, int) or task.outputs < 0:
+    else:
+        problems += [f"{task.name}: {problem}" for problem in _metric_problems(task.metric)]
+    if type(task.outputs) is not int or task.outputs < 0:
         problems.append(f"{task.name}: outputs must be a whole number, at least 0, not {task.outputs!r}")
-    if not 0 < task.weight < math.inf:
-        problems.append(f"{task.name}: weight must be above 0, not {task.weight!r}")
-    low, high = task.weight_range
-    if not 0 < low < high < math.inf:
-        problems.append(f"{task.name}: weight_range must rise from above 0, not {task.weight_range!r}")
+    if not _rises(0, task.weight):
+        problems.append(f"{task.name}: weight must be a number above 0, not {task.weight!r}")
+    ends = task.weight_range
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or not _rises(0, *ends):
+        problems.append(f"{task.name}: weight_range must be two numbers that rise from above 0, not {ends!r}")
     return problems or _function_problems(task, file)
+
+
+def _metric_problems(metric: Metric) -> list[str]:
+    problems = []
+    if not isinstance(metric.suffix, str) or not re.fullmatch("[a-z0-9_]+", metric.suffix):
+        problems.append(f"its metric's suffix is written with small letters, digits and '_', not {metric.suffix!r}")
+    problems += [
+        f"its metric's {name} must be text, not {getattr(metric, name)!r}"
+        for name in ("unit", "axis")
+        if not isinstance(getattr(metric, name), str)
+    ]
+    if not isinstance(metric.higher_is_better, bool):
+        problems.append(f"its metric's higher_is_better must be True or False, not {metric.higher_is_better!r}")
+    return problems
+
+
+def _rises(*values: Any) -> bool:
+    if not all(type(value) in (int, float) for value in values):
+        return False
+    return all(low < high for low, high in itertools.pairwise((*values, math.inf)))
 
 
 def _function_problems(task: Task, file: str) -> list[str]:

@@ -28,7 +28,7 @@ from sweeps.cli import options as shared
 from sweeps.cli.console import BAD_REQUEST, INTERRUPTED, SOME_FAILED, begin, exit_status, new_console, refuse, say
 from sweeps.cli.options import AUTO, Places
 from sweeps.cli.plan_view import show_plan
-from sweeps.cli.watch import watch
+from sweeps.cli.watch import NOTHING, watch
 from sweeps.cli.webhook import WebhookError, message, notify, webhook
 from sweeps.driver.options import Checkpoints
 from sweeps.driver.session import Sweep, hold_and_sweep, reach_problems
@@ -151,7 +151,7 @@ def main() -> int:
             if options.tasks_file:
                 add_tasks_file(options.tasks_file)
         except ValueError as error:
-            return refuse([str(error)])
+            return refuse([str(error)], NOTHING)
         return watch(console, account, watched(options), options.watch)
     try:
         studies, problems = plan(request_of(options)), []

@@ -780,7 +780,7 @@ def test_values_are_read_as_the_type_of_their_field():
         ("seed", "1.5", "seed must be of type int, not '1.5'"),
         ("learning_rate", "fast", "learning_rate must be of type float, not 'fast'"),
         ("permute_patches", "yes", "permute_patches must be true or false, not 'yes'"),
-        ("learning_rat", "1", "unknown field 'learning_rat': one of dataset, .*; did you mean 'learning_rate'\\?"),
+        ("learning_rat", "1", "unknown field 'learning_rat'; did you mean 'learning_rate'\\? One of dataset, "),
     ],
 )
 def test_a_value_that_cannot_be_read_is_refused_with_a_reason(field, text, message):

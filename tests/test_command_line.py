@@ -172,6 +172,14 @@ def test_a_submitted_job_is_refused_paths_that_ray_removes_with_its_copy(
     assert not (copy / "results").exists()
 
 
+def test_a_second_tasks_file_is_refused_where_it_would_hide_the_first(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--tasks-file", "one.py", "--tasks-file", "two.py"])
+    assert ended.value.code == 2
+    assert "--tasks-file is given twice" in capsys.readouterr().err
+    assert parse_arguments(["--tasks-file", "one.py"]).tasks_file == Path("one.py")
+
+
 @pytest.mark.parametrize("cpus", ["0", "0.00001", "nan", "inf"])
 def test_cpus_that_no_trial_can_have_are_refused(cpus, capsys):
     with pytest.raises(SystemExit) as ended:

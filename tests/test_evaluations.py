@@ -230,7 +230,8 @@ def test_a_study_file_names_its_evaluations(tmp_path):
         ("finetune:protocol=joint", "table4", "protocol is not for an evaluation to say"),
         ("knn:labels_per_class=10", "table4", "labels_per_class=10 has no effect there"),
         ("probe:finetune_image_size=32", "table4", "finetune_image_size=32 has no effect there"),
-        ("finetune:dataset=nowhere", "table4", "nowhere"),
+        ("finetune:dataset=nowhere", "table4", "--evaluate finetune:dataset=nowhere: unknown data set 'nowhere'"),
+        ("finetune:label_share=0", "table4", "--evaluate finetune:label_share=0: label_share must be above 0"),
         ("knn", "figure2", "--evaluate needs a pre-training, and cells of protocol 'joint' have none"),
     ],
 )
@@ -243,13 +244,36 @@ def test_an_evaluation_that_cannot_be_is_refused_with_the_reason(tmp_path, evalu
 def test_wrong_evaluations_are_said_beside_a_wrong_study(tmp_path):
     with pytest.raises(PlanError) as error:
         evaluated(tmp_path, "probee", "finetune:epochs=many", study="tabel4")
-    said = ["unknown evaluation 'probee'", "epochs must be of type int, not 'many'", "unknown study 'tabel4'"]
+    said = ["unknown study 'tabel4'", "unknown evaluation 'probee'", "epochs must be of type int, not 'many'"]
     assert [text in problem for text, problem in zip(said, error.value.problems, strict=True)] == [True] * 3
 
 
-def test_an_evaluation_does_not_change_the_pre_training(tmp_path):
-    with pytest.raises(PlanError, match="finetune:weight_decay=0.1: weight_decay changes the pre-training, which"):
-        evaluated(tmp_path, "finetune", "finetune:weight_decay=0.1")
+@pytest.mark.parametrize(
+    ("evaluate", "changed"),
+    [
+        (["finetune", "finetune:weight_decay=0.1"], "weight_decay"),
+        (["finetune:weight_decay=0.1", "finetune"], "weight_decay"),
+        (["finetune:weight_decay=0.1"], "weight_decay"),  # of the study's own pre-training
+        (["finetune:pair_head=low_rank"], "pair_head"),
+    ],
+)
+def test_an_evaluation_does_not_change_the_pre_training(tmp_path, evaluate, changed):
+    with pytest.raises(PlanError) as error:
+        evaluated(tmp_path, *evaluate, combinations=("sprel",))
+    (blamed,) = [text for text in evaluate if text != "finetune"]
+    assert error.value.problems == [
+        f"--evaluate {blamed}: {changed} changes the pre-training, which evaluations share; change it for all with "
+        "--set"
+    ]
+
+
+def test_a_supervised_pre_training_alone_has_nothing_that_knn_could_measure(tmp_path):
+    with pytest.raises(PlanError) as error:
+        evaluated(tmp_path, "knn", combinations=("none",))
+    assert error.value.problems == [
+        "--evaluate knn: a supervised pre-training has no k-NN on test images: add finetune or probe, or choose tasks "
+        "with --tasks"
+    ]
 
 
 # Their table

@@ -121,6 +121,13 @@ def test_a_backbone_that_cannot_have_these_images_is_refused(tmp_path, names, sa
         make_space(base(), path)
 
 
+@pytest.mark.parametrize("mix", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_patches_are_not_permuted_where_images_are_mixed_beside_the_tasks(mix):
+    joint = base(protocol="joint", permute_patches=False, **mix)
+    assert "permute_patches" not in make_space(joint).domains
+    assert "permute_patches" in make_space(base(**mix)).domains  # in a phase of its own
+
+
 def test_one_phase_has_no_learning_rate_of_a_first_one():
     assert "pretrain_learning_rate" not in make_space(base("none", protocol="joint")).domains
 

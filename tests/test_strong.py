@@ -251,7 +251,10 @@ def test_a_model_without_dropout_holds_none():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batch_size": 1}, "mixup and cutmix mix the images of a batch: batch_size must be above 1"),
+        (
+            {"batch_size": 1},
+            "mixup and cutmix mix the images of a batch: batch_size must be above 1, or mixup=0 and cutmix=0",
+        ),
         ({"protocol": "joint", "permute_patches": True}, "which with permute_patches have two labels for the tasks"),
         (
             {"auto_augment": "randaugmnet"},

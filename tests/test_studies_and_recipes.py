@@ -243,8 +243,7 @@ def test_only_refuses_what_fits_no_cell_and_names_what_there_is():
 
 def test_only_refuses_an_unknown_field_and_a_value_that_cannot_be_read():
     unknown, unreadable = problems("table3", only=("backbon=swin_t", "seed=first"))
-    assert unknown.startswith("--only backbon=swin_t: unknown field 'backbon'")
-    assert unknown.endswith("did you mean 'backbone'?")
+    assert unknown.startswith("--only backbon=swin_t: unknown field 'backbon'; did you mean 'backbone'? One of ")
     assert unreadable == "--only seed=first: seed must be of type int, not 'first'"
 
 
@@ -470,12 +469,14 @@ def test_a_study_file_joins_the_studies_of_the_paper(tmp_path):
         pytest.param(f"cells = [{ONE}, {ONE}]", "cell 1 is the same as cell 0", id="duplicate"),
         pytest.param(
             f"cells = [{ONE} | {{'epoch': 3}}]",
-            "cell 0: unknown field 'epoch': one of dataset, ",
+            "cell 0: unknown field 'epoch'; did you mean 'epochs'? One of dataset, ",
             id="unknown field",
         ),
         pytest.param(
             "cells = [{'dataset': 'cifar10', 'tasks': 'none'}]", "cell 0 lacks backbone, protocol", id="missing key"
         ),
+        pytest.param(f"cells = [{ONE}]\nevaluate = 3", "`evaluate` must be a list of texts", id="evaluate"),
+        pytest.param(f"cells = [{ONE}]\ntasks_file = 3", "`tasks_file` must be the name of a file, not 3", id="tasks"),
         pytest.param(f"cells = [{ONE} | {{'seed': 3}}]", "cell 0 sets seed, which --seeds does", id="seed"),
     ],
 )
@@ -493,6 +494,18 @@ def test_everything_malformed_in_a_study_file_stands_in_one_message(tmp_path):
     assert "did you mean 'epochs'?" in problem
     assert "cell 1 is not a dict but 5" in problem
     assert "cell 2 lacks backbone, protocol" in problem
+
+
+def test_what_can_be_planned_of_a_malformed_study_file_is_checked_too(tmp_path):
+    mine = ONE.replace("joint", "pretrain_finetune").replace("sprel", "sprel+mine")
+    wrong = f"{mine} | {{'mine_weight': 2.0, 'epoch': 3, 'batch_size': 0}}, {mine} | {{'backbone': 'vit_s5'}}"
+    path = write_study(tmp_path, f"tasks_file = 'my.py'\ncells = [{wrong}]\nevaluate = ['knn', 'prob']")
+    found = problems(str(path), settings=("epochs=0",))
+    for said in ("my.py cannot be read", "unknown field 'epoch'", "unknown evaluation 'prob'"):
+        assert said in " ".join(found[:2])
+    for said in ("batch_size must be at least 1", "unknown backbone 'vit_s5'", "epochs must be above 0"):
+        assert any(said in problem for problem in found[2:]), said
+    assert not any("mine" in problem for problem in found)  # of which nothing is known
 
 
 @pytest.mark.parametrize(

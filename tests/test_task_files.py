@@ -243,8 +243,22 @@ def pairs(**changes) -> Task:
         ({"over": "patch"}, "unknown over 'patch': one of pairs, patches; did you mean 'patches'?"),
         ({"metric": "accuracy"}, "its metric must be a relvit.tasks.Metric, not 'accuracy'"),
         ({"outputs": -1}, "outputs must be a whole number, at least 0, not -1"),
-        ({"weight": 0.0}, "weight must be above 0, not 0.0"),
-        ({"weight_range": (2.0, 1.0)}, "weight_range must rise from above 0, not (2.0, 1.0)"),
+        ({"outputs": True}, "outputs must be a whole number, at least 0, not True"),
+        ({"title": 3}, "title must be its name in tables, not 3"),
+        ({"title": ""}, "title must be its name in tables, not ''"),
+        (
+            {"metric": replace(MSE, suffix=3)},
+            "its metric's suffix is written with small letters, digits and '_', not 3",
+        ),
+        ({"metric": replace(MSE, axis=None)}, "its metric's axis must be text, not None"),
+        ({"metric": replace(MSE, higher_is_better="no")}, "its metric's higher_is_better must be True or False"),
+        ({"weight": 0.0}, "weight must be a number above 0, not 0.0"),
+        ({"weight": "2"}, "weight must be a number above 0, not '2'"),
+        ({"weight": None}, "weight must be a number above 0, not None"),
+        *(
+            ({"weight_range": ends}, f"weight_range must be two numbers that rise from above 0, not {ends!r}")
+            for ends in [(2.0, 1.0), 3, (1,), ("a", "b"), (0, 1)]
+        ),
         (
             {"target": lambda height, width: torch.zeros(height, width)},
             "its target has the shape [3, 3] on a grid of 3 x 3; it must be a tensor that begins [9, 9]",
@@ -286,9 +300,16 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line_beside_all_else(tmp_pat
     (tmp_path / "loss.py").write_text(text.replace("movedim(-1, 1)", "movedim(-1, 7)"))
     script = """
 result = {name: problems("tabel4", tasks_file=Path(f"{name}.py")) for name in
-          ("broken", "syntax", "none", "strange", "loss", "absent")}
-"""
+          ("broken", "syntax", "none", "strange", "loss", "absent", "syntx")}
+right = RIGHT
+result["evaluated"] = problems(right, evaluate=("finetune:depth_weight=2",), combinations=("sprel+depth",))
+result["elsewhere"] = problems("table4", tasks_file=Path(right), combinations=("depth",))
+""".replace("RIGHT", repr(str(EXAMPLES / "depth_order.py")))
     found = run(tmp_path, script)
+    (evaluated,) = found.pop("evaluated")  # the weight is known: the study's file says of which task
+    assert evaluated.startswith("--evaluate finetune:depth_weight=2: depth_weight changes the pre-training, which")
+    (elsewhere,) = found.pop("elsewhere")
+    assert elsewhere.startswith("--tasks depth is in no cell of table4; a tasks file is a study itself: --study ")
     for said in found.values():
         assert len(said) == 2
         assert "unknown study 'tabel4'" in said[1]
@@ -303,6 +324,7 @@ result = {name: problems("tabel4", tasks_file=Path(f"{name}.py")) for name in
     )
     assert where in found["loss"][0]
     assert found["absent"][0] == "the tasks file absent.py cannot be read: No such file or directory"
+    assert found["syntx"][0].endswith("No such file or directory; did you mean 'syntax.py'?")
 
 
 def test_a_cell_of_this_projects_tasks_has_no_digest():

@@ -71,6 +71,7 @@ def test_on_a_terminal_it_ends_with_the_study(account):
 def test_a_study_that_was_not_planned_there_is_named(account, capsys):
     assert seen(account, "table3")[0] == 2
     said = capsys.readouterr().err
+    assert said.startswith("nothing to show:\n")
     assert "no cell of study 'table3' was planned under" in said
     assert "planned there are table4" in said
 

@@ -47,6 +47,15 @@ def storage_place(text: str) -> Location:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class _Once(argparse.Action):
+    """Keeps an option's value, and refuses a second one instead of forgetting the first."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: Any) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{self.option_strings[0]} is given twice, and takes one file: put all in it")
+        setattr(namespace, self.dest, value)
+
+
 def add_storage(group: Any, what: str = "where the account of cells and the checkpoints are kept") -> None:
     """--storage."""
     group.add_argument(
@@ -105,7 +114,7 @@ def add_cell_options(group: Any, recipe: str, default: str) -> None:
     )
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the data set's)")
     group.add_argument(
-        "--tasks-file", type=folder, metavar="FILE",
+        "--tasks-file", type=folder, metavar="FILE", action=_Once,
         help="a Python file of further tasks, which cells may then name: see relvit/task_files.py",
     )  # fmt: skip
     group.add_argument(

@@ -19,6 +19,7 @@ from sweeps.cli.console import SOME_FAILED, refuse
 from sweeps.cli.plan_view import summary
 from sweeps.cli.progress import duration, labels
 
+NOTHING = "nothing to show"  # how a refusal begins
 RUNNING_HEADINGS = ("cell", "seed", "checkpoint", "for")
 RESULT_HEADINGS = ("cell", "test accuracy", "spread", "seeds")
 
@@ -45,7 +46,7 @@ def watch(console: Console, account: Account, studies: Collection[str], seconds:
     try:
         problems = account.look() or _absent(account, studies)
         if problems:
-            return refuse(problems)
+            return refuse(problems, NOTHING)
         if not console.is_terminal:
             standing = stand(account, studies, results)
             console.print(_shown(standing))
@@ -60,7 +61,7 @@ def watch(console: Console, account: Account, studies: Collection[str], seconds:
     except KeyboardInterrupt:
         return 0
     except OSError as error:
-        return refuse([f"the storage path {account.storage} cannot be read: {error}"])
+        return refuse([f"the storage path {account.storage} cannot be read: {error}"], NOTHING)
 
 
 def _absent(account: Account, studies: Collection[str]) -> list[str]:

@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from relvit.cell import BACKBONES, FIELDS, NONE, TIMM, Cell, canonical_tasks, make_cell, parse_value, unknown
+from relvit.cell import (
+    BACKBONES,
+    FIELDS,
+    NONE,
+    TASKS,
+    TIMM,
+    Cell,
+    canonical_tasks,
+    make_cell,
+    parse_tasks,
+    parse_value,
+    unknown,
+)
 from relvit.data import (
     DataError,
     DatasetNotDownloaded,
@@ -20,7 +32,7 @@ from relvit.data import (
 from relvit.task_files import add_tasks_file
 from sweeps.account.account import FINISHED, Status
 from sweeps.planning.recipes import Recipe, recipe
-from sweeps.planning.studies import Spec, Study, parse_evaluation, study
+from sweeps.planning.studies import Spec, Study, StudyError, parse_evaluation, study
 
 EVALUATED = "-evaluations"  # what the name of a study ends in whose pre-trainings --evaluate evaluates
 
@@ -81,19 +93,24 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
     def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
+        except StudyError as error:
+            problems.extend(error.problems)
+            return error.study
         except ValueError as error:
             problems.append(str(error))
             return None
 
     if request.tasks_file:
         attempt(add_tasks_file, request.tasks_file)
-    for text in request.evaluate:  # whatever else is wrong
-        attempt(parse_evaluation, text)
-    # Where a name is wrong, a stand-in lets the rest be checked too.
+    before = len(problems)
     named = {} if request.specs else {name: attempt(study, name) for name in request.study.split(",")}
     studies = named or {request.study: Study("", request.specs)}
-    wanted = None not in studies.values()
+    whole = len(problems) == before
+    for text in request.evaluate:  # which may name tasks of a study's file
+        attempt(parse_evaluation, text)
     specs = [(spec, name) for name, each in studies.items() if each for spec in each.cells]
+    wanted = bool(specs)
+    # Where no cell is known, a stand-in lets the rest be checked too.
     specs = specs or [(spec, "table4") for spec in study("table4").cells]
     base = attempt(recipe, request.recipe) or recipe("demo")
     settings: dict[str, Any] = {}
@@ -107,8 +124,10 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
         chosen = [each for each in specs if each[0]["tasks"] in combinations]
         if None not in combinations:
             for tasks in combinations:
-                if wanted and not any(spec["tasks"] == tasks for spec, _ in chosen):
-                    problems.append(f"--tasks {tasks} is in no cell of {request.study}")
+                if whole and not any(spec["tasks"] == tasks for spec, _ in chosen):
+                    own = request.tasks_file and any(TASKS[each].digest for each in parse_tasks(tasks))
+                    hint = f"; a tasks file is a study itself: --study {request.tasks_file}" if own else ""
+                    problems.append(f"--tasks {tasks} is in no cell of {request.study}{hint}")
         specs = chosen or specs
     specs = _select_specs(specs, request, base, problems)
     specs = _replace(specs, request, problems)
@@ -125,20 +144,32 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
             cell = attempt(_make, base, resolved, size, settings, seed)
             if evaluations.get(name) and cell:
                 found = _evaluated(evaluations[name], cell, resolved, own_size, problems)
-                made = {each: attempt(_make, base, fields, size, settings, seed) for each, fields in found.items()}
-                problems += _evaluation_problems(made, found)
+                made = {}
+                for text, fields in found.items():
+                    try:
+                        made[text] = _make(base, fields, size, settings, seed)
+                    except ValueError as error:
+                        problems.append(f"--evaluate {text}: {error}")
+                problems += _evaluation_problems(cell, made, found)
                 # What the study itself would train stays its own, beside the evaluations that were asked for here.
-                for each in filter(None, made.values()):
+                for each in made.values():
                     names = [f"{study_name(name)}{EVALUATED}"] * bool(request.evaluate)
                     names += [study_name(name)] * (each == cell or not request.evaluate)
                     members.setdefault(each, []).extend(names if asked else [])
             elif cell and asked:
-                problems += _idle(spec, {**resolved, **settings}, cell, name)
-                problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
+                if whole:
+                    problems += _idle(spec, {**resolved, **settings}, cell, name)
+                    problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
                 members.setdefault(cell, []).append(study_name(name))
     cells = [cell for cell in members if members[cell]]
     problems += _resize_problems(cells)
-    if wanted and not problems:
+    if not problems and not cells:
+        asked_for = ",".join(dict.fromkeys(text for texts in evaluations.values() for text in texts))
+        problems.append(
+            f"--evaluate {asked_for}: a supervised pre-training has no k-NN on test images: add finetune or probe, or "
+            "choose tasks with --tasks"
+        )
+    if not problems:
         cells = _select(cells, [each for each in request.only if _name(each) not in _OF_A_SPEC], problems)
         for name, value in settings.items():
             if all(getattr(cell, name) != value for cell in cells):
@@ -175,34 +206,38 @@ def _evaluated(
     for text in texts:
         try:
             fields = parse_evaluation(text)
-            if "dataset" in fields:  # transfer
-                own_size(fields["dataset"])  # says whether there is such a data set
-                fields["pretrain_dataset"] = cell.pretrain_dataset
         except ValueError as error:
             problems.append(str(error))
             continue
+        if "dataset" in fields:  # transfer
+            try:
+                own_size(fields["dataset"])  # says whether there is such a data set
+            except ValueError as error:
+                problems.append(f"--evaluate {text}: {error}")
+                continue
+            fields["pretrain_dataset"] = cell.pretrain_dataset
         if fields["protocol"] == "pretrain" and not cell.task_list:
             continue  # its features have no number on test images: see relvit.train
         found[text] = {**resolved, **fields}
     return found
 
 
-def _evaluation_problems(made: Mapping[str, Cell | None], wanted: Mapping[str, Spec]) -> list[str]:
-    """What is wrong with the evaluations of one pre-training: settings that do not act, or change it."""
-    problems, first = [], None
+def _evaluation_problems(studied: Cell, made: Mapping[str, Cell], wanted: Mapping[str, Spec]) -> list[str]:
+    """What is wrong with the evaluations of a study's pre-training: settings that do not act, or change it."""
+
+    def first_phase(cell: Cell) -> Cell:  # without the labels, which a supervised one reads
+        return replace(cell.pretraining(), labels_per_class=0, label_share=1.0)
+
+    problems = []
     for text, cell in made.items():
-        if cell is None:
-            continue
         own = parse_evaluation(text)
         problems += [
             f"--evaluate {text}: {name}={own[name]!r} has no effect there"
             for name in own
             if getattr(cell, name) != wanted[text][name]
         ]
-        shared = cell if cell.protocol == "pretrain" else cell.pretraining()
-        shared = replace(shared, labels_per_class=0, label_share=1.0)  # which a supervised one reads
-        first = first or shared
-        changed = [name for name in FIELDS if getattr(shared, name) != getattr(first, name)]
+        mine, shared = first_phase(cell), first_phase(studied)
+        changed = [name for name in FIELDS if getattr(mine, name) != getattr(shared, name)]
         if changed:
             problems.append(
                 f"--evaluate {text}: {', '.join(changed)} changes the pre-training, which evaluations share; change it "

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import FIELDS, NONE, PAPER_TASKS, parse_value, task_combinations, type_errors
+from relvit.cell import FIELDS, NONE, PAPER_TASKS, TASKS, parse_value, task_combinations, type_errors
 from relvit.messages import nearest_file, said_of, unknown
 from relvit.paper import BEST, TABLE3_DATASETS, VIT_OF
 from relvit.task_files import add_tasks_file
@@ -40,6 +40,14 @@ class Study:
     feeds: str
     cells: tuple[Spec, ...]
     evaluate: tuple[str, ...] = ()
+
+
+class StudyError(ValueError):
+    """What is wrong with a study file, in `problems`; study: what of it can be planned nonetheless, to be checked."""
+
+    def __init__(self, problems: list[str], study: Study):
+        self.problems, self.study = problems, study
+        super().__init__("; ".join(problems))
 
 
 def _cell(dataset: str, backbone: str, protocol: str, tasks: str, **fields: Any) -> dict[str, Any]:
@@ -172,33 +180,55 @@ def _from_file(path: Path) -> Study:
         names = add_tasks_file(path)
         cells = [_two_phases("cifar10", "vit_s4", tasks) for tasks in task_combinations((*PAPER_TASKS, *names))]
         return Study(str(defined.get("feeds", path.stem)), tuple(cells))
+    problems, cells = list[str](), list[Any]()
     if "tasks_file" in defined:
-        add_tasks_file(path.parent / str(defined["tasks_file"]))
+        named = defined["tasks_file"]
+        try:
+            if not isinstance(named, (str, Path)):
+                raise ValueError(f"the study file {path}: `tasks_file` must be the name of a file, not {named!r}")
+            add_tasks_file(path.parent / named)
+        except ValueError as error:
+            problems.append(str(error))
+    tasks_known, wrong = not problems, list[str]()
     if "cells" not in defined:
-        raise ValueError(f"the study file {path} does not define `cells`, a list of dicts with fields of a cell")
-    if not isinstance(defined["cells"], Iterable):
-        raise ValueError(f"the study file {path}: `cells` must be a list of dicts, not {defined['cells']!r}")
-    cells = list(defined["cells"])
-    problems = list(_malformed(cells))
+        problems.append(f"the study file {path} does not define `cells`, a list of dicts with fields of a cell")
+    elif not isinstance(defined["cells"], Iterable):
+        wrong.append(f"`cells` must be a list of dicts, not {defined['cells']!r}")
+    else:
+        cells = list(defined["cells"])
+        wrong += _malformed(cells, tasks_known)
     evaluate = defined.get("evaluate", ())
-    if isinstance(evaluate, str) or not all(isinstance(each, str) for each in evaluate):
-        problems.append(f"`evaluate` must be a list of texts as --evaluate takes them, not {evaluate!r}")
+    if not isinstance(evaluate, (list, tuple)) or not all(isinstance(each, str) for each in evaluate):
+        wrong.append(f"`evaluate` must be a list of texts as --evaluate takes them, not {evaluate!r}")
+        evaluate = ()
+    for text in evaluate:
+        try:
+            parse_evaluation(text)
+        except ValueError as error:
+            wrong.append(str(error))
+            evaluate = [each for each in evaluate if each != text]
+    problems += [f"the study file {path}: {'; '.join(wrong)}"] if wrong else []
     if problems:
-        raise ValueError(f"the study file {path}: {'; '.join(problems)}")
+        raise StudyError(problems, Study("", tuple(_mended(cells, tasks_known)), tuple(evaluate)))
     return Study(str(defined.get("feeds", path.stem)), tuple(cells), tuple(evaluate))
 
 
-def _malformed(cells: list[Any]) -> Iterable[str]:
+_NEEDED = ("dataset", "backbone", "protocol", "tasks")
+
+
+def _malformed(cells: list[Any], tasks_known: bool) -> Iterable[str]:
+    """What is wrong with a study file's cells; where tasks are missing, beside their weights."""
     if not cells:
         yield "`cells` is empty"
     for number, spec in enumerate(cells):
         if not isinstance(spec, Mapping):
             yield f"cell {number} is not a dict but {spec!r}"
             continue
-        missing = [name for name in ("dataset", "backbone", "protocol", "tasks") if name not in spec]
+        missing = [name for name in _NEEDED if name not in spec]
         if missing:
             yield f"cell {number} lacks {', '.join(missing)}"
-        yield from (f"cell {number}: {unknown('field', name, FIELDS)}" for name in spec if name not in FIELDS)
+        strangers = [name for name in spec if name not in FIELDS and (tasks_known or not str(name).endswith("_weight"))]
+        yield from (f"cell {number}: {unknown('field', name, FIELDS)}" for name in strangers)
         yield from (
             f"cell {number}: {error}" for error in type_errors({name: spec[name] for name in spec if name in FIELDS})
         )
@@ -206,3 +236,15 @@ def _malformed(cells: list[Any]) -> Iterable[str]:
             yield f"cell {number} sets seed, which --seeds does"
         if cells.index(spec) < number:
             yield f"cell {number} is the same as cell {cells.index(spec)}"
+
+
+def _mended(cells: list[Any], tasks_known: bool) -> Iterable[Spec]:
+    """The cells with what can be checked of them, so that all that is wrong is said at once."""
+    for spec in cells:
+        kept = dict(spec) if isinstance(spec, Mapping) else {}
+        kept = {name: kept[name] for name in kept if name in FIELDS and name != "seed"}
+        kept = {name: value for name, value in kept.items() if not type_errors({name: value})}
+        if all(name in kept for name in _NEEDED):
+            if not tasks_known:
+                kept["tasks"] = "+".join(task for task in kept["tasks"].split("+") if task in TASKS) or NONE
+            yield kept

@@ -116,6 +116,8 @@ def default_space(base: Mapping[str, Any], backbones: Sequence[str] = ()) -> dic
     del space["crop_padding" if base["crop_min_area"] < 1 else "crop_min_area"]
     if shortest < 3:
         del space["warmup_epochs"]
+    if base["protocol"] == "joint" and (base["mixup"] or base["cutmix"]):
+        del space["permute_patches"]  # a mixed place would have two labels
     sides = _mega_sides(specs, base["image_size"])
     if sides:
         space["mega_grid"] = tune.choice([0, *sides])
