@@ -125,7 +125,7 @@ def _own_name(name: str) -> str:
 
 def _unknown(own: str) -> str:
     sentence = unknown("timm model", own, timm.list_models())
-    hint = sentence.rpartition("; did you mean ")
+    hint = sentence.partition(" One of ")[0].rpartition("; did you mean ")
     return f"timm {timm.__version__} has no model {own!r}" + (f"; did you mean {hint[2]}" if hint[1] else "")
 
 
