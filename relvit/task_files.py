@@ -71,7 +71,9 @@ def _rows(name: str, text: str) -> list[Any]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a user's file may raise is what is wrong with it
-        raise ValueError(f"the tasks file {name} does not import{said_of(error, name)}") from error
+        alone = "; a tasks file must be whole in itself: it may import installed packages alone"
+        hint = alone if isinstance(error, ModuleNotFoundError) else ""
+        raise ValueError(f"the tasks file {name} does not import{said_of(error, name)}{hint}") from error
     rows = getattr(module, "tasks", None)
     if not isinstance(rows, (list, tuple)) or not rows:
         raise ValueError(f"the tasks file {name} does not define `tasks`, a list of relvit.tasks.Task")

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from relvit.task_files import row_problems
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (A .+?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL))
@@ -81,6 +83,15 @@ def test_the_task_s_target_is_what_the_section_says(tmp_path):
     found = result_of("from relvit.targets import steps\nprint(json.dumps(steps(2, 2).tolist()))", copy)
     # 0, 1 or 2 steps in a grid of 2 x 2, scaled to [-1, 1].
     assert found == [[-1, 0, 0, 1], [0, -1, 1, 0], [0, 1, -1, 0], [1, 0, 0, -1]]
+
+
+def test_the_task_in_a_file_of_its_own_is_right_as_it_stands():
+    _, file = re.findall(r"^```python\n(.*?)^```", SECTIONS["A task"], re.MULTILINE | re.DOTALL)
+    scope: dict = {}
+    exec(file, scope)
+    (task,) = scope["tasks"]
+    assert row_problems(task) == []
+    assert task.target(2, 2).tolist() == [[0, 0.5, 0.5, 1], [0.5, 0, 1, 0.5], [0.5, 1, 0, 0.5], [1, 0.5, 0.5, 0]]
 
 
 def test_the_backbone_is_planned_and_has_the_size_of_its_line(tmp_path):

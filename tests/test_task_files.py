@@ -32,6 +32,9 @@ def problems(study, **options):
 """
 
 
+ALONE = "a tasks file must be whole in itself: it may import installed packages alone"
+
+
 def run(folder: Path, script: str):
     """What the script leaves in `result`, run in the folder."""
     text = f"import json, sys\nsys.path.insert(0, {str(ROOT)!r})\n{PLAN}{script}\nprint(json.dumps(result))"
@@ -206,20 +209,33 @@ def test_a_row_is_known_without_its_functions():
         described('[{"name": "sprel"}]')
 
 
-def test_a_cell_of_a_files_task_is_read_where_the_row_is_described(tmp_path):
+def test_cells_of_a_files_task_are_read_and_have_their_effects_where_the_row_is_described(tmp_path):
     written = f"""
 from relvit.tasks import describe
-(cell,) = cells({str(EXAMPLES / "depth_order.py")!r}, combinations=("depth",))
-result = [describe(cell.task_list), cell.as_dict(), cell.cell_id]
+planned = cells({str(EXAMPLES / "depth_order.py")!r})
+result = [describe(["depth"]), [cell.as_dict() for cell in planned], [cell.cell_id for cell in planned]]
 """
-    text, fields, cell_id = run(tmp_path, written)
+    text, fields, ids = run(tmp_path, written)
+    # Each task adds its own amount and nothing else.
     read = f"""
+sys.path.append({str(ROOT / "tests")!r})
+from helpers.paper_runs import entries, row
+from analysis.paper.appendix import appendix
 from relvit.cell import Cell, add_described
 add_described({text!r})
 add_described({text!r})
-result = Cell(**{fields!r}).cell_id
+gains = dict(sprel=1.0, dist=2.0, ang=3.0, abspos=4.0, depth=5.0, none=0.0)
+cells = [Cell(**each) for each in {fields!r}]
+runs = [row(each, accuracy=70 + sum(gains[task] for task in each.tasks.split("+"))) for each in cells]
+made = dict((table.name, table) for table in appendix(entries("depth_order", runs)))["depth_order-effects"]
+result = [[cell.cell_id for cell in cells],
+          [[row.key, *(entry.text for entry in row.entries[1:3])] for row in made.rows if row.key.startswith("main-")]]
 """
-    assert run(tmp_path, read) == cell_id
+    again, effects = run(tmp_path, read)
+    assert again == ids
+    assert len(effects) == 5 + 10
+    assert effects[4] == ["main-depth", "Depth", "+5.00"]
+    assert {points for _, _, points in effects[5:]} <= {"+0.00", "-0.00"}  # interactions
 
 
 # What is refused
@@ -295,12 +311,13 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line_beside_all_else(tmp_pat
     (tmp_path / "broken.py").write_text("from relvit.tasks import Task\n\ntasks = [Task(name=nme)]\n")
     (tmp_path / "syntax.py").write_text("tasks = [\n    1 2\n]\n")
     (tmp_path / "none.py").write_text("task = 1\n")
+    (tmp_path / "beside.py").write_text("import mine_beside\n")
     (tmp_path / "strange.py").write_text("tasks = ['sprel']\n")
     text = (EXAMPLES / "depth_order.py").read_text()
     (tmp_path / "loss.py").write_text(text.replace("movedim(-1, 1)", "movedim(-1, 7)"))
     script = """
 result = {name: problems("tabel4", tasks_file=Path(f"{name}.py")) for name in
-          ("broken", "syntax", "none", "strange", "loss", "absent", "syntx")}
+          ("broken", "syntax", "none", "strange", "loss", "absent", "syntx", "beside")}
 right = RIGHT
 result["evaluated"] = problems(right, evaluate=("finetune:depth_weight=2",), combinations=("sprel+depth",))
 result["elsewhere"] = problems("table4", tasks_file=Path(right), combinations=("depth",))
@@ -318,6 +335,7 @@ result["elsewhere"] = problems("table4", tasks_file=Path(right), combinations=("
     )
     assert found["syntax"][0].startswith("the tasks file syntax.py does not import in line 2 (1 2): SyntaxError: ")
     assert found["none"][0] == "the tasks file none.py does not define `tasks`, a list of relvit.tasks.Task"
+    assert found["beside"][0].endswith("No module named 'mine_beside'; " + ALONE)
     assert found["strange"][0] == "the tasks file strange.py: 'sprel' in `tasks` is no relvit.tasks.Task"
     where = (
         "depth: its loss fails in line 27 (return F.cross_entropy(logits.movedim(-1, 7).float(), target)): IndexError"
