@@ -4,6 +4,7 @@ B batch, N patches, D channels.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 from relvit.specs import SwinSpec, T2TSpec, TimmSpec, backbone_spec
 from relvit.t2t import T2TViT
+
+_POSITION_EMBEDDING = re.compile(
+    r"^(?!.*\b(head|attn_pool)\.)(.*\.)?(pos_emb\w*|patch_pos|pixel_pos|position_embedding_table)(\.token_projection\.\w+)?$"
+)
 
 
 class Features(NamedTuple):
@@ -141,6 +146,15 @@ class T2T(Backbone):
         side = self.t2t.side
         plane = sequence[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         return Features(tokens=self.pool(plane).flatten(2).transpose(1, 2), pooled=sequence[:, 0])
+
+
+def is_position_embedding(name: str) -> bool:
+    """Whether a parameter of this name is all or part of a learned embedding of places, which the tokens then hold.
+
+    Names as in timm: `pos_embed`, `levels.0.pos_embed`, TNT's `patch_pos`, XCiT's projection of a sinusoid. Relative
+    positions in attention and convolutions as positions (`pos_embed.proj`) are none; nor is a pooling head's own.
+    """
+    return _POSITION_EMBEDDING.search(name) is not None
 
 
 def fitted(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relvit.backbones import Backbone, Features, fitted
+from relvit.backbones import Backbone, Features, fitted, is_position_embedding
 from relvit.heads import task_head
 from relvit.tasks import TASKS
 
@@ -89,6 +89,6 @@ class RelViT(nn.Module):
         over, interpolated where the grid is another. Raises ValueError if anything else does not match.
         """
         missing, unexpected = self.backbone.load_state_dict(fitted(state, self.backbone), strict=False)
-        missing = [name for name in missing if not name.endswith("pos_embed")]
+        missing = [name for name in missing if not is_position_embedding(name)]
         if missing or unexpected:
             raise ValueError(f"the pre-trained backbone lacks {missing} and has unknown {unexpected}")

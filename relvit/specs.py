@@ -62,8 +62,9 @@ class TimmSpec:
     """A model of timm at one image size, as `relvit.timm_models` found it.
 
     dim: channels of its tokens; pooled_dim: of what its classifier reads; prefix_tokens: tokens before those of the
-    grid; parameters: without a classifier; has_position_embedding: one that can be left out; has_drop_path: whether a
-    rate of drop path changes it; has_dropout: the same of dropout in its blocks.
+    grid; parameters: without a classifier; has_position_embedding: whether it learns an embedding of places, anywhere
+    in it, which can then be left out (relative positions in attention stay); has_drop_path: whether a rate of drop path
+    changes it; has_dropout: the same of dropout in its blocks.
     """
 
     name: str

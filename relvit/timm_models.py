@@ -5,6 +5,7 @@ It fits if, at the asked image size, its `forward_features` gives a square grid 
 Weights are always fresh: everything here is trained from scratch.
 """
 
+import difflib
 import math
 from functools import cache
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from relvit.backbones import Backbone, Features
-from relvit.messages import first_line, unknown
+from relvit.backbones import Backbone, Features, is_position_embedding
+from relvit.messages import first_line
 from relvit.specs import TIMM, TimmSpec
 
 _SEQUENCE, _CHANNELS_FIRST, _CHANNELS_LAST = "sequence", "channels first", "channels last"
@@ -24,7 +25,7 @@ _SEQUENCE, _CHANNELS_FIRST, _CHANNELS_LAST = "sequence", "channels first", "chan
 class TimmBackbone(Backbone):
     """A model of timm. The tasks read its last grid, classification reads what the model's own classifier would read.
 
-    Without position_embedding a learned embedding named `pos_embed` is left out: it is no parameter and adds nothing.
+    Without position_embedding its learned embeddings of places are left out: they are no parameters and add nothing.
     Raises ValueError with the reason for a model that does not fit.
     """
 
@@ -108,7 +109,7 @@ def _ask(name: str, image_size: int) -> TimmSpec:
         prefix_tokens=prefix,
         layout=layout,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        has_position_embedding=isinstance(getattr(model, "pos_embed", None), nn.Parameter),
+        has_position_embedding=any(is_position_embedding(parameter) for parameter, _ in model.named_parameters()),
         has_drop_path=_takes(own, image_size, DropPath, drop_path=0.5),
         has_dropout=_takes(own, image_size, nn.Dropout, dropout=0.5),
         title=own,
@@ -116,7 +117,7 @@ def _ask(name: str, image_size: int) -> TimmSpec:
 
 
 def _own_name(name: str) -> str:
-    """timm's name. Raises ValueError with the nearest one where timm has no such model."""
+    """timm's name. Raises ValueError with the nearest ones where timm has no such model."""
     own = name.removeprefix(TIMM)
     if not timm.is_model(own):
         raise ValueError(_unknown(own))
@@ -124,9 +125,15 @@ def _own_name(name: str) -> str:
 
 
 def _unknown(own: str) -> str:
-    sentence = unknown("timm model", own, timm.list_models())
-    hint = sentence.partition(" One of ")[0].rpartition("; did you mean ")
-    return f"timm {timm.__version__} has no model {own!r}" + (f"; did you mean {hint[2]}" if hint[1] else "")
+    models = sorted(timm.list_models(), key=len)
+    if not own:
+        return f"{TIMM!r} lacks the name of a model, as in '{TIMM}vit_tiny_patch16_224'; timm.list_models() lists them"
+    typed = own.lower().replace("-", "_")
+    starting = [each for each in models if each.startswith(typed)]
+    containing = [each for each in models if typed in each]
+    near = list(dict.fromkeys(starting + containing + difflib.get_close_matches(typed, models)))[:3]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists what it has"
+    return f"timm {timm.__version__} has no model {own!r}; {hint}"
 
 
 def _create(own: str, image_size: int, drop_path: float, position_embedding: bool = True, dropout: float = 0.0) -> Any:
@@ -146,10 +153,12 @@ def _create(own: str, image_size: int, drop_path: float, position_embedding: boo
         except TypeError:
             if number == len(tries) - 1:
                 raise
-    embedding = getattr(model, "pos_embed", None)
-    if not position_embedding and isinstance(embedding, nn.Parameter):
-        del model.pos_embed
-        model.register_buffer("pos_embed", torch.zeros(embedding.shape), persistent=False)
+    for name, parameter in [] if position_embedding else list(model.named_parameters()):
+        if is_position_embedding(name):
+            owner, _, own_name = name.rpartition(".")
+            module = model.get_submodule(owner)
+            delattr(module, own_name)
+            module.register_buffer(own_name, torch.zeros_like(parameter, requires_grad=False), persistent=False)
     return model
 
 
