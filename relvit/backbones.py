@@ -18,7 +18,7 @@ from relvit.specs import SwinSpec, T2TSpec, TimmSpec, backbone_spec
 from relvit.t2t import T2TViT
 
 _POSITION_EMBEDDING = re.compile(
-    r"^(?!.*\b(head|attn_pool)\.)(.*\.)?(pos_emb\w*|patch_pos|pixel_pos|position_embedding_table)(\.token_projection\.\w+)?$"
+    r"^(?!.*\b(head|attn_pool)\.)(.*\.)?(pos_embe?d\w*|patch_pos|pixel_pos|position_embedding_table)(\.token_projection\.\w+)?$"
 )
 
 

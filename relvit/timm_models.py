@@ -131,7 +131,7 @@ def _unknown(own: str) -> str:
     typed = own.lower().replace("-", "_")
     starting = [each for each in models if each.startswith(typed)]
     containing = [each for each in models if typed in each]
-    near = list(dict.fromkeys(starting + containing + difflib.get_close_matches(typed, models)))[:3]
+    near = list(dict.fromkeys(starting + containing))[:3] or difflib.get_close_matches(typed, models)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists what it has"
     return f"timm {timm.__version__} has no model {own!r}; {hint}"
 
