@@ -45,7 +45,7 @@ def named(items: Sequence[WorkItem]) -> list[WorkItem]:
 
 def _telling(cells: Iterable[Cell]) -> list[str]:
     """Tasks, and as few of the other fields as tell apart all cells of a seed."""
-    rows = [cell.as_dict() for cell in cells]
+    rows = [{name: getattr(cell, name) for name in FIELDS} for cell in cells]
     values: dict[str, set[Any]] = {name: {row[name] for row in rows} for name in FIELDS if name != "seed"}
     chosen = ["tasks", *(name for name, found in values.items() if len(found) > 1 and name != "tasks")]
 

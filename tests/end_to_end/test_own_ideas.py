@@ -14,12 +14,14 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     study = ("--study", str(ROOT / "examples/colour_statistics.py"))
     planned = entries.run("sweeps/ablation.py", tmp_path, *study, "--plan", *SMALL)
     assert "32 cells: 0 finished, 0 to continue, 32 to start" in planned.stdout, planned.stderr
-    trained = entries.run("sweeps/ablation.py", tmp_path, *study, "--tasks", "colour,abspos+colour", *SMALL)
+    trained = entries.run("sweeps/ablation.py", tmp_path, *study, "--tasks", "none,colour,abspos+colour", *SMALL)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     # The tables, in this process, need no file of tasks: the runs say what is to be known of them.
     made = entries.call("analysis/make_tables.py", tmp_path, "--study", "colour_statistics")
     assert made.returncode == 0, made.stdout + made.stderr
-    runs = pd.read_parquet(tmp_path / "results/analysis/runs.parquet")
+    found = pd.read_parquet(tmp_path / "results/analysis/runs.parquet")
+    assert sorted(found["tasks"]) == ["abspos+colour", "colour", "none"]
+    runs = found[found["tasks"] != "none"]
     assert set(runs["colour_weight"]) == {1.0}
     assert runs["tasks_digest"].nunique() == 1
     assert (runs["test_colour_mse_x100"] > 0).all()
