@@ -46,11 +46,11 @@ def add_tasks_source(name: str, text: str) -> tuple[str, ...]:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     if digest not in _SOURCES:
         rows = _rows(name, text)
-        problems = [f"the tasks file {name}: {problem}" for row in rows for problem in row_problems(row, name)]
+        problems = [problem for row in rows for problem in row_problems(row, name)]
         names = [str(row.name) for row in rows]
-        problems += [f"the tasks file {name} names {each!r} twice" for each in {*names} if names.count(each) > 1]
+        problems += [f"{each!r} is named twice" for each in {*names} if names.count(each) > 1]
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(f"the tasks file {name}: {'; '.join(problems)}")
         for row in rows:
             add_task(replace(row, digest=digest))
         _SOURCES[digest] = name, text

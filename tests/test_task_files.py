@@ -313,11 +313,13 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line_beside_all_else(tmp_pat
     (tmp_path / "none.py").write_text("task = 1\n")
     (tmp_path / "beside.py").write_text("import mine_beside\n")
     (tmp_path / "strange.py").write_text("tasks = ['sprel']\n")
+    twice = (EXAMPLES / "depth_order.py").read_text().replace("outputs=3", "outputs=-1") + "\ntasks += tasks\n"
+    (tmp_path / "twice.py").write_text(twice)
     text = (EXAMPLES / "depth_order.py").read_text()
     (tmp_path / "loss.py").write_text(text.replace("movedim(-1, 1)", "movedim(-1, 7)"))
     script = """
 result = {name: problems("tabel4", tasks_file=Path(f"{name}.py")) for name in
-          ("broken", "syntax", "none", "strange", "loss", "absent", "syntx", "beside")}
+          ("broken", "syntax", "none", "strange", "loss", "absent", "syntx", "beside", "twice")}
 right = RIGHT
 result["evaluated"] = problems(right, evaluate=("finetune:depth_weight=2",), combinations=("sprel+depth",))
 result["elsewhere"] = problems("table4", tasks_file=Path(right), combinations=("depth",))
@@ -335,6 +337,8 @@ result["elsewhere"] = problems("table4", tasks_file=Path(right), combinations=("
     )
     assert found["syntax"][0].startswith("the tasks file syntax.py does not import in line 2 (1 2): SyntaxError: ")
     assert found["none"][0] == "the tasks file none.py does not define `tasks`, a list of relvit.tasks.Task"
+    outputs = "depth: outputs must be a whole number, at least 0, not -1"
+    assert found["twice"][0] == f"the tasks file twice.py: {outputs}; {outputs}; 'depth' is named twice"
     assert found["beside"][0].endswith("No module named 'mine_beside'; " + ALONE)
     assert found["strange"][0] == "the tasks file strange.py: 'sprel' in `tasks` is no relvit.tasks.Task"
     where = (
