@@ -70,7 +70,7 @@ def _rows(name: str, text: str) -> list[Any]:
         exec(compile(text, name, "exec"), module.__dict__)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a user's file may raise is what is wrong with it
+    except BaseException as error:  # whatever else a user's file may raise is what is wrong with it
         alone = "; a tasks file must be whole in itself: it may import installed packages alone"
         hint = alone if isinstance(error, ModuleNotFoundError) else ""
         raise ValueError(f"the tasks file {name} does not import{said_of(error, name)}{hint}") from error

@@ -76,7 +76,6 @@ def main() -> int:
         return NOTHING
     try:
         client = MlflowClient(_existing(options.tracking_uri))
-        follow_move(options.tracking_uri, options.experiment)
         runs = finished_runs(client, options.experiment, options.study)
     except (ValueError, MlflowException, SQLAlchemyError, ImportError) as error:
         print(f"nothing was drawn: {error}", file=sys.stderr)
@@ -85,6 +84,7 @@ def main() -> int:
         of = f" of study {options.study!r}" if options.study else ""
         print(f"nothing was drawn: experiment {options.experiment!r} has no finished runs{of}", file=sys.stderr)
         return NOTHING
+    follow_move(options.tracking_uri, options.experiment)
     account = Account(options.storage)
     missing = 0
     for number, run in enumerate(runs, start=1):

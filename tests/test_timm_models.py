@@ -23,7 +23,7 @@ from sweeps.planning.recipes import recipe
 SIZE = 64
 # Nine families, the smallest of each.
 TRAINED = (
-    *("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "cait_xxs24_224"),
+    *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "cait_xxs24_224"),
     *("xcit_nano_12_p16_224", "pvt_v2_b0", "convnext_atto", "resnet10t", "mixer_s16_224", "mobilenetv3_small_050"),
 )
 
@@ -83,7 +83,7 @@ def test_a_model_that_is_ours_by_definition_is_ours_bit_for_bit(name, ours, size
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_nine_families_train_a_pretraining_and_a_finetuning(name, digits64, tmp_path):
+def test_ten_models_of_nine_families_train_a_pretraining_and_a_finetuning(name, digits64, tmp_path):
     rows = list(train(cell(f"timm/{name}"), digits64, tmp_path / "cell"))
     assert [row["phase"] for row in rows] == ["pretrain", "finetune", "test"]
     assert 0 <= rows[-1]["test_accuracy"] <= 100

@@ -170,7 +170,9 @@ def run_file(path: Path, kind: str) -> dict[str, Any]:
         raise ValueError(f"the {kind} file {path} does not exist{nearest_file(path)}")
     try:
         return runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise is what is wrong with it
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever else a user's file may raise is what is wrong with it
         raise ValueError(f"the {kind} file {path} does not import{said_of(error, str(path))}") from error
 
 
