@@ -31,7 +31,7 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     explained = entries.call("analysis/make_tables.py", tmp_path, "--explain", wanted)
     assert "seed 0" in explained.stdout, explained.stderr
     # Nor does a plan of other cells in the same storage.
-    other = entries.call("sweeps/ablation.py", tmp_path, "--tasks", "none", "--plan", *SMALL)
+    other = entries.call("sweeps/ablation.py", tmp_path, "--tasks", "dist", "--plan", *SMALL)
     assert "1 cells: 0 finished" in other.stdout, other.stderr
 
 
