@@ -16,8 +16,9 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     assert "32 cells: 0 finished, 0 to continue, 32 to start" in planned.stdout, planned.stderr
     trained = entries.run("sweeps/ablation.py", tmp_path, *study, "--tasks", "none,colour,abspos+colour", *SMALL)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    # The tables, in this process, need no file of tasks: the runs say what is to be known of them.
-    made = entries.call("analysis/make_tables.py", tmp_path, "--study", "colour_statistics")
+    # The tables need no file of tasks: the runs say what is to be known of them, here to processes of their own, since
+    # tasks stay known to a process for good.
+    made = entries.run("analysis/make_tables.py", tmp_path, "--study", "colour_statistics")
     assert made.returncode == 0, made.stdout + made.stderr
     found = pd.read_parquet(tmp_path / "results/analysis/runs.parquet")
     assert sorted(found["tasks"]) == ["abspos+colour", "colour", "none"]
@@ -28,10 +29,10 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     table = (tmp_path / "results/analysis/colour_statistics.md").read_text()
     assert "Colour (MSE ↓)" in table
     wanted = "colour_statistics:abspos+colour:colour_mse_x100"
-    explained = entries.call("analysis/make_tables.py", tmp_path, "--explain", wanted)
+    explained = entries.run("analysis/make_tables.py", tmp_path, "--explain", wanted)
     assert "seed 0" in explained.stdout, explained.stderr
     # Nor does a plan of other cells in the same storage.
-    other = entries.call("sweeps/ablation.py", tmp_path, "--tasks", "dist", "--plan", *SMALL)
+    other = entries.run("sweeps/ablation.py", tmp_path, "--tasks", "dist", "--plan", *SMALL)
     assert "1 cells: 0 finished" in other.stdout, other.stderr
 
 
