@@ -106,9 +106,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     options.seeds = shared.parse_seeds(parser, options.seeds)
-    above_zero = ("cpus", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hours", "gpu_hours", "watch")
+    above_zero = ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hours", "gpu_hours", "watch")
     shared.require_above_zero(parser, options, (*above_zero, "micro_batches"))
-    shared.require_gpus(parser, options.gpus)
+    shared.require_shares(parser, options.cpus, options.gpus)
     try:
         options.retry = parse_classes(options.retry)
     except ValueError as error:

@@ -105,9 +105,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     where.add_argument("--plan", action="store_true", help="print the spaces and where they stand, and start nothing")
     options = parser.parse_args(arguments)
     options.seeds = () if options.seeds == NONE else shared.parse_seeds(parser, options.seeds, ", or none")
-    above_zero = ("trials", "hours", "gpu_hours", "min_epochs", "population", "cpus", "checkpoint_every")
+    above_zero = ("trials", "hours", "gpu_hours", "min_epochs", "population", "checkpoint_every")
     shared.require_above_zero(parser, options, above_zero)
-    shared.require_gpus(parser, options.gpus)
+    shared.require_shares(parser, options.cpus, options.gpus)
     return options
 
 

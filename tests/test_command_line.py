@@ -180,20 +180,17 @@ def test_a_second_tasks_file_is_refused_where_it_would_hide_the_first(capsys):
     assert parse_arguments(["--tasks-file", "one.py"]).tasks_file == Path("one.py")
 
 
-@pytest.mark.parametrize("cpus", ["0", "0.00001", "nan", "inf"])
-def test_cpus_that_no_trial_can_have_are_refused(cpus, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments(["--cpus", cpus])
-    assert ended.value.code == 2
-    assert "--cpus must be" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("gpus", ["0.00001", "-1", "1.5", "nan"])
-def test_gpus_that_no_trial_can_have_are_refused(gpus, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments(["--gpus", gpus])
-    assert ended.value.code == 2
-    assert "--gpus" in capsys.readouterr().err
+@pytest.mark.parametrize("entry", [ablation, hpo])
+@pytest.mark.parametrize(
+    ("option", "shares"),
+    [("--cpus", ("0", "-1", "0.00001", "nan", "inf")), ("--gpus", ("0.00001", "-1", "1.5", "nan", "inf"))],
+)
+def test_shares_that_no_trial_can_have_are_refused(entry, option, shares, capsys):
+    for share in shares:
+        with pytest.raises(SystemExit) as ended:
+            entry.parse_arguments([option, share])
+        assert ended.value.code == 2
+        assert f"{option} must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("entry", ["ablation", "hpo"])

@@ -16,6 +16,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from relvit.cell import Cell
+from relvit.vocabulary import artifacts_beside, moved_from
 from sweeps.account.account import FAILED, Account
 from sweeps.account.code_version import source_digest
 from sweeps.account.work import work_items
@@ -269,6 +270,18 @@ def test_a_project_that_was_copied_writes_its_artifacts_beside_its_own_database(
     caplog.clear()
     Tracker(uri, "relvit", second / "results")
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("experiment", ["relvit", "ann's sweeps/2", "100 %"])
+def test_a_database_that_was_moved_is_known_whatever_its_experiment_is_called(tmp_path, experiment):
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    old, new = (artifacts_beside(f"sqlite:///{tmp_path}/{name}/mlflow.db", experiment) for name in ("old", "new"))
+    assert moved_from(uri, experiment, old.as_uri()) == ""  # its artifacts were not moved with it
+    new.mkdir(parents=True)
+    assert moved_from(uri, experiment, old.as_uri()) == old.as_uri()
+    assert moved_from(uri, experiment, new.as_uri()) == ""
+    assert moved_from(uri, experiment, "file:///chosen") == ""
+    assert moved_from("http://127.0.0.1:5000", experiment, old.as_uri()) == ""
 
 
 @pytest.mark.parametrize("continued", [False, True])

@@ -6,7 +6,6 @@ It has the tag kind=study and the study's name, no cell_id, and so is never gath
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -16,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from analysis.runs import stores
 from relvit.secrets import redacted
-from relvit.vocabulary import ANALYSIS, KIND, MOST_NOTE, NOTE, STUDY, STUDY_KIND
+from relvit.vocabulary import ANALYSIS, KIND, MOST_NOTE, NOTE, STUDY, STUDY_KIND, moved_from
 
 _STUDIES = "Tables and figures of the studies:"  # how the experiment's description begins
 
@@ -46,7 +45,7 @@ def attach(
         found = client.get_experiment_by_name(experiment)
         if found is None:
             raise AttachError(f"there is no experiment {experiment!r} in {name}")
-        if moved := _moved_from(tracking_uri, found):
+        if moved := moved_from(tracking_uri, experiment, found.artifact_location):
             raise AttachError(
                 f"MLflow at {name} was moved and would write to where it was, {moved}: run sweeps/reconcile.py or a "
                 "sweep once, which lets it know"
@@ -66,15 +65,6 @@ def attach(
         why = stores.reason(error, tracking_uri)
         raise AttachError(f"MLflow at {name} did not take the outputs of {study}: {why}") from error
     return run_id
-
-
-def _moved_from(tracking_uri: str, experiment: Experiment) -> str:
-    """Where a SQLite file, now with an `mlruns` beside it, says that its artifacts are; "" where that is the place."""
-    database = tracking_uri.partition("sqlite:///")[2].partition("?")[0]
-    beside = Path(database).absolute().parent / "mlruns" / quote(experiment.name, safe="")
-    location = experiment.artifact_location
-    is_ours = location.endswith(f"/mlruns/{beside.name}")  # not one that somebody chose
-    return location if database and is_ours and beside.is_dir() and location != beside.as_uri() else ""
 
 
 def _list_studies(client: MlflowClient, experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """The options that entries share, each defined once, and what they are below the entries: plain records."""
 
 import argparse
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -139,14 +140,11 @@ def parse_seeds(parser: argparse.ArgumentParser, text: str, or_none: str = "") -
 
 
 def require_above_zero(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str]) -> None:
-    """End with a message where one of these options is given and not above 0, or less than Ray's least part of a
-    CPU."""
+    """End with a message where one of these options is given and not above 0."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
-        if name == "cpus" and not _LEAST <= value < float("inf"):
-            parser.error(f"--cpus must be a number of at least {_LEAST:g}, not {value:g}")
 
 
 def add_compile(group: Any) -> None:
@@ -158,12 +156,14 @@ def add_compile(group: Any) -> None:
     )  # fmt: skip
 
 
-def require_gpus(parser: argparse.ArgumentParser, gpus: float | str | None) -> None:
-    """End with a message where no trial can have so many GPUs."""
+def require_shares(parser: argparse.ArgumentParser, cpus: float, gpus: float | str | None) -> None:
+    """End with a message where no trial can have so many CPUs or GPUs."""
+    if not _LEAST <= cpus < math.inf:
+        parser.error(f"--cpus must be at least {_LEAST:g}, not {cpus:g}")
     if gpus is None or isinstance(gpus, str):
         return
-    if not gpus >= 0 or 0 < gpus < _LEAST:
-        parser.error(f"--gpus must be 0, or at least 0.0001, not {gpus:g}")
+    if not (gpus == 0 or gpus >= _LEAST):
+        parser.error(f"--gpus must be 0, or at least {_LEAST:g}, not {gpus:g}")
     if gpus > 1:
         parser.error(
             f"--gpus must be at most 1, not {gpus:g}: a trial trains on one GPU or a share of one, and would leave the "

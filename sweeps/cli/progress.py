@@ -58,7 +58,7 @@ class SweepProgress:
         self._width = max(map(len, self._labels.values()))
         self._epochs = sum(epochs.values())
         self._epochs_left = dict(epochs)
-        self._seconds: dict[Any, list[float]] = {}  # of the epochs that were trained, by kind
+        self._trained: dict[Any, tuple[int, float]] = {}  # by kind, how many epochs in how many seconds
         self._running: dict[str, str] = {}
         self._finished = self._failed = 0
         self._started = time.monotonic()
@@ -83,19 +83,19 @@ class SweepProgress:
     def epoch(self, kind: Any, seconds: float) -> None:
         """One more epoch of some cell is trained, in so many seconds."""
         self._epochs_left[kind] -= 1
-        self._seconds.setdefault(kind, []).append(seconds)
+        count, sofar = self._trained.get(kind, (0, 0.0))
+        self._trained[kind] = (count + 1, sofar + seconds)
         self._update()
 
     def seconds_left(self) -> float | None:
         """Until all epochs are trained, side by side as those until now; None before the first. A kind of which none
         was trained yet is taken to need what the others need on average."""
-        if not self._seconds:
+        if not self._trained:
             return None
-        means = {kind: fmean(seconds) for kind, seconds in self._seconds.items()}
+        means = {kind: seconds / count for kind, (count, seconds) in self._trained.items()}
         usual = fmean(means.values())
         left = sum(count * means.get(kind, usual) for kind, count in self._epochs_left.items())
-        trained = sum(map(sum, self._seconds.values()))
-        return left * (time.monotonic() - self._started) / trained
+        return left * (time.monotonic() - self._started) / sum(seconds for _, seconds in self._trained.values())
 
     def note(self, text: str) -> None:
         """Something a person should know."""

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from relvit.vocabulary import HISTORY, HISTORY_POINTS
+from relvit.vocabulary import HISTORY, HISTORY_POINTS, artifacts_beside, moved_from
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,32 +38,27 @@ SCHEMA = pa.schema(
 
 
 def create_experiment(client: MlflowClient, name: str) -> str:
-    """A new experiment's id. The artifacts of a SQLite file lie in mlruns beside it, not where a sweep was started."""
-    return client.create_experiment(name, artifact_location=_artifacts_beside(client.tracking_uri, name))
-
-
-def _artifacts_beside(uri: str, name: str) -> str | None:
-    database = uri.partition("sqlite:///")[2].partition("?")[0]
-    return (Path(database).absolute().parent / "mlruns" / quote(name, safe="")).as_uri() if database else None
+    """A new experiment's id."""
+    beside = artifacts_beside(client.tracking_uri, name)
+    return client.create_experiment(name, artifact_location=beside.as_uri() if beside else None)
 
 
 def follow_move(uri: str, name: str) -> str:
     """Where a SQLite file was moved or copied with the mlruns beside it, let an experiment's runs name the artifacts
     that lie there now: MLflow keeps absolute paths, and would write into the old place. Returns the old one, or ""."""
-    now = _artifacts_beside(uri, name)
-    if now is None or not Path(unquote(urlsplit(now).path)).is_dir():
+    beside = artifacts_beside(uri, name)
+    if beside is None:
         return ""
     database = sqlite3.connect(uri.partition("sqlite:///")[2].partition("?")[0])
     with closing(database), database:
         found = database.execute("SELECT artifact_location FROM experiments WHERE name = ?", [name]).fetchone()
-        old = found[0] if found else now
-        if old == now or not old.endswith(f"/mlruns/{quote(name, safe='')}"):  # chosen by somebody, not by us
-            return ""
-        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = ?", [now, name])
-        database.execute(
-            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
-            [now, len(old) + 1, len(old) + 1, f"{old}/"],
-        )
+        old, now = moved_from(uri, name, found[0]) if found else "", beside.as_uri()
+        if old:
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE name = ?", [now, name])
+            database.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+                [now, len(old) + 1, len(old) + 1, f"{old}/"],
+            )
     return old
 
 
