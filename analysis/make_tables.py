@@ -43,6 +43,7 @@ from analysis.runs.gather import Gathered, GatherError, gather, read_gathered
 from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
 from relvit.cell import parse_value, unknown
 from relvit.files import folder
+from relvit.messages import counted
 from relvit.secrets import holds_password
 from relvit.vocabulary import ANALYSIS, GIT_COMMIT, MOST_NOTE, TEST
 
@@ -387,7 +388,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
         print(problem, file=sys.stderr)
     if not problems:
         outputs = sum(len(content["outputs"]) + len(content["earlier"]) for content in contents)
-        say(console, f"{outputs} outputs match {len(runs)} runs")
+        say(console, f"{counted(outputs, 'output')} match {counted(len(runs), 'run')}")
     return status
 
 

@@ -13,6 +13,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 cell", "16 cells"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """A sentence for a name that does not exist: the valid ones, and the one that was probably meant, which comes first
     where they are many."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
 
+from relvit.messages import counted
 from sweeps.account.account import Account
 from sweeps.cli import options as shared
 from sweeps.cli.console import exit_status, refuse
@@ -54,7 +55,7 @@ def main() -> int:
         return refuse([str(error)], NOTHING)
     for change in changes:
         print(change)
-    print(f"{len(planned)} cells looked at, {len(changes)} changes")
+    print(f"{counted(len(planned), 'cell')} looked at, {counted(len(changes), 'change')}")
     return 0
 
 

@@ -244,7 +244,7 @@ def test_a_finished_cell_has_each_row_once_in_order(tmp_path):
     assert Account(tmp_path).history(cell) == rows(cell)
     assert sweep.source.training_seconds == 4.0  # an epoch that was trained twice counts once
     page = sweep.tracking.pages["table4"]
-    assert page.startswith("**1 cells: 1 finished, 0 to continue, 0 to start; 0 running, 0 failed**")
+    assert page.startswith("**1 cell: 1 finished, 0 to continue, 0 to start; 0 running, 0 failed**")
     assert "\n| sprel | 50.00 |" in page
 
 

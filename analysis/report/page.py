@@ -27,6 +27,7 @@ from analysis.paper.verdicts import paper_against_itself, sentences
 from analysis.runs.comparability import acting_fields, commits
 from analysis.runs.splits import split_of
 from relvit.cell import FIELDS
+from relvit.messages import counted
 from relvit.paper import backbone_name, dataset_name
 from relvit.vocabulary import DEVICE, GIT_COMMIT, HOST, PACKAGES, PYTHON_VERSION, TEST
 
@@ -175,7 +176,8 @@ def _summary(runs: pd.DataFrame) -> str:
     seeds = listed(int(seed) for seed in runs["seed"].dropna().unique())
     ended = runs["end_time"].dropna() if "end_time" in runs else pd.Series(dtype="datetime64[ns, UTC]")
     newest = f" The newest run ended on {ended.max():%Y-%m-%d %H:%M} UTC." if len(ended) else ""
-    return f"{finished} of {len(runs)} runs finished; seeds {seeds}; commit {', '.join(commits(runs))}.{newest}"
+    done = f"{finished} of {counted(len(runs), 'run')} finished"
+    return f"{done}; seeds {seeds}; commit {', '.join(commits(runs))}.{newest}"
 
 
 def shared_fields(runs: pd.DataFrame) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from relvit.cell import Cell, TimmSpec, backbone_spec
 from relvit.data import DataError
+from relvit.messages import counted
 from sweeps.account.account import FAILED, FINISHED, PLANNED, PRUNED, RUNNING, SEARCHED, Account, Status, count_states
 from sweeps.account.failures import CRASH
 from sweeps.cli.console import refuse, say
@@ -43,7 +44,7 @@ def summary(statuses: Iterable[Status]) -> str:
     counts = count_states(statuses)
     resumable = sum(status.state != FINISHED and status.epoch > 0 for status in statuses)
     fresh = len(statuses) - counts[FINISHED] - resumable
-    return f"{len(statuses)} cells: {counts[FINISHED]} finished, {resumable} to continue, {fresh} to start"
+    return f"{counted(len(statuses), 'cell')}: {counts[FINISHED]} finished, {resumable} to continue, {fresh} to start"
 
 
 def _print_states(console: Console, statuses: Mapping[Cell, Status], busy: set[str]) -> None:
@@ -79,8 +80,8 @@ def _print_cost(
     saved = shared_pretrainings(statuses)
     if saved:
         trainings = len(set(saved.values()))
-        saves = f"that saves {len(saved) - trainings} trainings"
-        say(console, f"{len(saved)} cells share {trainings} pre-trainings: {saves}")
+        saves = f"that saves {counted(len(saved) - trainings, 'training')}"
+        say(console, f"{counted(len(saved), 'cell')} share {counted(trainings, 'pre-training')}: {saves}")
     if all(status.state == FINISHED for status in statuses.values()):
         return
 
@@ -100,7 +101,8 @@ def _print_cost(
 
     say(
         console,
-        f"on this machine, {cost.slots} trials at once: {duration(cost.seconds[0])} to {duration(cost.seconds[1])}; "
+        f"on this machine, {counted(cost.slots, 'trial')} at once: "
+        f"{duration(cost.seconds[0])} to {duration(cost.seconds[1])}; "
         f"{span(cost.trial_seconds, 3600)} trial-hours, {span(cost.gpu_hours, 1)} GPU-hours; a trial's peak memory "
         f"{span(cost.memory_bytes, 1e9)} GB; disk {span(cost.disk_bytes, 1e9)} GB, data sets aside",
     )

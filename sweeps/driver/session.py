@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from relvit.cell import Cell
+from relvit.messages import counted
 from sweeps.account.account import FAILED, FINISHED, Account
 from sweeps.account.failures import CRASH, Setting
 from sweeps.account.leases import Hold
@@ -83,7 +84,8 @@ def hold_and_sweep(sweep: Sweep, console: Console, account: Account, studies: Ma
     names = sorted({who for who in others.values() if who})
     if names and status != BAD_REQUEST:
         count = sum(who is not None for who in others.values())
-        say(console, f"{count} cells are left to {', '.join(names)}, which is training them")
+        what = "it" if count == 1 else "them"
+        say(console, f"{counted(count, 'cell')} left to {', '.join(names)}, which is training {what}")
         return status or LEFT_TO_ANOTHER
     return status
 
@@ -153,7 +155,8 @@ def _sweep(
         if not sweep.keep_pretrainings:
             account.drop_unused_pretrainings({item.cell: item.status for item in items})
         if all(item.status.state == FINISHED for item in items):
-            say(console, f"all {len(items)} cells are finished; nothing to train")
+            finished = f"all {len(items)} cells are finished" if len(items) > 1 else "the cell is finished"
+            say(console, f"{finished}; nothing to train")
         return _say_left(console, left)
     try:
         with ray_and_mlflow(sweep.places, console) as tracker:
@@ -238,16 +241,16 @@ def update_tracking(
 def _say_outcome(console: Console, account: Account, source: "PlanSource", outcome: Outcome) -> int:
     say(
         console,
-        f"{source.finished} cells finished in {duration(outcome.seconds)} "
+        f"{counted(source.finished, 'cell')} finished in {duration(outcome.seconds)} "
         f"({duration(source.training_seconds)} of training)",
     )
     if outcome.untracked:
         say(
             console,
-            f"MLflow did not take {outcome.untracked} writes; nothing is lost: the account under {account.storage} has "
-            "them, and the same command, or sweeps/reconcile.py, enters them when MLflow is back",
+            f"MLflow did not take {counted(outcome.untracked, 'write')}; nothing is lost: the account "
+            f"under {account.storage} has them, and the same command, or sweeps/reconcile.py, enters them later",
         )
-    to_go = f"with {len(outcome.interrupted)} cells to go; run the same command to continue"
+    to_go = f"with {counted(len(outcome.interrupted), 'cell')} to go; run the same command to continue"
     if outcome.out_of_budget:
         say(console, f"the budget is spent {to_go}")
         return OUT_OF_BUDGET

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from relvit.cell import Cell
 from relvit.files import write_atomic
+from relvit.messages import counted
 from relvit.vocabulary import SEARCH_SPACE, TUNED_BY, TUNING_BUDGET
 from sweeps.account.account import FINISHED, Account
 from sweeps.cli.options import Places
@@ -74,8 +75,8 @@ def _settings(request: SearchRequest, search: Search, best: Cell) -> list[str]:
 def budget_text(search: Search) -> str:
     """What a search was allowed and spent, for a caption."""
     return (
-        f"{search.budget}, {search.method.sampler} with {search.method.scheduler}; spent {len(search.trials)} trials, "
-        f"{search.training_epochs} epochs"
+        f"{search.budget}, {search.method.sampler} with {search.method.scheduler}; "
+        f"spent {counted(len(search.trials), 'trial')}, {search.training_epochs} epochs"
     )
 
 
@@ -135,7 +136,7 @@ def summary(search: Search, tests: list[float], into: Path) -> str:
     recipe_trial = search.trials[0]
     stopped = " when it was stopped" if recipe_trial.state == TrialState.PRUNED else ""
     own = f", the recipe's own {recipe_trial.values[0]:.2f} %{stopped}" if recipe_trial.values else ""
-    tested = f"; test accuracy {sum(tests) / len(tests):.2f} % over {len(tests)} seeds" if tests else ""
+    tested = f"; test accuracy {sum(tests) / len(tests):.2f} % over {counted(len(tests), 'seed')}" if tests else ""
     return (
         f"{search.name}: best validation accuracy {best.values[0]:.2f} % (trial {best.number}{own}){tested}; "
         f"{search.training_epochs} epochs, {duration(search.training_seconds)} of training; {into}/recipe.json"

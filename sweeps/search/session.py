@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from relvit.cell import Cell
+from relvit.messages import counted
 from sweeps.account import leases
 from sweeps.account.account import FINISHED, Account
 from sweeps.account.failures import Setting
@@ -167,6 +168,6 @@ def _test(
             say(console, f"{left} cells are left to {others}, which is training them")
         if not to_train:
             return 0, left
-        say(console, f"training {len(to_train)} cells of the best configurations, to be tested")
+        say(console, f"training {counted(len(to_train), 'cell')} of the best configurations, to be tested")
         source, outcome = train_items(items, to_train, console, account, tracker, options, hold)
     return len(source.failed), len(outcome.interrupted) + left

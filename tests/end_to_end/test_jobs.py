@@ -218,7 +218,7 @@ def client(site, monkeypatch) -> MlflowClient:
 def test_a_study_from_a_fresh_clone_runs_on_the_cluster_and_its_run_leads_back_to_the_commit(site, client):
     result = submit(site, *study())
     assert result.returncode == 0, result.stdout
-    assert "1 cells finished" in result.stdout
+    assert "1 cell finished" in result.stdout
     (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id], CELLS)
     assert run.info.status == "FINISHED"
     head = subprocess.run(["git", "-C", site.clone, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -245,7 +245,7 @@ def test_a_request_that_is_wrong_fails_the_job_with_its_own_exit_status(site):
 def test_rays_own_command_runs_the_same_study_which_is_done(site):
     result = submitted(site, *study())
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "all 1 cells are finished; nothing to train" in result.stdout
+    assert "the cell is finished; nothing to train" in result.stdout
     assert (site.folder / "results/account.json").exists()
 
 

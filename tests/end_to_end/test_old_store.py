@@ -135,7 +135,7 @@ def test_its_interrupted_cell_is_planned_to_be_gone_on_with(moved):
     (cell_id,) = [cell_id for cell_id, cell in accounts(moved, "running").items() if cell.tasks == "abspos"]
     plan = entries.call("sweeps/ablation.py", moved, *longer, "--tasks", "abspos", "--plan")
     assert cell_id in plan.stdout
-    assert "1 cells: 0 finished, " in plan.stdout
+    assert "1 cell: 0 finished, " in plan.stdout
 
 
 def test_its_search_still_has_its_trials(moved):
@@ -212,7 +212,7 @@ def test_a_cell_that_the_old_code_was_stopped_in_ends_with_the_bits_that_the_old
     assert len(newest(cell_folder)["history"]) == 3
 
     plan = entries.call("sweeps/ablation.py", tmp_path, *FEW, "--tasks", "sprel", "--plan")
-    assert "1 cells: 0 finished, 1 to continue, 0 to start" in plan.stdout
+    assert "1 cell: 0 finished, 1 to continue, 0 to start" in plan.stdout
     (cell,) = accounts(tmp_path, "running").values()
     list(train(cell, data.prepare("digits", tmp_path / "data", 16), cell_folder, note=silent))
     expected, resumed = newest(tmp_path / "whole")["model"], newest(cell_folder)["model"]

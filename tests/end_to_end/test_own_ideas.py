@@ -33,7 +33,7 @@ def test_one_file_with_a_task_gives_a_plan_trained_cells_a_column_and_its_proven
     assert "seed 0" in explained.stdout, explained.stderr
     # Nor does a plan of other cells in the same storage.
     other = entries.run("sweeps/ablation.py", tmp_path, "--tasks", "dist", "--plan", *SMALL)
-    assert "1 cells: 0 finished" in other.stdout, other.stderr
+    assert "1 cell: 0 finished" in other.stdout, other.stderr
 
 
 def test_evaluations_of_a_pre_training_train_it_once(tmp_path):
