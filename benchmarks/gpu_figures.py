@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,19 @@ import pyarrow.parquet as pq
 import timm
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.augmentation import patch_loop
 from benchmarks.compiled import differences, one_step
-from benchmarks.gpu import BEGUN, FAILED, NO_GPU, OPEN, Report, parse
+from benchmarks.gpu import BEGUN, FAILED, FAST, NEVER, NO_GPU, OPEN, Report, parse
 from benchmarks.training_step import CLASSES, bare_step, relvit_step, time_alternately
 from relvit.calibrate import images_per_second
 from relvit.cell import HEADS, NONE, Cell, make_cell, task_combinations
 from relvit.data import Dataset, prepare
+from relvit.messages import first_line
 from relvit.specs import BACKBONES
 from relvit.step import INDUCTOR
 from relvit.train import phases, train
@@ -48,7 +50,9 @@ VIT, AT_224 = "vit_s4", ("vit_s32", "swin_t", "t2t_vit_14")
 GRAPHS = {"options": {**INDUCTOR["options"], "triton.cudagraphs": True}}
 PRECISIONS = ("fp32", "tf32", "bf16")
 CUDA_GRAPHS, EAGER = "inductor, CUDA graphs", "eager"
+FIRST = "seconds of the first step, compiling among them"
 _LONGEST = 400.0  # seconds that a figure may take: a compiler that hangs must not take all of them
+_OVER = 60.0  # seconds of the next part that the last figure of a part may take
 
 
 @contextmanager
@@ -71,24 +75,34 @@ def take(report: Report, part: str, name: str, measure: Callable[[], Any], ends:
     """Enter a figure that is still open, or why it failed: the others go on. ends: until when it may begin."""
     if not report.is_open(part, name):
         return
-    if time.monotonic() > ends or report.seconds_left < 0:
+    began = time.monotonic()
+    if began > ends or report.seconds_left < 0:
         report.add(part, name, OPEN)
         return
     report.add(part, name, BEGUN)
+    allowed = min(_LONGEST, max(10.0, report.seconds_left), ends - began + _OVER)
     try:
-        with at_most(min(_LONGEST, max(10.0, report.seconds_left))):
+        with at_most(allowed):
             value = measure()
-    except Exception as error:
-        said = str(error)
-        text = next((line.strip() for line in said.splitlines() if line.strip()), "")
-        report.add(part, name, f"{FAILED}{type(error).__name__}: {text[:300]}")
-        if "CUDA error" in said or "CUBLAS_STATUS" in said or "CUDNN_STATUS" in said:
-            os._exit(3)  # after which this process can use the GPU no more
+    except Exception as error:  # a time limit may come as another error, of what it interrupted
+        if allowed < _LONGEST and time.monotonic() - began >= allowed:
+            report.add(part, name, OPEN)
+        else:
+            enter_failure(report, part, name, error)
     else:
         report.add(part, name, value)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def enter_failure(report: Report, part: str, name: str, error: Exception) -> None:
+    """Enter why a figure failed. Ends the process where it can use the GPU no more."""
+    said = str(error)
+    text = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    report.add(part, name, f"{FAILED}{type(error).__name__}: {text[:300]}")
+    if "CUDA error" in said or "CUBLAS_STATUS" in said or "CUDNN_STATUS" in said:
+        os._exit(3)
 
 
 class Setting:
@@ -161,18 +175,23 @@ def compiled_against_eager(setting: Setting, backbone: str, tasks: str) -> dict[
 
 
 def synchronisations(setting: Setting) -> str:
-    """torch raises at the first operation that makes the host wait for the GPU."""
     cell = setting.cell(setting.vit, "pretrain_finetune")
     step = relvit_step(cell, phases(cell)[0], *setting.batch(cell.image_size, 8))
     step()
-    if not setting.on_gpu:
-        return "not seen on a CPU, which never waits"
+    return waits(step) if setting.on_gpu else "not seen on a CPU, which never waits"
+
+
+def waits(step: Callable[[], None]) -> str:
+    """Whether a step that has run before makes the host wait for the GPU, and where: torch raises at the first such
+    operation."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
+    except RuntimeError as error:
+        return f"yes: {first_line(error)}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return "none"
+    return NEVER
 
 
 def resumes_to_the_bit(setting: Setting) -> str:
@@ -181,7 +200,7 @@ def resumes_to_the_bit(setting: Setting) -> str:
         "vit_xs4", "pretrain_finetune", pretrain_epochs=2, epochs=2, warmup_epochs=1, batch_size=32, image_size=32
     )
     dataset = made_up(200, 32)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # with warn_only attention would go on without
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = partial(train, cell, dataset, device=str(setting.device), compile="never")
@@ -199,7 +218,7 @@ def resumes_to_the_bit(setting: Setting) -> str:
 
 
 def fast(report: Report, setting: Setting, ends: float) -> None:
-    part, peak = "b. fast", "measured peak of a bf16 matrix product, TFLOP/s"
+    part, peak = FAST, "measured peak of a bf16 matrix product, TFLOP/s"
     take(report, part, peak, partial(peak_flops, setting))
     for backbone, precision, how in setting.steps:
         cell = setting.cell(backbone, "pretrain_finetune" if backbone == setting.vit else "joint")
@@ -239,9 +258,10 @@ def step_flops(setting: Setting, cell: Cell) -> float:
     return counter.get_total_flops() / cell.batch_size / 1e9
 
 
-def full_and_bare(setting: Setting, cell: Cell, batch: tuple, precision: str, how: str) -> dict[str, float]:
+def full_and_bare(setting: Setting, cell: Cell, batch: tuple, precision: str, how: str) -> dict[str, Any]:
     """Images a second of the full step; its time as a multiple of timm's bare step, both alike compiled or eager, and
-    the share of it that is augmentation."""
+    the share of it that is augmentation; whether it waits for the GPU."""
+    counters.clear()
     compile, compiler = ("never", INDUCTOR) if how == "eager" else ("always", setting.compilers[how])
     make = partial(relvit_step, cell, phases(cell)[0], *batch, precision, compile, compiler=compiler)
     steps = {
@@ -249,15 +269,22 @@ def full_and_bare(setting: Setting, cell: Cell, batch: tuple, precision: str, ho
         "normalised alone": make(augmented=False),
         "bare": bare_step(cell.backbone, *batch, precision, compile, compiler),
     }
+    began = time.perf_counter()
+    steps["full"]()
+    first = time.perf_counter() - began
     seconds = time_alternately(steps, setting.rounds, setting.repeats, setting.device)
     full = statistics.median(seconds["full"])
     ratio = {name: statistics.median(f / o for f, o in zip(seconds["full"], each)) for name, each in seconds.items()}
-    found = {
+    found: dict[str, Any] = {
         "images a second": len(batch[0]) / full,
         "full / bare": ratio["bare"],
         "augmentation's share": 1 - 1 / ratio["normalised alone"],
+        FIRST: first,
     }
+    if compiler is GRAPHS and (left := counters["inductor"]["cudagraph_skips"]):
+        found["graphs that were not captured"] = left
     if setting.on_gpu:
+        found["waits for the GPU"] = waits(steps["full"])
         found["GB of GPU memory, the three steps"] = torch.cuda.max_memory_reserved() / 1e9
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -278,7 +305,10 @@ class _PatchByPatch(TorchDataset):
 
     def __init__(self, count: int):
         self._images = torch.rand(count, 3, 32, 32)
-        self._augment = patch_loop()
+
+    @cached_property
+    def _augment(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return patch_loop()  # made in the process that uses it
 
     def __len__(self) -> int:
         return len(self._images)
@@ -290,12 +320,11 @@ class _PatchByPatch(TorchDataset):
 
 def loader_speed(setting: Setting) -> float:
     count, workers = (16, 1) if setting.smoke else (2048, 8)
-    loader = DataLoader(_PatchByPatch(count), batch_size=count // 8, num_workers=workers)
-    batches = iter(loader)
-    first = next(batches)  # the processes have started
+    batches = iter(DataLoader(_PatchByPatch(count), batch_size=count // (16 * workers), num_workers=workers))
+    for _ in range(workers):  # each process has begun
+        next(batches)
     started = time.perf_counter()
-    rest = sum(len(batch) for batch in batches)
-    return rest / (time.perf_counter() - started) if rest else float(len(first))
+    return sum(len(batch) for batch in batches) / (time.perf_counter() - started)
 
 
 # (c) The paper
@@ -311,20 +340,19 @@ def paper(report: Report, setting: Setting, data: Path, out: Path) -> None:
         return
     report.add(part, "CIFAR-10", f"{len(dataset.train):,} training and {len(dataset.test):,} test images")
     cells = {"supervised (paper: 85.38)": NONE, "sprel+abspos (paper: 90.13)": "sprel+abspos"}
-    step = report.of("b. fast", step_name(setting, setting.vit, "bf16", "inductor"))
-    speed = step["images a second"] if step else 1000.0
-    # Two phases each; what an epoch takes beside its steps (validation, compiling, checkpoints) is a third more.
-    fit = int(report.seconds_left * speed / (1.33 * len(dataset.train) * 2 * len(cells)))
-    if report.is_open(part, chosen):
-        report.add(part, chosen, 1 if setting.smoke else max(2, min(100, fit)))
-    epochs = report.of(part, chosen)
-    for number, (name, tasks) in enumerate(cells.items()):
-        share = time.monotonic() + report.seconds_left / (len(cells) - number)
+    fit = 1 if setting.smoke else max(2, min(100, epochs_that_fit(report, setting, len(dataset.train), 2 * len(cells))))
+    epochs = report.of(part, chosen) or fit
+    name_of = lambda name: f"{name}, {epochs} epochs a phase"  # noqa: E731
+    if epochs < fit and all(_is_done(report.figures[part].get(name_of(name))) for name in cells):
+        epochs = fit  # a second run that has more time
+    report.add(part, chosen, epochs)
+    for number, (tested, tasks) in enumerate(cells.items()):
+        name, share = name_of(tested), time.monotonic() + report.seconds_left / (len(cells) - number)
         fields = {"pretrain_epochs": epochs, "epochs": epochs, "warmup_epochs": epochs // 10, "precision": "bf16"}
         cell = setting.cell(setting.vit, "pretrain_finetune", tasks, **fields)
         # In a second run, and where the process died, it goes on from its newest checkpoint.
         known = report.figures[part].get(name)
-        if isinstance(known, dict) and known["phase"] == "test" or str(known).startswith(FAILED):
+        if _is_done(known):
             continue
         if report.seconds_left < 0:
             report.add(part, name, known or OPEN)
@@ -340,7 +368,22 @@ def paper(report: Report, setting: Setting, data: Path, out: Path) -> None:
                     run.close()
                     break
         except Exception as error:
-            report.add(part, name, f"{FAILED}{type(error).__name__}: {str(error)[:300]}")
+            enter_failure(report, part, name, error)
+
+
+def epochs_that_fit(report: Report, setting: Setting, images: int, phases: int) -> int:
+    """How many epochs each of so many phases can have in the time left, by the speed that was measured."""
+    ways = ((precision, how) for precision, how in (("bf16", "inductor"), ("bf16", EAGER), ("fp32", EAGER)))
+    known = [report.of(FAST, step_name(setting, setting.vit, *way)) for way in ways]
+    step = next(filter(None, known), {"images a second": 1000.0})
+    # What an epoch takes beside its steps (validation, checkpoints) is a third more; each phase is compiled, from
+    # caches in part.
+    left = report.seconds_left - 0.75 * phases * step.get(FIRST, 0.0)
+    return int(left * step["images a second"] / (1.33 * images * phases))
+
+
+def _is_done(figure: Any) -> bool:
+    return isinstance(figure, dict) and figure["phase"] == "test" or str(figure).startswith(FAILED)
 
 
 _OF_A_ROW = ("epoch", "phase", *SPEEDS)
@@ -379,7 +422,11 @@ def main() -> int:
         print("there is no GPU that torch can use: --smoke tries this command on a CPU", file=sys.stderr)
         return NO_GPU
     report = Report(options.out, options.minutes)
-    take(report, "machine", "this", partial(machine, setting))
+    try:
+        report.require(machine(setting))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return NO_GPU
     began, total = time.monotonic(), report.seconds_left
     right(report, setting, began + 0.2 * total)
     fast(report, setting, began + 0.6 * total)

@@ -1,5 +1,6 @@
 """Batches of a split on the device: gathered there where the data set fits beside the model, else read ahead."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,7 +54,10 @@ class Batches:
             self._resident[key], lacks = None, f"this trial has {limit / 1e9:.1f} GB for them on its GPU"
             if split.images.nbytes <= limit:
                 try:
-                    self._resident[key] = torch.from_numpy(split.images).to(self._device)
+                    with warnings.catch_warnings():  # that the map cannot be written, which nobody wants
+                        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                        images = torch.from_numpy(split.images)
+                    self._resident[key] = images.to(self._device)
                 except torch.OutOfMemoryError:  # other processes have more than their share
                     lacks = "its GPU has less left"
             if self._resident[key] is None:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +263,10 @@ def work() -> None:
 def _progress(images: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar for a person at a terminal, where it takes more than some blocks. Gives what is called with how many
     more."""
-    if images <= 4 * BLOCK or not sys.stderr.isatty():
+    # relvit is used without rich where it only trains.
+    if images <= 4 * BLOCK or not sys.stderr.isatty() or find_spec("rich") is None:
         yield lambda count: None
         return
-    # Here, since relvit is used without it where it only trains.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Mapping
 from functools import reduce
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -76,4 +77,8 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     target = target.expand(logits.shape[:-1])
     # F.cross_entropy wants [rows, classes, ...]. One leading dimension folds away the batch, so that the pair
     # logits keep the memory layout in which the head produced them and no copy is made.
-    return F.cross_entropy(logits.flatten(0, 1).movedim(-1, 1).float(), target.flatten(0, 1))
+    logits, target = logits.flatten(0, 1).movedim(-1, 1).float(), target.flatten(0, 1)
+    # On a GPU torch takes the mean over pairs by atomic additions, whose order differs from run to run.
+    if torch.are_deterministic_algorithms_enabled():
+        return F.cross_entropy(logits, target, reduction="none").mean()
+    return F.cross_entropy(logits, target)

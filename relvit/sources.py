@@ -585,8 +585,10 @@ def _parquet_columns(path: Path) -> tuple[str, str, list[str] | None]:
     import pyarrow.types as types
 
     schema = _parquet_file(path).schema_arrow
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path}: its metadata 'huggingface' cannot be read: {error}") from error
 
     def holds_image(kind: "pyarrow.DataType") -> bool:
         if types.is_struct(kind):

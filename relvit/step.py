@@ -73,6 +73,7 @@ class Step:
         self._smoothing = label_smoothing
         self._classes = model.classifier.out_features if isinstance(model.classifier, nn.Linear) else 0
         self._compile, self._note, self._proven = compile, note, False
+        self._captured = bool(compiler.get("options", {}).get("triton.cudagraphs"))
         self.compiled = compile == "always" or (compile == "auto" and gains_by_compiling(self._device))
         if self.compiled:
             torch.compiler.reset()  # of another phase, or of another cell in this process
@@ -128,12 +129,16 @@ class Step:
         if self.compiled and self._proven and len(images) == self._full:
             try:
                 return {name: value.clone() for name, value in self._evaluate_compiled(images, labels).items()}
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
                 self._give_up(error)
         return self._evaluate(images, labels)
 
     def _applied(self, images: Tensor, drawn: Draws, compiled: bool) -> Tensor:
-        return (self._apply_compiled if compiled else _apply)(self.augment, images, drawn)
+        images = (self._apply_compiled if compiled else _apply)(self.augment, images, drawn)
+        # A CUDA graph's output lies in memory that the next graph takes: that of the losses, which reads it.
+        return images.clone() if compiled and self._captured else images
 
     def _backward(
         self, images: Tensor, labels: Tensor, permutation: Tensor | None, compiled: bool

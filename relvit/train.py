@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, float | int | str]
 LAST_RATE = 1.25e-6  # lr_end of the published code's DecayLR
+_DEVICES = {"cpu": "a CPU", "cuda": "a GPU"}
 
 
 class NotFiniteError(ArithmeticError):
@@ -685,6 +686,12 @@ class _Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`, which was taken at the end of an epoch."""
+        here, there = torch.device(self.device).type, "cuda" if state["random"]["cuda"] else "cpu"
+        if here != there:  # a generator takes no state of another kind
+            raise ValueError(
+                f"{self.cell.cell_id} was begun on {_DEVICES[there]}, and {_DEVICES[here]} has other random numbers: "
+                f"{'give its trial a GPU' if here == 'cpu' else 'use --gpus 0'}, or remove its folder to train it anew"
+            )
         self._start_phase(state["phase_index"], None)
         self.phase_epoch = state["phase_epoch"]
         # A fork takes other rates from here on, in as many steps.
@@ -706,8 +713,8 @@ class _Run:
         self.order.set_state(random["order"].cpu())
         self.draws.set_state(random["draws"].cpu())
         torch.set_rng_state(random["torch"].cpu())
-        if random["cuda"]:
-            torch.cuda.set_rng_state_all([state.cpu() for state in random["cuda"]])
+        for number, each in enumerate(random["cuda"][: torch.cuda.device_count()]):  # there may have been more
+            torch.cuda.set_rng_state(each.cpu(), number)
         if self.at_end_of_phase:
             self._measure_first_phase()
 
