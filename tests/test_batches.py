@@ -38,6 +38,7 @@ def batches(gpu_share=1.0, native=1000, side=0):
     its notes. What comes must be what the split reads."""
     rng, notes = np.random.default_rng(0), []
     images = rng.integers(0, 256, (20, native, native, 3), dtype=np.uint8)
+    images.flags.writeable = False  # as the map of a cache
     split = Split(images, np.arange(0, 20, 2), np.arange(10), side=side)
     made = list(Batches("cuda", gpu_share, notes.append).of(split, torch.arange(9, -1, -1), 3))
     expected = [split.read(part) for part in ([9, 8, 7], [6, 5, 4], [3, 2, 1], [0])]
@@ -47,6 +48,7 @@ def batches(gpu_share=1.0, native=1000, side=0):
     return notes
 
 
+@pytest.mark.filterwarnings("error")
 def test_images_that_fit_beside_the_model_are_copied_to_the_gpu_once(gpu):
     copied = gpu(total=1e9, free=1e9)  # an eighth is 125 MB
     assert batches() == []

@@ -679,6 +679,14 @@ def test_an_interrupted_preparation_goes_on_after_the_last_whole_block(tmp_path,
     assert np.array_equal(again.train.images, whole.train.images)
 
 
+def test_at_a_terminal_without_rich_images_are_decoded_without_a_bar(tmp_path, monkeypatch):
+    made_folder(tmp_path)
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert len(data.prepare("many", tmp_path, 8).train) > 4 * 4
+
+
 def test_of_other_images_nothing_is_gone_on_with(tmp_path, monkeypatch):
     made_folder(tmp_path)
     monkeypatch.setattr(decoding, "BLOCK", 16)

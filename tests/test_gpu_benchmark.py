@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import BEGUN, OPEN, Report, supervise
+from benchmarks.gpu import BEGUN, OPEN, Report, claims, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
 ABSENT = ("ray", "mlflow", "rich", "optuna", "sklearn", "matplotlib")
@@ -35,7 +35,7 @@ def test_the_smoke_run_reaches_every_part_with_torch_and_its_company_alone(tmp_p
     assert failed == []
     assert figures["a. right"]["resumed run, bit for bit"] == "yes"
     for row in ("supervised (paper: 85.38)", "sprel+abspos (paper: 90.13)"):
-        assert figures["c. the paper"][row]["phase"] == "test"
+        assert figures["c. the paper"][f"{row}, 1 epochs a phase"]["phase"] == "test"
     markdown = (tmp_path / "out/gpu.md").read_text()
     assert all(f"## {part}" in markdown for part in figures)
 
@@ -67,14 +67,54 @@ for name in ("first", "second", "third"):
     assert "| second | failed: its process ended with -11 |" in (tmp_path / "gpu.md").read_text()
 
 
+def script_that(*lines):
+    """A command whose process has a report in the folder that is its argument."""
+    begin = [f"import sys, time; sys.path.insert(0, {str(ROOT)!r})", "from pathlib import Path"]
+    begin += ["from benchmarks.gpu import BEGUN, Report", "report = Report(Path(sys.argv[1]), 1)"]
+    return [sys.executable, "-c", "\n".join([*begin, *lines])]
+
+
 def test_a_process_that_adds_no_figure_for_long_is_ended(tmp_path):
-    Report(tmp_path, 1).add("part", "first", BEGUN)
-    os.utime(tmp_path / "gpu.json", (0, 0))
-    commands = iter([[sys.executable, "-c", "import time; time.sleep(60)"], ["true"]])
+    stuck = script_that('report.add("part", "first", BEGUN)', "time.sleep(60)")
+    commands = iter([[*stuck, str(tmp_path)], ["true"]])
     started = time.monotonic()
     assert supervise(lambda minutes: next(commands), tmp_path, 1, silent=2) == 0
     assert time.monotonic() - started < 30
     assert Report(tmp_path, 1).figures["part"]["first"].startswith("failed: no end after")
+
+
+def test_a_process_that_dies_before_it_takes_anything_up_is_not_started_again(tmp_path):
+    commands = iter([[sys.executable, "-c", "import no_such_module"]])
+    assert supervise(lambda minutes: next(commands), tmp_path, 1) == 1
+
+
+def test_what_was_begun_when_the_command_was_interrupted_is_open_again(tmp_path):
+    Report(tmp_path, 1).add("part", "first", BEGUN)
+    assert supervise(lambda minutes: ["true"], tmp_path, 1) == 0
+    assert Report(tmp_path, 1).is_open("part", "first")
+
+
+def test_figures_of_another_machine_or_of_a_smoke_run_are_not_taken_for_this_ones(tmp_path):
+    h100 = {"device": "NVIDIA H100", "torch": "2.11"}
+    for _ in range(2):
+        Report(tmp_path, 1).require(h100)
+    with pytest.raises(ValueError, match="has figures of device NVIDIA H100, torch 2.11; .* another --out"):
+        Report(tmp_path, 1).require({"device": "no GPU", "smoke": "yes"})
+
+
+def test_each_claim_is_met_missed_or_open():
+    step = {"images a second": 21_000.0, "full / bare": 1.2, "waits for the GPU": "never"}
+    fast = {"vit_s4, batch 256, bf16, inductor": step, "vit_s4, batch 256, fp32, eager": {"images a second": 5_000.0}}
+    assert claims({"b. fast": fast}) == [
+        ("full step in bf16, images a second: at least 20,000", "21,000", "met"),
+        ("over timm's bare step, both compiled: at most 1.10", "1.2", "missed"),
+        ("over the eager step in fp32: at least 4", "4.2", "met"),
+        ("augmentation's share: at most 0.05", "", "open"),
+        ("a step waits for the GPU: never", "never", "met"),
+    ]
+    assert {met for _, _, met in claims({"b. fast": {"vit_s4, batch 256, bf16, inductor": "failed: OSError"}})} == {
+        "open"
+    }
 
 
 def test_the_same_command_again_takes_what_is_open_alone(tmp_path):

@@ -37,6 +37,25 @@ def test_cross_entropy_over_relations_takes_the_target_of_its_own_pair():
     assert losses.spatial_relation_loss(logits, relations.T).item() == pytest.approx((3 * math.log(9) + 100) / 4)
 
 
+def test_in_torchs_deterministic_mode_the_mean_over_pairs_is_one_that_a_gpu_can_repeat():
+    """On a GPU torch refuses a cross-entropy of more than one dimension there, unless it need not take its mean."""
+    logits, relations = torch.randn(2, 3, 3, 9), torch.randint(0, 9, (3, 3))
+    found = []
+    for is_on in (False, True):
+        torch.use_deterministic_algorithms(is_on)
+        try:
+            given = logits.clone().requires_grad_()
+            loss = losses.spatial_relation_loss(given, relations)
+            loss.backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append((loss.detach(), given.grad, loss.grad_fn.name()))
+    (usual, usual_gradient, _), (loss, gradient, name) = found
+    torch.testing.assert_close(loss, usual)
+    torch.testing.assert_close(gradient, usual_gradient)
+    assert name == "MeanBackward0"
+
+
 @pytest.mark.parametrize("loss", [losses.distance_loss, losses.angle_loss])
 def test_squared_error_by_hand(loss):
     prediction = torch.tensor([[0.5, 1.0], [-1.0, 0.0]])[None, :, :, None]

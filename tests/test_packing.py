@@ -151,11 +151,18 @@ def test_a_process_on_the_cpu_says_its_own_memory_alone():
 
 
 class Nvml(types.ModuleType):
-    """A GPU that this process and another share, as NVML tells it."""
+    """A GPU that this process and another share, as NVML tells it. fails: the functions that it does not have there."""
 
-    def __init__(self, processes):
+    NVMLError = type("NVMLError", (Exception,), {})
+
+    def __init__(self, processes, fails=()):
         super().__init__("pynvml")
         self._processes = processes
+        for name in fails:
+            setattr(self, name, self._fail)
+
+    def _fail(self, *arguments):
+        raise self.NVMLError("Not Supported")
 
     def nvmlInit(self):
         pass
@@ -171,6 +178,14 @@ class Nvml(types.ModuleType):
         return types.SimpleNamespace(gpu=87)
 
 
+def usage_by(nvml, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3_000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    return Usage(on_gpu=True).now()
+
+
 @pytest.mark.parametrize(
     ("processes", "memory"),
     [([(1, 7_000), (os.getpid(), 5_000)], 5_000), ([(1, 7_000)], 3_000), ([(os.getpid(), None)], 3_000)],
@@ -178,10 +193,20 @@ class Nvml(types.ModuleType):
 def test_on_a_gpu_nvml_tells_this_process_from_others_and_torch_stands_in_where_it_cannot(
     monkeypatch, processes, memory
 ):
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid="1234"))
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3_000)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    used = Usage(on_gpu=True).now()
+    used = usage_by(Nvml(processes), monkeypatch)
     assert used["gpu_memory_bytes"] == memory
     assert used["gpu_utilization_percent"] == 87
+
+
+@pytest.mark.parametrize(
+    ("fails", "known"),
+    [
+        (["nvmlInit"], {"gpu_memory_bytes": 3_000}),  # a container without the library
+        (["nvmlDeviceGetHandleByUUID"], {"gpu_memory_bytes": 3_000}),  # a share of a GPU (MIG)
+        (["nvmlDeviceGetComputeRunningProcesses"], {"gpu_memory_bytes": 3_000, "gpu_utilization_percent": 87}),
+        (["nvmlDeviceGetUtilizationRates"], {"gpu_memory_bytes": 5_000}),
+    ],
+)
+def test_what_nvml_cannot_say_is_left_out_and_ends_no_trial(monkeypatch, fails, known):
+    used = usage_by(Nvml([(os.getpid(), 5_000)], fails), monkeypatch)
+    assert {name: value for name, value in used.items() if name.startswith("gpu")} == known

@@ -209,6 +209,15 @@ def test_missing_files_of_a_split_are_counted(tmp_path):
         data.prepare("pets", tmp_path, 8)
 
 
+@pytest.mark.parametrize("metadata", ["no JSON", "[]"])
+def test_metadata_that_cannot_be_read_are_named(tmp_path, metadata):
+    write_pets(tmp_path / "pets")
+    table = pq.read_table(tmp_path / "pets" / TRAIN).replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, tmp_path / "pets" / TRAIN)
+    with pytest.raises(DataError, match=f"{TRAIN}: its metadata 'huggingface' cannot be read"):
+        data.prepare("pets", tmp_path, 8)
+
+
 def test_bytes_that_are_no_parquet_are_named(tmp_path):
     write_pets(tmp_path / "pets")
     (tmp_path / "pets" / TEST).write_bytes(b"PAR1 and nothing more")

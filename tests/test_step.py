@@ -91,11 +91,12 @@ def test_a_step_takes_nothing_from_the_host_and_waits_for_nothing(what):
     step, images, labels = made(**what)
     draws = torch.Generator().manual_seed(0)
     step(images, labels, draws)  # the optimiser makes its moments in its first step
-    with Trace() as training:
+    # What is made without being told where is on a device of its own, which goes with no other.
+    with torch.device("meta"), Trace() as training:
         step.set_rates(0.5e-3, 0.1)
         step(images, labels, draws)
     step.model.eval()
-    with Trace() as evaluation, torch.inference_mode():
+    with torch.device("meta"), Trace() as evaluation, torch.inference_mode():
         step.evaluate(images, labels, step.augment, draws)
     assert "_fused_adamw_" in training.names  # that the trace sees the step
     assert training.of_the_host == []
@@ -107,6 +108,8 @@ def test_the_trace_sees_what_a_step_must_not_do():
     with Trace() as trace:
         values[torch.tensor([0, 1])] + float(values.sum())
         values.to(torch.float64, copy=True)
+    with torch.device("meta"), pytest.raises(RuntimeError, match="to be on the same device"):
+        values + torch.arange(3)
     assert trace.of_the_host == ["_local_scalar_dense", "lift_fresh"]
 
 
@@ -154,6 +157,39 @@ def test_compiled_as_one_graph_a_step_gives_what_it_gives_eagerly(what, compiler
     assert random.equal(eager_random)
 
 
+def test_what_a_captured_graph_leaves_is_taken_out_before_the_next_graph_takes_its_memory(monkeypatch):
+    """As on a GPU, where a captured function's output lies where the next captured function writes."""
+    given = []
+
+    def captured(function, **options):
+        def replay(*arguments):
+            outputs = function(*arguments)
+            for earlier in given:
+                earlier.fill_(torch.nan)
+            values = outputs.values() if isinstance(outputs, dict) else [outputs]
+            given[:] = [value for value in values if not value.requires_grad]
+            return outputs
+
+        def call(*arguments):
+            for earlier in given:
+                earlier.fill_(torch.nan)
+            given.clear()
+            return replay(*arguments)
+
+        return call
+
+    eager, images, labels = made()
+    wanted = eager(images, labels, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "compile", captured)
+    step, images, labels = made(compile="always", compiler={"options": {"triton.cudagraphs": True}})
+    assert step(images, labels, torch.Generator().manual_seed(0)) == wanted
+    step.model.eval()
+    with torch.inference_mode():
+        first = step.evaluate(images, labels, step.augment, torch.Generator().manual_seed(0))
+        step.evaluate(images, labels, step.augment, torch.Generator().manual_seed(0))
+    assert all(torch.isfinite(value) for value in first.values())
+
+
 # Where it cannot be compiled
 
 
@@ -188,6 +224,23 @@ def test_with_always_a_step_that_cannot_be_compiled_is_refused(no_compiler):
     step, images, labels = made(compile="always")
     with pytest.raises(ValueError, match="no working C.. compiler was found.*nothing was trained: use --compile auto"):
         step(images, labels, torch.Generator().manual_seed(0))
+
+
+def test_an_evaluation_that_runs_out_of_memory_is_not_taken_for_one_that_cannot_be_compiled(monkeypatch):
+    def compile(function, **options):
+        def call(*arguments):
+            if not torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    step, images, labels = made(compile="always")
+    step(images, labels, torch.Generator().manual_seed(0))
+    step.model.eval()
+    with pytest.raises(torch.OutOfMemoryError), torch.inference_mode():
+        step.evaluate(images, labels, step.augment, torch.Generator().manual_seed(0))
 
 
 # Precision

@@ -389,6 +389,20 @@ def test_with_all_checkpoints_truncated_the_cell_starts_from_its_seed(uninterrup
     assert_ends_as(uninterrupted, rows, tmp_path)
 
 
+def test_what_was_begun_on_a_gpu_is_refused_on_a_cpu_with_what_helps(small, tmp_path):
+    cell = make_cell(**TINY)
+    take(1, train(cell, small, tmp_path))
+    state = newest(tmp_path)
+    state["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)]
+    checkpoint.save(state, tmp_path, 1, keep=1)
+    with pytest.raises(ValueError) as caught:
+        next(train(cell, small, tmp_path))
+    assert str(caught.value) == (
+        f"{cell.cell_id} was begun on a GPU, and a CPU has other random numbers: give its trial a GPU, or remove its "
+        "folder to train it anew"
+    )
+
+
 @pytest.mark.parametrize("uninterrupted", [{}], indirect=True)
 def test_rarer_checkpoints_change_nothing_and_the_end_of_a_phase_always_has_one(uninterrupted, small, tmp_path):
     cell = uninterrupted[0]
