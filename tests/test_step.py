@@ -162,19 +162,13 @@ def test_what_a_captured_graph_leaves_is_taken_out_before_the_next_graph_takes_i
     given = []
 
     def captured(function, **options):
-        def replay(*arguments):
-            outputs = function(*arguments)
-            for earlier in given:
-                earlier.fill_(torch.nan)
-            values = outputs.values() if isinstance(outputs, dict) else [outputs]
-            given[:] = [value for value in values if not value.requires_grad]
-            return outputs
-
         def call(*arguments):
             for earlier in given:
                 earlier.fill_(torch.nan)
-            given.clear()
-            return replay(*arguments)
+            outputs = function(*arguments)
+            values = outputs.values() if isinstance(outputs, dict) else [outputs]
+            given[:] = [value for value in values if not value.requires_grad]
+            return outputs
 
         return call
 
