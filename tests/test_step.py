@@ -108,7 +108,7 @@ def test_the_trace_sees_what_a_step_must_not_do():
     with Trace() as trace:
         values[torch.tensor([0, 1])] + float(values.sum())
         values.to(torch.float64, copy=True)
-    with torch.device("meta"), pytest.raises(RuntimeError, match="to be on the same device"):
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta"):
         values + torch.arange(3)
     assert trace.of_the_host == ["_local_scalar_dense", "lift_fresh"]
 
