@@ -40,6 +40,7 @@ from relvit.cell import Cell
 from sweeps.account.account import FINISHED, Account
 from sweeps.account.failures import Setting
 from sweeps.account.work import work_items
+from sweeps.driver.driver import ready_to_write
 from sweeps.driver.options import Options
 from sweeps.driver.plan_source import PlanSource
 from sweeps.driver.reporter import Reporter
@@ -243,7 +244,7 @@ def main() -> int:
             uri, away = stack.enter_context(server(folder, database))
         kind = database.partition("://")[0].partition("+")[0]
         print(f"{options.runs} runs, {rate:g} rows a second, {options.seconds:g} s, into {options.store} ({kind})")
-        return measure(folder, uri, away, database, rate, options)
+        return measure(folder, uri, away, database, rate, options, stack)
 
 
 def take_away(away: Away, after: float, seconds: float) -> None:
@@ -255,7 +256,9 @@ def take_away(away: Away, after: float, seconds: float) -> None:
     away(False)
 
 
-def measure(folder: Path, uri: str, away: Away, database: str, rate: float, options: argparse.Namespace) -> int:
+def measure(
+    folder: Path, uri: str, away: Away, database: str, rate: float, options: argparse.Namespace, stack: ExitStack
+) -> int:
     """Report rows at the rate, wait until they are written and compare. Returns the exit status."""
     epochs = max(2, round(options.seconds * rate / options.runs) - 1)  # and a row of the result
     cells = planned(options.runs, epochs, folder)
@@ -264,6 +267,7 @@ def measure(folder: Path, uri: str, away: Away, database: str, rate: float, opti
     account.plan(studies)
     source = PlanSource(work_items(account, studies), account, keep_pretrainings=True)
     tracker = Tracker(uri, "relvit", folder / "results")
+    stack.enter_context(ready_to_write(tracker))
     hold, notes = SimpleNamespace(name="this", is_lost=False, may_not_write=lambda: False), []
     how = Options(Setting(1, 0.0), folder / "data", keep_pretrainings=True)
     reporter = Reporter(source, account, tracker, how, notes.append, hold)

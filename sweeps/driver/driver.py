@@ -1,12 +1,14 @@
 """Trains what a source of work has as Ray Tune trials, on the connected cluster."""
 
+import gc
 import logging
 import os
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,7 @@ from sweeps.driver.reporter import Reporter
 from sweeps.driver.source import Source
 from sweeps.driver.trainable import TRIAL, CellTrainable
 from sweeps.tracking.tracker import Tracker
+from sweeps.tracking.write_ahead import write_ahead
 
 # Tune logs the traceback of each failure; the reporter says it in a line, and enters it with the cell.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -41,16 +44,29 @@ def run(
     their runs and states are left to it.
     """
     started = time.monotonic()
-    reporter = Reporter(source, account, tracker, options, note, hold)
-    source.begin(reporter.enter)
-    reporter.enter_endings()
-    try:
-        tune_trials(reporter)
-    finally:
-        left = reporter.stop()
-        out_of_budget = bool(left) and reporter.is_out_of_budget()
-        untracked = reporter.close(is_hurried=bool(left) and not out_of_budget)
+    with ready_to_write(tracker):
+        reporter = Reporter(source, account, tracker, options, note, hold)
+        source.begin(reporter.enter)
+        reporter.enter_endings()
+        try:
+            tune_trials(reporter)
+        finally:
+            left = reporter.stop()
+            out_of_budget = bool(left) and reporter.is_out_of_budget()
+            untracked = reporter.close(is_hurried=bool(left) and not out_of_budget)
     return Outcome(left, time.monotonic() - started, out_of_budget, untracked)
+
+
+@contextmanager
+def ready_to_write(tracker: Tracker) -> Iterator[None]:
+    """While the block runs, MLflow takes rows as fast as it can."""
+    # A row is a hundred short-lived objects to MLflow; what was imported is a million that each collection would visit.
+    gc.freeze()
+    try:
+        with write_ahead(tracker.uri):
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def tune_trials(reporter: Reporter) -> None:

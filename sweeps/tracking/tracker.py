@@ -98,13 +98,13 @@ class TrackingError(ValueError):
 class Tracker:
     """The runs of one experiment. Open it in one process only where the tracking URI is a SQLite file.
 
-    origin: the tags of a run that this program trains, which lead back to its code.
+    uri: the tracking URI; origin: the tags of a run that this program trains, which lead back to its code.
     """
 
     def __init__(self, uri: str, experiment: str, storage: Location):
         """Raises TrackingError if the URI cannot be used."""
         self._storage, self._account = str(storage.absolute()), account_id(storage)
-        self._uri = uri
+        self.uri = uri
         try:
             with _one_at_a_time(uri):  # two drivers that make the tables of one new database spoil it
                 self._client = MlflowClient(uri)
@@ -154,7 +154,7 @@ class Tracker:
         except MlflowException as error:
             if not is_passing(error):
                 raise TrackingError(
-                    f"MLflow at {redacted(self._uri)} takes no runs of this user: {first_line(error)}; the server's "
+                    f"MLflow at {redacted(self.uri)} takes no runs of this user: {first_line(error)}; the server's "
                     "administrator can give the permission EDIT on the experiment"
                 ) from error
 
@@ -170,7 +170,7 @@ class Tracker:
         if storage in (None, self._storage):
             return True
         # The database of one machine knows a storage folder that was moved by its old name.
-        return self._uri.startswith("sqlite:") and "://" not in storage and not Path(storage).exists()
+        return self.uri.startswith("sqlite:") and "://" not in storage and not Path(storage).exists()
 
     def mark_duplicates(self) -> list[str]:
         """Take the cell's id from all but one of the runs that carry it, and say in a tag which run stands for the
