@@ -1,12 +1,16 @@
 """One MLflow run per cell for ever: found, continued, no step twice, none left RUNNING."""
 
+import contextlib
+import math
 import shutil
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -21,6 +25,7 @@ from sweeps.account.account import FAILED, Account
 from sweeps.account.code_version import source_digest
 from sweeps.account.work import work_items
 from sweeps.planning.plan import Request, plan_cells
+from sweeps.tracking.points import Points
 from sweeps.tracking.reconciliation import reconcile
 from sweeps.tracking.tracker import Tracker, TrackingError, is_passing
 
@@ -350,13 +355,11 @@ def many_rows(count: int, metrics: int) -> list[dict]:
 def test_rows_that_wait_are_logged_together_and_give_what_they_give_one_by_one(
     uri, tmp_path, cell, metrics, requests, monkeypatch
 ):
-    sent, send = [], MlflowClient.log_batch
+    sent, send = [], Points.log
     together, one_by_one = tracker(uri, tmp_path), Tracker(uri, "alone", tmp_path / "results")
     for each in (together, one_by_one):
         each.begin(cell, TABLE4)
-    monkeypatch.setattr(
-        MlflowClient, "log_batch", lambda *what, **more: sent.append(len(more["metrics"])) or send(*what, **more)
-    )
+    monkeypatch.setattr(Points, "log", lambda *what: sent.append(len(what[2])) or send(*what))
     rows = many_rows(100, metrics)
     for row in rows:
         together.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9})
@@ -377,6 +380,37 @@ def test_rows_that_wait_are_logged_together_and_give_what_they_give_one_by_one(
             [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)] for run in runs
         )
         assert first == second
+
+
+def test_what_goes_into_a_sqlite_file_around_mlflows_client_is_what_its_client_would_have_left(uri):
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("points")
+    ours, theirs = (client.create_run(experiment).info.run_id for _ in range(2))
+    points, names = Points(client, uri), ("a", "b", "c")
+    odd = [
+        *(
+            Metric("a", math.nan, 5, 5),
+            Metric("b", math.inf, 5, 5),
+            Metric("b", -math.inf, 5, 4),
+            Metric("b", 1.0, 5, 5),
+        ),
+        *(Metric("c", 2.0, 1, 9), Metric("c", 3.0, 1, 9), Metric("c", 3.0, 1, 9), Metric("c", 9.0, 0, 9)),
+    ]
+    in_order = [Metric(name, step / 4, 1000 * step, step) for step in range(3, 6) for name in names]
+    new_names = [Metric(name, 1.0, 0, 0) for name in names]
+    for batch in (new_names, odd, in_order, odd, [Metric("a", 7.0, 1, 1)]):
+        points.log(ours, batch, {"phase": "pretrain"})
+        client.log_batch(theirs, batch, tags=[RunTag("phase", "pretrain")])
+    assert client.get_run(ours).data.tags["phase"] == "pretrain"
+    with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+        for table in ("metrics", "latest_metrics"):
+            asked = f"SELECT key, value, timestamp, step, is_nan FROM {table} WHERE run_uuid = ? ORDER BY 1, 4, 3, 2"
+            found, expected = (database.execute(asked, [run]).fetchall() for run in (ours, theirs))
+            assert found == expected
+            assert len(found) == (20 if table == "metrics" else 3)
+    client.delete_run(ours)
+    with pytest.raises(MlflowException, match="must be in the 'active' state"):
+        points.log(ours, in_order, {})
 
 
 def test_of_rows_that_are_logged_together_the_one_that_mlflow_refuses_is_left_out_alone(uri, tmp_path, cell):

@@ -62,6 +62,7 @@ from sweeps.account.code_version import UNKNOWN, code_tags
 from sweeps.tracking.evaluation import attach_evaluation
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 from sweeps.tracking.naming import name_alone
+from sweeps.tracking.points import Points
 from sweeps.tracking.spool import Spool
 
 # MLflow announces every table that it makes in a new database, and logs the traceback of each write to one that is
@@ -126,6 +127,7 @@ class Tracker:
             # A driver that is missing for a database is an ImportError, a file that is none is SQLAlchemy's.
             said = str(error).replace(uri, redacted(uri)).strip().splitlines()[0]
             raise TrackingError(f"MLflow at {redacted(uri)} cannot be used: {said}") from error
+        self._points = Points(self._client, uri)
         self._runs: dict[str, Run] = {}
         self._duplicates: list[tuple[Run, Run]] = []
         # A finished run before the others, the oldest first.
@@ -329,8 +331,7 @@ class Tracker:
             last = number
         if new:
             self._log_data(cell_id, tags.get(DATA_FINGERPRINT, ""))
-            run_id = self._runs[cell_id].info.run_id
-            self._client.log_batch(run_id, metrics=metrics, tags=[RunTag(*each) for each in tags.items()])
+            self._points.log(self._runs[cell_id].info.run_id, metrics, tags)
         for (epoch, is_result), number in new.items():
             if is_result:
                 self._results.add(cell_id)
@@ -457,6 +458,7 @@ class Tracker:
         known = [point for _, report in self._rows.get(cell_id) for point in _points(report)]
         attach_history(self._client, run_id, known if cell_id in self._made else None)
         self._client.set_terminated(run_id, status)
+        self._points.forget(run_id)
         self._runs[cell_id] = self._client.get_run(run_id)
         if status == _FINISHED:
             self._rows.drop(cell_id)
