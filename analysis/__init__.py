@@ -2,9 +2,10 @@
 
 import sys
 
-from relvit.host import ensure_home, spare_loopback
+from relvit.host import ensure_home, spare_loopback, start_quickly
 
 spare_loopback()
+start_quickly()
 # Before matplotlib and MLflow are imported, which ask for a home.
 _note = ensure_home()
 if _note:

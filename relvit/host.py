@@ -3,6 +3,7 @@
 Standard library only.
 """
 
+import gc
 import os
 import pwd
 import stat
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 _LONGEST_FOLDER = 21  # bytes: Ray's sockets lie 86 below, and a socket's path may have 107
+_THRESHOLDS = gc.get_threshold()
 _CREDENTIALS = (".ray", ".mlflow", ".aws", ".pgpass")  # what a home that is read-only may still hold
 
 
@@ -18,6 +20,18 @@ def spare_loopback() -> None:
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [*filter(None, os.environ.get(name, "").split(",")), "localhost", "127.0.0.1", "::1"]
         os.environ[name] = ",".join(dict.fromkeys(hosts))
+
+
+def start_quickly() -> None:
+    """Let garbage collections wait while this process imports what it needs, until `collect_as_usual`: among a million
+    new objects that stay, they take a fifth of the time."""
+    gc.set_threshold(50_000)
+
+
+def collect_as_usual() -> None:
+    """Collect garbage as Python does by itself, but look no more at what is there now: it stays."""
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
 
 
 def private_folder() -> Path:

@@ -1,5 +1,6 @@
 """The engine: studies, their plan, the Ray Tune trainable, the account of cells and MLflow tracking."""
 
-from relvit.host import spare_loopback
+from relvit.host import spare_loopback, start_quickly
 
 spare_loopback()
+start_quickly()

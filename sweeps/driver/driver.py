@@ -1,6 +1,5 @@
 """Trains what a source of work has as Ray Tune trials, on the connected cluster."""
 
-import gc
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
 from relvit.cell import Cell
+from relvit.host import collect_as_usual
 from sweeps.account.account import Account
 from sweeps.account.leases import Hold
 from sweeps.driver.options import Options, Outcome
@@ -61,12 +61,9 @@ def run(
 def ready_to_write(tracker: Tracker) -> Iterator[None]:
     """While the block runs, MLflow takes rows as fast as it can."""
     # A row is a hundred short-lived objects to MLflow; what was imported is a million that each collection would visit.
-    gc.freeze()
-    try:
-        with write_ahead(tracker.uri):
-            yield
-    finally:
-        gc.unfreeze()
+    collect_as_usual()
+    with write_ahead(tracker.uri):
+        yield
 
 
 def tune_trials(reporter: Reporter) -> None:

@@ -17,6 +17,7 @@ from ray.util import get_node_ip_address
 
 from relvit.cell import Cell
 from relvit.files import location
+from relvit.host import collect_as_usual
 from relvit.task_files import add_tasks_source, sources_of
 from relvit.vocabulary import COMPILE, DATA_FINGERPRINT, DEVICE, HOST, IMAGES_OF
 from sweeps.account import leases
@@ -72,6 +73,9 @@ class CellTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the first cell."""
+        import relvit.train  # noqa: F401 -- torch and timm, which take seconds and stay
+
+        collect_as_usual()
         self._begin(config[TRIAL])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
