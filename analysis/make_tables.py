@@ -41,9 +41,9 @@ from analysis.report import document, page
 from analysis.runs.comparability import NotComparable, commits, conform
 from analysis.runs.gather import Gathered, GatherError, gather, read_gathered
 from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
-from relvit.cell import parse_value, unknown
+from relvit.cell import parse_value
 from relvit.files import folder
-from relvit.messages import counted
+from relvit.messages import counted, unknown
 from relvit.secrets import holds_password
 from relvit.vocabulary import ANALYSIS, GIT_COMMIT, MOST_NOTE, TEST
 

@@ -11,8 +11,6 @@ field that would have no effect there is refused.
 
 from relvit.cell import HEADS
 
-feeds = "pair heads"  # the title of its table
-
 cells = [
     {
         "dataset": "digits",

@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
-from relvit.cell import unknown
+from relvit.messages import unknown
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -199,6 +199,30 @@ def location(text: str) -> Location:
     if given.get("scheme", "https") not in ("http", "https"):
         raise ValueError(f"{scheme}://{place}: scheme must be http or https, not {given['scheme']!r}")
     return RemotePath(f"{scheme}://{place.rstrip('/')}", options)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file that a database's URI names; None where it names none, as a server's."""
+    scheme, _, rest = uri.partition(":///")
+    database = rest.partition("?")[0]
+    return Path(database) if database and scheme.partition("+")[0] == "sqlite" else None
+
+
+def artifacts_beside(uri: str, experiment: str) -> Path | None:
+    """Where the artifacts of an experiment in a SQLite file lie: beside it, not where a sweep was started. None for
+    another store."""
+    database = sqlite_file(uri)
+    return database.absolute().parent / "mlruns" / quote(experiment, safe="") if database else None
+
+
+def moved_from(uri: str, experiment: str, location: str) -> str:
+    """The location of artifacts that MLflow has for an experiment, where its SQLite file has been moved or copied with
+    the artifacts beside it and MLflow would write to the old place; else empty."""
+    now = artifacts_beside(uri, experiment)
+    if now is None or not now.is_dir() or location == now.as_uri():
+        return ""
+    ours = "/".join(now.as_uri().rsplit("/", 2)[1:])  # else somebody has chosen the place
+    return location if location.endswith(f"/{ours}") else ""
 
 
 def write_atomic(path: Location, payload: bytes | memoryview, permit: Callable[[], object] = lambda: None) -> None:

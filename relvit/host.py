@@ -34,6 +34,12 @@ def collect_as_usual() -> None:
     gc.set_threshold(*_THRESHOLDS)
 
 
+def report_to_nobody() -> None:
+    """Turn off Ray's usage statistics and MLflow's telemetry, which starts as soon as MLflow is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
 def private_folder() -> Path:
     """A folder that this user alone can enter, for sockets and scratch files: the same at every call where possible.
 

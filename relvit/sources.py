@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from relvit.cell import unknown
+from relvit.messages import unknown
 
 if TYPE_CHECKING:
     import pyarrow

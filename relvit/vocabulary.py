@@ -4,9 +4,6 @@ sweeps/tracking writes them and analysis/runs reads them back; neither spells on
 fields of its cell (relvit/cell.py), so they need no names here.
 """
 
-from pathlib import Path
-from urllib.parse import quote
-
 # Tags of a cell's run
 CELL_ID = "cell_id"
 STUDY = "study"  # every study that the cell belongs to, sorted and joined by commas: "figure2,table4"
@@ -42,7 +39,7 @@ KIND, STUDY_KIND = "kind", "study"
 NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # what MLflow's own pages show
 MOST_NOTE = 5000  # characters that every MLflow store takes for a tag
 
-# Artifacts. Those of a SQLite file lie in `mlruns` beside it, though MLflow keeps absolute paths: see `moved_from`.
+# Artifacts. Those of a SQLite file lie in `mlruns` beside it, though MLflow keeps absolute paths: see `relvit.files`.
 HISTORY = "history.parquet"  # every metric of a run that has ended
 CLASSES_TABLE, CONFUSION_TABLE = "evaluation/classes.csv", "evaluation/confusion.csv"  # of the test split
 PICTURES = "pictures"  # the folder of sweeps/pictures.py
@@ -64,20 +61,3 @@ LAST_PHASE = {"joint": "joint", "pretrain_finetune": "finetune", "pretrain_probe
 def val_accuracy(phase: str) -> str:
     """The metric that selects a phase's weights, in per cent of the validation split."""
     return f"{phase}_val_accuracy"
-
-
-def artifacts_beside(uri: str, experiment: str) -> Path | None:
-    """Where the artifacts of an experiment in a SQLite file lie: beside it, not where a sweep was started. None for
-    another store."""
-    database = uri.partition("sqlite:///")[2].partition("?")[0]
-    return Path(database).absolute().parent / "mlruns" / quote(experiment, safe="") if database else None
-
-
-def moved_from(uri: str, experiment: str, location: str) -> str:
-    """The location of artifacts that MLflow has for an experiment, where its SQLite file has been moved or copied with
-    the artifacts beside it and MLflow would write to the old place; else empty."""
-    now = artifacts_beside(uri, experiment)
-    if now is None or not now.is_dir() or location == now.as_uri():
-        return ""
-    ours = "/".join(now.as_uri().rsplit("/", 2)[1:])  # else somebody has chosen the place
-    return location if location.endswith(f"/{ours}") else ""

@@ -13,6 +13,7 @@ did not get its pictures, for instance because its weights are missing, 2 where 
 import argparse
 import io
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # runs from a checkout that is not installed
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # here MLflow is imported before the package that says so
 
 import matplotlib
 import numpy as np
@@ -36,9 +38,10 @@ from torch import Tensor
 from relvit import data
 from relvit.augment import Augmentation
 from relvit.backbones import Backbone
-from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, add_described, parse_value, unknown
+from relvit.cell import FIELDS, LATER_FIELDS, NONE, Cell, add_described, parse_value
 from relvit.evaluation import EVALUATION
-from relvit.files import Location
+from relvit.files import Location, sqlite_file
+from relvit.messages import unknown
 from relvit.pictures import NoPicture, attention, patch_filters, position_similarity, trained_backbone
 from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY, TASK_ROWS
 from sweeps.account.account import Account
@@ -108,8 +111,8 @@ def main() -> int:
 
 def _existing(uri: str) -> str:
     """MLflow would make an empty database where there is none."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not path.exists():
+    path = sqlite_file(uri)
+    if path and not path.exists():
         raise ValueError(f"there is no tracking database at {path.absolute()}: name another with --tracking-uri")
     return uri
 

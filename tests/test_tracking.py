@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from relvit.cell import Cell
-from relvit.vocabulary import artifacts_beside, moved_from
+from relvit.files import artifacts_beside, moved_from
 from sweeps.account.account import FAILED, Account
 from sweeps.account.code_version import source_digest
 from sweeps.account.work import work_items

@@ -22,7 +22,8 @@ import pandas as pd
 
 from analysis.output.typeset import Table, label
 from analysis.runs.comparability import conform
-from relvit.cell import FIELDS, unknown
+from relvit.cell import FIELDS
+from relvit.messages import unknown
 from relvit.vocabulary import (
     CELL_ID,
     DATA_FINGERPRINT,

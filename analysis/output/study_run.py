@@ -3,19 +3,17 @@
 It has the tag kind=study and the study's name, no cell_id, and so is never gathered as a cell's run.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from analysis.runs import stores
+from relvit.files import moved_from
 from relvit.secrets import redacted
-from relvit.vocabulary import ANALYSIS, KIND, MOST_NOTE, NOTE, STUDY, STUDY_KIND, moved_from
+from relvit.vocabulary import ANALYSIS, KIND, MOST_NOTE, NOTE, STUDY, STUDY_KIND
 
 _STUDIES = "Tables and figures of the studies:"  # how the experiment's description begins
 

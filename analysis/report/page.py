@@ -95,7 +95,7 @@ def write_page(
 
     runs: those of the study that the tables and figures show, as gathered, finished or not.
     tables come before the figures, those of `behind` after them.
-    figures: the paths that `drawing.draw` returned; the PNGs among them are shown with the captions they hold.
+    figures: the paths that `figures.draw` returned; the PNGs among them are shown with the captions they hold.
     verdicts: the rows to be shown, as from `sentences_of`. notes: sentences on what is missing or doubtful.
     """
     shown = [_picture(path) for path in figures if path.suffix == ".png"]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one a file, thousands of files
 
 import mlflow

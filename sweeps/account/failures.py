@@ -7,7 +7,7 @@ import errno
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from relvit.cell import unknown
+from relvit.messages import unknown
 
 CRASH, HOST_OOM, GPU_OOM = "crash", "host_oom", "gpu_oom"
 NOT_FINITE, BAD_DATA, NODE_LOST, STALLED = "not_finite", "bad_data", "node_lost", "stalled"

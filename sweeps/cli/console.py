@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
+from relvit.files import sqlite_file
 from relvit.host import ensure_home
 from sweeps.account.code_version import code_line
 from sweeps.cli.options import Places
@@ -77,8 +78,8 @@ def begin(places: Places, console: Console) -> None:
     keep_private(path for path in (places.storage, places.data_root) if isinstance(path, Path))
     say(console, code_line())
     secrets = [Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")), Path("~/.mlflow/credentials")]
-    if places.tracking_uri.startswith("sqlite:///"):
-        secrets.append(Path(places.tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
+    if database := sqlite_file(places.tracking_uri):
+        secrets.append(database)
     # A job runs in a copy of the working directory, which who can write there can change.
     sessions = [folder for folder in Path.cwd().parents if folder.name.startswith("session_")]
     found = open_to_others([*(path.expanduser() for path in secrets), *sessions])

@@ -10,7 +10,7 @@ from typing import Any
 
 from relvit.cell import BACKBONES
 from relvit.data import DATASETS
-from relvit.files import Location, folder, location
+from relvit.files import Location, folder, location, sqlite_file
 from sweeps.planning.plan import Request
 from sweeps.planning.recipes import RECIPES
 
@@ -175,13 +175,11 @@ def lost_paths(places: Places) -> list[str]:
     """Paths that would be lost with a submitted job's copy of the working directory, which Ray removes."""
     if "runtime_resources" not in Path.cwd().parts:
         return []
-    uri = places.tracking_uri
     given = {
         "--storage": (places.storage, "RELVIT_STORAGE", "/shared/results"),
         "--data-root": (places.data_root, "RELVIT_DATA_ROOT", "/data"),
-        "--tracking-uri": (Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else uri,
-                           "MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),
-    }  # fmt: skip
+        "--tracking-uri": (sqlite_file(places.tracking_uri), "MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),
+    }
     return [
         f"{option} is a relative path, and this job runs in a copy of the working directory that Ray removes when it "
         f"is done: give what every node sees, for instance {option} {example}, or set it once for all jobs where the "

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep reports to its user alone
 # One torch process a trial must see the GPUs that Ray assigns, also when that is none: today's default, made explicit.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 # Tune's own loggers, progress and experiment snapshots are not used: the account and MLflow hold all that they hold.

@@ -19,7 +19,6 @@ from relvit.cell import (
     make_cell,
     parse_tasks,
     parse_value,
-    unknown,
 )
 from relvit.data import (
     DataError,
@@ -29,6 +28,7 @@ from relvit.data import (
     native_image_size,
     prepare,
 )
+from relvit.messages import unknown
 from relvit.task_files import add_tasks_file
 from sweeps.account.account import FINISHED, Status
 from sweeps.planning.recipes import Recipe, recipe
@@ -104,7 +104,7 @@ def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
         attempt(add_tasks_file, request.tasks_file)
     before = len(problems)
     named = {} if request.specs else {name: attempt(study, name) for name in request.study.split(",")}
-    studies = named or {request.study: Study("", request.specs)}
+    studies = named or {request.study: Study(request.specs)}
     whole = len(problems) == before
     for text in request.evaluate:  # which may name tasks of a study's file
         attempt(parse_evaluation, text)

@@ -1,4 +1,4 @@
-"""Studies: each is a list of cells and the table or figure that they feed. Pure Python, no Ray.
+"""Studies: each is a list of the cells that a table or figure shows. Pure Python, no Ray.
 
 A study names what is trained: a dict for each cell with dataset, backbone, protocol and tasks, and any other field of
 `relvit.cell.Cell` that it wants to fix. The recipe fills in the rest, the plan multiplies by seeds. A study of your own
@@ -34,10 +34,9 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """feeds: the table or figure of the paper; cells: what is trained, without the seed; evaluate: how each
-    pre-training is evaluated (`parse_evaluation`), instead of as the cells' protocols say."""
+    """cells: what is trained, without the seed; evaluate: how each pre-training is evaluated (`parse_evaluation`),
+    instead of as the cells' protocols say."""
 
-    feeds: str
     cells: tuple[Spec, ...]
     evaluate: tuple[str, ...] = ()
 
@@ -114,13 +113,13 @@ def _mega() -> list[dict[str, Any]]:
 
 
 STUDIES: dict[str, Study] = {
-    "table2": Study("Table 2", tuple(_table2())),
-    "table3": Study("Table 3", tuple(_table3())),
-    "table4": Study("Table 4", tuple(_table4())),
-    "figure2": Study("Figure 2", tuple(_figure2())),
-    "full": Study("Tables 2-4 on every data set", tuple(_full())),
-    "probe": Study("beyond the paper", tuple(_probe())),
-    "mega": Study("mega-patches on CIFAR-10, ours", tuple(_mega())),
+    "table2": Study(tuple(_table2())),
+    "table3": Study(tuple(_table3())),
+    "table4": Study(tuple(_table4())),
+    "figure2": Study(tuple(_figure2())),
+    "full": Study(tuple(_full())),
+    "probe": Study(tuple(_probe())),
+    "mega": Study(tuple(_mega())),
 }
 
 
@@ -181,7 +180,7 @@ def _from_file(path: Path) -> Study:
     if "tasks" in defined and "cells" not in defined:
         names = add_tasks_file(path)
         cells = [_two_phases("cifar10", "vit_s4", tasks) for tasks in task_combinations((*PAPER_TASKS, *names))]
-        return Study(str(defined.get("feeds", path.stem)), tuple(cells))
+        return Study(tuple(cells))
     problems, cells = list[str](), list[Any]()
     if "tasks_file" in defined:
         named = defined["tasks_file"]
@@ -211,8 +210,8 @@ def _from_file(path: Path) -> Study:
             evaluate = [each for each in evaluate if each != text]
     problems += [f"the study file {path}: {'; '.join(wrong)}"] if wrong else []
     if problems:
-        raise StudyError(problems, Study("", tuple(_mended(cells, tasks_known)), tuple(evaluate)))
-    return Study(str(defined.get("feeds", path.stem)), tuple(cells), tuple(evaluate))
+        raise StudyError(problems, Study(tuple(_mended(cells, tasks_known)), tuple(evaluate)))
+    return Study(tuple(cells), tuple(evaluate))
 
 
 _NEEDED = ("dataset", "backbone", "protocol", "tasks")

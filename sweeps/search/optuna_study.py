@@ -28,13 +28,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from relvit.cell import LATER_FIELDS
+from relvit.files import sqlite_file
 from relvit.secrets import redacted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 DEFINITION = "definition"  # the study's attribute that tells it from another of the same name
-_SQLITE = "sqlite:///"  # and a path
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 
 
@@ -227,13 +227,13 @@ def _enable_wal(database: optuna.storages.RDBStorage) -> None:
 def _create_atomically(url: str) -> None:
     """Make a SQLite database with all of Optuna's tables in one step, so that a dashboard or another driver that opens
     it early does not find it half made and makes the rest itself."""
-    if _exists(url):
+    path = sqlite_file(url)
+    if path is None or path.exists():
         return
-    path = Path(url.removeprefix(_SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
         made = Path(aside) / path.name
-        database = optuna.storages.RDBStorage(f"{_SQLITE}{made}")
+        database = optuna.storages.RDBStorage(f"sqlite:///{made}")
         _enable_wal(database)
         with database.engine.connect():  # keeps the log's mode in the file
             pass
@@ -245,7 +245,8 @@ def _create_atomically(url: str) -> None:
 
 def _exists(url: str) -> bool:
     """SQLite would make an empty file by being asked."""
-    return not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists()
+    path = sqlite_file(url)
+    return path is None or path.exists()
 
 
 def _require_same(stored: optuna.Study, definition: Mapping[str, Any], url: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relvit.cell import NONE, Cell
+from relvit.files import sqlite_file
 from relvit.secrets import holds_password, redacted
 from sweeps.account.account import Account
 from sweeps.cli.options import Places
@@ -189,7 +190,8 @@ def storage_url(request: SearchRequest, account: Account) -> str:
             ]
         )
     url = given or f"sqlite:///{account.storage}/optuna.db"
-    problem = network_problem(Path(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") else ""
+    path = sqlite_file(url)
+    problem = network_problem(path) if path else ""
     if problem:
         raise PlanError([f"{problem}: name a file on a local disk of this machine, or a server, with --optuna-storage"])
     return url

@@ -20,7 +20,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from relvit.cell import Cell, schedulable, unknown
+from relvit.cell import Cell, schedulable
+from relvit.messages import unknown
 from relvit.vocabulary import val_accuracy
 from sweeps.search.optuna_study import MAXIMIZE, MINIMIZE, DurableStudy
 from sweeps.search.space import Space, has_numbers, searched_fields

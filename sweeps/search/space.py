@@ -50,8 +50,8 @@ from relvit.cell import (
     parse_tasks,
     patch_crop_size,
     type_errors,
-    unknown,
 )
+from relvit.messages import unknown
 from relvit.tasks import TASKS
 from sweeps.planning.studies import run_file
 

@@ -23,7 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from relvit.vocabulary import HISTORY, HISTORY_POINTS, artifacts_beside, moved_from
+from relvit.files import artifacts_beside, moved_from, sqlite_file
+from relvit.vocabulary import HISTORY, HISTORY_POINTS
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ def create_experiment(client: MlflowClient, name: str) -> str:
 def follow_move(uri: str, name: str) -> str:
     """Where a SQLite file was moved or copied with the mlruns beside it, let an experiment's runs name the artifacts
     that lie there now: MLflow keeps absolute paths, and would write into the old place. Returns the old one, or ""."""
-    beside = artifacts_beside(uri, name)
-    if beside is None:
+    path, beside = sqlite_file(uri), artifacts_beside(uri, name)
+    if path is None or beside is None:
         return ""
-    database = sqlite3.connect(uri.partition("sqlite:///")[2].partition("?")[0])
+    database = sqlite3.connect(path)
     with closing(database), database:
         found = database.execute("SELECT artifact_location FROM experiments WHERE name = ?", [name]).fetchone()
         old, now = moved_from(uri, name, found[0]) if found else "", beside.as_uri()

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from relvit.files import sqlite_file
 from relvit.secrets import holds_password, redacted
 
 # With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
@@ -30,8 +31,8 @@ def tracking_problems(uri: str) -> list[str]:
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if scheme in ("http", "https"):
         return _server_problems(uri)
-    if scheme == "sqlite":
-        return _sqlite_problems(uri)
+    if path := sqlite_file(uri):
+        return _sqlite_problems(path.absolute())
     if scheme in _DATABASE_PORTS:
         return _database_problems(uri, _DATABASE_PORTS[scheme])
     if uri.startswith("databricks"):
@@ -80,8 +81,7 @@ def _root_cause(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _sqlite_problems(uri: str) -> list[str]:
-    path = Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+def _sqlite_problems(path: Path) -> list[str]:
     problem = network_problem(path)
     if problem:
         return [f"{problem}: name a MLflow server with --tracking-uri, or a database on a local disk"]

@@ -1,18 +1,15 @@
 """What a search leaves in MLflow beside its trials: one run that stands for it; and what it takes from earlier runs."""
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from relvit.cell import FIELDS, parse_value
-from relvit.files import Location
+from relvit.files import Location, sqlite_file
 from relvit.vocabulary import LAST_PHASE, SEARCH_RUN, STORAGE, TRIAL_STATE, val_accuracy
 from sweeps.tracking.history import create_experiment
 
@@ -56,8 +53,8 @@ def earlier_runs(uri: str, experiment: str, same: Mapping[str, Any]) -> list[dic
 
     Trials of searches count as ordinary runs do; pruned ones do not.
     """
-    path = uri.removeprefix("sqlite:///")
-    if uri.startswith("sqlite:///") and not Path(path).exists():
+    path = sqlite_file(uri)
+    if path and not path.exists():
         return []
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)

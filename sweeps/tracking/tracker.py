@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a sweep reports to its user alone
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the progress is what a person reads
 # A server that is away is named within seconds at the start, and later waited for by the outbox.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -29,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from relvit.cell import Cell
-from relvit.files import Location
+from relvit.files import Location, sqlite_file
 from relvit.messages import first_line
 from relvit.secrets import redacted
 from relvit.vocabulary import (
@@ -497,10 +496,10 @@ def is_passing(error: Exception) -> bool:
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """Where the URI is a SQLite file: alone with it, among the drivers of this machine."""
-    if not uri.startswith("sqlite:///"):
+    database = sqlite_file(uri)
+    if database is None:
         yield
         return
-    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     with FileLock(database.with_name(f"{database.name}.lock")):
         yield
 
