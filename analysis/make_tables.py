@@ -44,7 +44,7 @@ from analysis.runs.splits import SPLITS, VAL, on_val, val_metrics
 from relvit.cell import parse_value
 from relvit.files import folder
 from relvit.messages import counted, unknown
-from relvit.secrets import holds_password
+from relvit.secrets import CREDENTIALS, holds_password
 from relvit.vocabulary import ANALYSIS, GIT_COMMIT, MOST_NOTE, TEST
 
 DIFFERENT, BAD_REQUEST, INTERRUPTED = 1, 2, 130
@@ -55,9 +55,7 @@ def tracking_uri(text: str) -> str:
     """The type of --tracking-uri."""
     if holds_password(text):
         raise argparse.ArgumentTypeError(
-            "the URI holds a password, which ps shows to everyone on this machine: leave it out and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a database of "
-            "one's own, what its client reads (PGPASSWORD or ~/.pgpass)"
+            f"the URI holds a password, which ps shows to everyone on this machine: {CREDENTIALS}"
         )
     return text
 

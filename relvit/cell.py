@@ -218,6 +218,10 @@ class Cell:
         """The phase after which the cell is tested."""
         return LAST_PHASE[self.protocol]
 
+    def phase_of(self, epoch: int) -> str:
+        """The phase of an epoch, counted from 1 over all phases."""
+        return "pretrain" if self.has_pretraining and epoch <= self.pretrain_epochs else self.last_phase
+
     def pretraining(self) -> "Cell":
         """The first phase alone: equal for all cells that could share it. Only where `has_pretraining`."""
         return self._pretraining

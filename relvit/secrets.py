@@ -15,6 +15,13 @@ _ASSIGNED = re.compile(
 )
 
 
+# What to do instead of a password in the URI of MLflow.
+CREDENTIALS = (
+    "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a "
+    "database of one's own, what its client reads (PGPASSWORD or ~/.pgpass)"
+)
+
+
 def redacted(uri: str) -> str:
     """The URI as it may be shown: passwords in it replaced by "***"."""
     if "://" not in uri:

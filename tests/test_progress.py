@@ -56,5 +56,5 @@ def test_an_epoch_counts_to_the_kind_that_its_time_depends_on(tmp_path, cells):
     source = PlanSource([WorkItem(cell, account.status(cell)) for cell in cells], account)
     kinds = source.epochs
     assert sum(kinds.values()) == none.total_epochs + sprel.total_epochs
-    # Pre-training with and without tasks, and the fine-tuning of each.
-    assert sorted(kinds.values()) == sorted([none.pretrain_epochs, none.epochs, sprel.pretrain_epochs, sprel.epochs])
+    # Pre-training with and without tasks, and the fine-tuning of both.
+    assert sorted(kinds.values()) == sorted([none.pretrain_epochs, sprel.pretrain_epochs, none.epochs + sprel.epochs])

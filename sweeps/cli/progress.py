@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from relvit.cell import LATER_FIELDS, Cell
+from sweeps.cli.console import say
 
 
 def duration(seconds: float) -> str:
@@ -99,7 +100,7 @@ class SweepProgress:
 
     def note(self, text: str) -> None:
         """Something a person should know."""
-        self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"note: {text}")
 
     def ended(self, cell: Cell, outcome: str, failed: bool) -> None:
         """A cell has ended with this outcome."""
@@ -110,7 +111,7 @@ class SweepProgress:
         left = "" if done == self._total else f"   {self._state()}"
         count = f"[{done:>{len(str(self._total))}}/{self._total}]"
         line = f"{count} {self._labels[cell]:<{self._width}}  seed {cell.seed}  {outcome}{left}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, line)
         self._update()
 
     def _state(self) -> str:

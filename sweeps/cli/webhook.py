@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sweeps.cli.console import BAD_REQUEST, INTERRUPTED, LEFT_TO_ANOTHER, OUT_OF_BUDGET, SOME_FAILED
+
 WEBHOOK, WEBHOOK_FILE = "RELVIT_WEBHOOK", "RELVIT_WEBHOOK_FILE"
 _SECONDS = 10  # for each of connecting and answering
 _OUTCOMES = {
     0: "finished",
-    1: "failed",
-    2: "refused",
-    3: "out of budget",
-    4: "left to another driver",
-    130: "interrupted",
+    SOME_FAILED: "failed",
+    BAD_REQUEST: "refused",
+    OUT_OF_BUDGET: "out of budget",
+    LEFT_TO_ANOTHER: "left to another driver",
+    INTERRUPTED: "interrupted",
 }
 
 
@@ -58,7 +60,7 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def message(study: str, counts: Mapping[str, int], exit_status: int, seconds: float, **more: Any) -> dict[str, Any]:
+def message(study: str, counts: Mapping[str, int], exit_status: int, seconds: float) -> dict[str, Any]:
     """What is posted. counts: cells by state; seconds: of the whole command; `text` is what chats show."""
     outcome = _OUTCOMES.get(exit_status, "failed")
     cells = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
@@ -69,7 +71,6 @@ def message(study: str, counts: Mapping[str, int], exit_status: int, seconds: fl
         "exit_status": exit_status,
         "counts": dict(counts),
         "seconds": round(seconds, 1),
-        **more,
     }
 
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from relvit.cell import NONE, Cell
+from relvit.cell import Cell
 from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.work import WorkItem
 from sweeps.cli.progress import SweepProgress, duration
 from sweeps.driver.source import Ending, Source, Verdict
+from sweeps.driver.watchdog import epoch_kind
 
 
 class PlanSource(Source):
@@ -101,7 +102,7 @@ def _epochs_left(items: list[WorkItem], account: Account) -> dict[tuple[str, int
     """Which epochs are there to train, each with its kind: those after each cell's checkpoint, and each shared first
     phase once."""
     left = {
-        _epoch_key(item.cell, epoch): _epoch_kind(item.cell, epoch)
+        _epoch_key(item.cell, epoch): epoch_kind(item.cell, epoch)
         for item in items
         for epoch in range(1, item.cell.total_epochs + 1)
     }
@@ -119,19 +120,7 @@ def _epochs_left(items: list[WorkItem], account: Account) -> dict[tuple[str, int
 
 
 def _epoch_key(cell: Cell, epoch: int) -> tuple[str, int]:
-    return (cell.pretraining() if _in_first_phase(cell, epoch) else cell).cell_id, epoch
-
-
-def _epoch_kind(cell: Cell, epoch: int) -> tuple:
-    """What the time that an epoch takes depends on most."""
-    kind = (cell.backbone, cell.train_images, cell.tasks == NONE)
-    if _in_first_phase(cell, epoch):
-        return ("pretrain", cell.pretrain_dataset, cell.image_size, *kind)
-    return (cell.protocol, cell.dataset, cell.last_image_size, *kind, cell.labels_per_class, cell.label_share)
-
-
-def _in_first_phase(cell: Cell, epoch: int) -> bool:
-    return cell.has_pretraining and epoch <= cell.pretrain_epochs
+    return (cell.pretraining() if cell.phase_of(epoch) == "pretrain" else cell).cell_id, epoch
 
 
 def _tested(row: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ class Watchdog:
         self._last.pop(trial_id, None)
         self._last[trial_id] = (cell, time.monotonic(), row["epoch"])
         if row["phase"] != "test":
-            self._seconds.setdefault(_kind(cell, row["epoch"]), deque(maxlen=1000)).append(row["epoch_seconds"])
+            self._seconds.setdefault(epoch_kind(cell, row["epoch"]), deque(maxlen=1000)).append(row["epoch_seconds"])
 
     def ended(self, trial_id: str) -> None:
         """Watch a trial no longer."""
@@ -42,7 +42,7 @@ class Watchdog:
     def limit(self, trial_id: str) -> float:
         """Seconds of silence after which the trial counts as stuck."""
         cell, _, epoch = self._last[trial_id]
-        seconds = self._seconds.get(_kind(cell, min(epoch + 1, cell.total_epochs)))
+        seconds = self._seconds.get(epoch_kind(cell, min(epoch + 1, cell.total_epochs)))
         if not seconds:
             return UNKNOWN_SECONDS
         return max(STALL_SECONDS if epoch else FIRST_REPORT_SECONDS, STALL_FACTOR * statistics.median(seconds))
@@ -55,13 +55,14 @@ class Watchdog:
         return [trial_id for trial_id, (_, since, _) in quiet if now - since > self.limit(trial_id)]
 
 
-def _kind(cell: Cell, epoch: int) -> tuple:
+def epoch_kind(cell: Cell, epoch: int) -> tuple:
     """What epochs have in common that take about equally long."""
-    first = cell.has_pretraining and epoch <= cell.pretrain_epochs
-    images: tuple = (cell.dataset, cell.last_image_size, cell.labels_per_class, cell.label_share)
-    if first:
-        images = (cell.pretrain_dataset, cell.image_size, *((0, 1.0) if cell.task_list else images[2:]))
-    return (*images, cell.train_images, cell.backbone, cell.precision, first)
+    phase = cell.phase_of(epoch)
+    is_first = phase == "pretrain"
+    on_tasks = bool(cell.task_list) and (is_first or phase == "joint")
+    images = (cell.pretrain_dataset, cell.image_size) if is_first else (cell.dataset, cell.last_image_size)
+    labels = () if is_first and on_tasks else (cell.labels_per_class, cell.label_share)
+    return (phase, on_tasks, *images, *labels, cell.train_images, cell.backbone, cell.precision)
 
 
 class Budget:

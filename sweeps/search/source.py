@@ -6,6 +6,7 @@ searched, MLflow KILLED with the reason, and the run carries `search`, `trial` a
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ class SearchSource(Source):
 
     def __init__(self, searches: list[Search], account: Account, say: Callable[[str], None]):
         self._searches, self._account, self._say = searches, account, say
-        self._active: dict[str, tuple[Search, ActiveTrial]] = {}  # by cell
+        self._active: dict[str, ActiveTrial] = {}  # by cell
         self._foreign: set[str] = set()
         self._endings: list[Ending] = []
 
@@ -50,36 +51,44 @@ class SearchSource(Source):
             if active is None:
                 continue
             cell_id = active.cell.cell_id
-            self._active[cell_id] = (search, active)
-            status = items[cell_id].status
-            (self._foreign.add if items[cell_id].is_foreign else self._foreign.discard)(cell_id)
-            tags = _tags(search, active.number, "running")
-            study = (trials_study(search.name),)
-            name = f"trial {active.number} · {search.name}"
-            said = note(active.cell, repeat_command())
-            return WorkItem(active.cell, status, study, False, active.stop_after, active.forked, tags, name, said)
+            self._active[cell_id] = active
+            if items[cell_id].is_foreign:
+                self._foreign.add(cell_id)
+            else:
+                self._foreign.discard(cell_id)
+            return replace(
+                items[cell_id],
+                studies=(trials_study(search.name),),
+                stop_after=active.stop_after,
+                forked=active.forked,
+                tags=_tags(search, active.number, "running"),
+                name=f"trial {active.number} · {search.name}",
+                note=note(active.cell, repeat_command()),
+            )
         return None
 
     def is_done(self) -> bool:
         return all(search.finished() for search in self._searches)
 
     def started(self, item: WorkItem) -> None:
-        self._active[item.cell.cell_id][1].restart()
+        self._active[item.cell.cell_id].restart()
 
     def heard(self, item: WorkItem, row: dict[str, Any]) -> Verdict:
-        search, active = self._active[item.cell.cell_id]
-        if not search.report(active, row):
+        active = self._active[item.cell.cell_id]
+        if not active.search.report(active, row):
             return Verdict.CONTINUE
         return Verdict.WAIT if active.waits else Verdict.STOP
 
     def waits(self, item: WorkItem) -> Ending:
         """A member of a population has reached the end of its generation."""
-        search, active = self._active.pop(item.cell.cell_id)
+        active = self._active.pop(item.cell.cell_id)
+        search = active.search
         search.wait(active)
         return Ending(item.cell, reason=f"waits after epoch {active.epoch} for the others of search {search.name}")
 
     def ended(self, item: WorkItem, row: dict[str, Any], failure: str = "", reason: str = "") -> Ending:
-        search, active = self._active.pop(item.cell.cell_id)
+        active = self._active.pop(item.cell.cell_id)
+        search = active.search
         search.settle(active, reason)
         trial = search.trials[active.number]
         self._say(_line(search, trial))
@@ -99,10 +108,10 @@ class SearchSource(Source):
     def stopped(self) -> list[Cell]:
         for search in self._searches:
             search.keep_time()
-        return [active.cell for _, active in self._active.values()]
+        return [active.cell for active in self._active.values()]
 
     def stop_reason(self, item: WorkItem) -> str:
-        return f"search {self._active[item.cell.cell_id][0].name} was stopped"
+        return f"search {self._active[item.cell.cell_id].search.name} was stopped"
 
     def enter_left_out(self, tracker: Tracker) -> None:
         """Enter trials that an earlier driver decided and was killed before account or MLflow had heard of it all."""

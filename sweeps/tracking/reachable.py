@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from relvit.files import sqlite_file
-from relvit.secrets import holds_password, redacted
+from relvit.secrets import CREDENTIALS, holds_password, redacted
 
 # With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 18
@@ -23,11 +23,7 @@ _NETWORK_FILE_SYSTEMS = {
 def tracking_problems(uri: str) -> list[str]:
     """Why runs cannot be written there, as far as it shows without writing; within 15 s."""
     if holds_password(uri):
-        return [
-            f"the tracking URI {redacted(uri)} holds a password, which ps, tags and logs would show: leave it out and "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials; for a database "
-            "of one's own, what its client reads (PGPASSWORD or ~/.pgpass)"
-        ]
+        return [f"the tracking URI {redacted(uri)} holds a password, which ps, tags and logs would show: {CREDENTIALS}"]
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if scheme in ("http", "https"):
         return _server_problems(uri)
