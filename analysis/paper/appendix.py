@@ -216,7 +216,7 @@ def sentence_verdicts(entries: Entries, name: str) -> Table | None:
     return entries.footnoted(made)
 
 
-def shortened(numbers: str, most: int = 4) -> str:
-    """Of a long enumeration the first, and how many more."""
+def shortened(numbers: str) -> str:
+    """Of an enumeration of more than five the first four, and how many more."""
     parts = numbers.split("; ")
-    return numbers if len(parts) <= most + 1 else "; ".join([*parts[:most], f"and {len(parts) - most} more"])
+    return numbers if len(parts) <= 5 else "; ".join([*parts[:4], f"and {len(parts) - 4} more"])

@@ -170,13 +170,13 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
         return "There are no runs yet."
     trained = runs[runs["protocol"] != "joint"]
 
-    def values(name: str, of: pd.DataFrame = runs, unknown: str = "unknown") -> str:
+    def values(name: str, of: pd.DataFrame = runs) -> str:
         known = of[name].dropna().unique() if name in of else []
         try:
             known = sorted(known)
         except TypeError:
             known = sorted(known, key=str)
-        return "/".join(f"{value:g}" if isinstance(value, float) else str(value) for value in known) or unknown
+        return "/".join(f"{value:g}" if isinstance(value, float) else str(value) for value in known) or "unknown"
 
     two_phases = len(trained) > 0
     epochs = f"{values('pretrain_epochs', trained)} + {values('epochs', trained)} epochs" * two_phases

@@ -100,16 +100,16 @@ def _published_entries(table: PaperTable) -> pd.DataFrame:
     return paper.assign(label=labels).dropna(subset="label")
 
 
-def margin_of(accuracy: pd.Series, images: pd.Series, margin: float = MARGIN) -> pd.Series:
-    """The margin of published accuracies in percent: `margin`, or the standard error that so many test images leave in
+def margin_of(accuracy: pd.Series, images: pd.Series) -> pd.Series:
+    """The margin of published accuracies in percent: MARGIN, or the standard error that so many test images leave in
     the difference of two such accuracies where that is more."""
-    return np.sqrt(2 * accuracy * (100 - accuracy) / images).clip(lower=margin)
+    return np.sqrt(2 * accuracy * (100 - accuracy) / images).clip(lower=MARGIN)
 
 
-def published_numbers(entries: Entries, margin: float = MARGIN) -> pd.DataFrame:
+def published_numbers(entries: Entries) -> pd.DataFrame:
     """Every published number of a table against ours, by the tests of `analysis.stats.seeds.equivalent`.
 
-    margin: of accuracies, in points, the least (`margin_of`); that of a task's metric is half the spread of its
+    The margin of accuracies is that of `margin_of`; that of a task's metric is MARGIN, or half the spread of its
     published column where that is less, so that it can tell the column's cells apart. Index: number, from 0. Columns:
     cell (as in the claims' numbers), metric (as in published.csv), published, margin, mean, std, n, low, high,
     p_equivalence; seen, what the numbers say: "reproduced", "within noise", "above", "below", or "undecided" with fewer
@@ -130,9 +130,9 @@ def published_numbers(entries: Entries, margin: float = MARGIN) -> pd.DataFrame:
         here = runs.assign(**{column: runs.get(column, np.nan)})
         spread = (numbers["value"].max() - numbers["value"].min()) / 2
         if metric == "accuracy":
-            within, images = margin_of(numbers["value"], numbers["images"], margin), numbers["images"]
+            within, images = margin_of(numbers["value"], numbers["images"]), numbers["images"]
         else:
-            within, images = pd.Series(min(margin, spread) if spread else margin, index=numbers.index), None
+            within, images = pd.Series(min(MARGIN, spread) if spread else MARGIN, index=numbers.index), None
         result = equivalent(by_seed(here, "label", column), numbers["value"], within, images)
         finished = here[(here["status"] == "FINISHED") & here[column].notna()]
         ids = finished.groupby("label")["run_id"].agg(tuple)

@@ -226,21 +226,17 @@ def family_alpha(cells: int, alpha: float = ALPHA) -> float:
     return float(2 * stats.norm.sf(stats.studentized_range.isf(alpha, cells, np.inf) / np.sqrt(2)))
 
 
-def seeds_for_power(
-    difference: float, std: float, alpha: float = ALPHA, power: float = POWER, cells: int = 2
-) -> int | None:
-    """The least number of seeds, at least 2, with which a t test finds a difference with this power.
+def seeds_for_power(difference: float, std: float, alpha: float = ALPHA, cells: int = 2) -> int | None:
+    """The least number of seeds, at least 2, with which a t test finds a difference with a power of POWER.
 
-    difference and std (above 0) of the differences in one unit; alpha and power in (0, 1); cells: those whose residuals
+    difference and std (above 0) of the differences in one unit; alpha in (0, 1); cells: those whose residuals
     the test knows the spread from, 2 for a paired test. None beyond MOST_SEEDS. A one-sided test at 5 % is, but for the
     wrong tail, a two-sided one at 10 %.
     """
-    return _least(lambda seeds: paired_power(difference, std, seeds, alpha, cells), power)
+    return _least(lambda seeds: paired_power(difference, std, seeds, alpha, cells))
 
 
-def seeds_for_equivalence(
-    off: float, std: float, margin: float, drawn: float = 0.0, judged: int = 1, power: float = POWER
-) -> int | None:
+def seeds_for_equivalence(off: float, std: float, margin: float, drawn: float = 0.0, judged: int = 1) -> int | None:
     """The least number of seeds with which `judge_equality` says reproduced, or above or below, with this power.
 
     off: the true deviation from the target; the rest as `judge_equality` and `seeds_for_power`. None for a deviation as
@@ -254,18 +250,18 @@ def seeds_for_equivalence(
             critical = stats.t.isf(ALPHA / judged / 2, seeds - 1) ** 2 * (1 + seeds * (drawn / std) ** 2)
             return _noncentral(critical, seeds - 1, seeds * ((abs(off) - margin) / std) ** 2)
 
-        return _least(beyond, power)
+        return _least(beyond)
 
     def both(seeds: float) -> float:
         # The two one-sided tests fail together only where the margin is far too narrow for so few seeds.
         return sum(paired_power(bound, std, seeds, 2 * ALPHA) for bound in (margin - off, margin + off)) - 1
 
-    return _least(both, power)
+    return _least(both)
 
 
-def _least(power_of: Callable[[float], float], power: float) -> int | None:
+def _least(power_of: Callable[[float], float]) -> int | None:
     def lacking(seeds: float) -> float:
-        return power_of(seeds) - power
+        return power_of(seeds) - POWER
 
     if lacking(2) >= 0:
         return 2
