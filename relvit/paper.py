@@ -4,9 +4,10 @@ Each value says where it comes from: [3.1] is a section of the paper, [code] the
 it, [9] Liu et al. (NeurIPS 2021), [ours] a choice of this project.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from relvit.cell import FIELDS
 from relvit.specs import BACKBONES, ViTSpec
 from relvit.tasks import TASKS
 
@@ -78,6 +79,13 @@ BACKBONE_NAMES = {name: spec.title for name, spec in BACKBONES.items()}
 FAMILIES = {"vit": "ViT", "swin": "Swin", "t2t": "T2T-ViT"}
 METHODS = {"supervised": "Supervised", "drloc": "L_drloc", "relvit": "RelViT"}
 
+_SHORT = {  # as Figure 2 names them
+    ("pretrain_position_embedding", True): "PE",
+    ("pretrain_position_embedding", False): "no PE",
+    ("permute_patches", True): "Perm",
+    ("permute_patches", False): "no Perm",
+}
+
 
 def dataset_name(dataset: str) -> str:
     """ "CIFAR-10" for cifar10; a user's own data set keeps its name."""
@@ -87,6 +95,27 @@ def dataset_name(dataset: str) -> str:
 def backbone_name(backbone: str) -> str:
     """ "ViT-S/4" for vit_s4; what is none of ours keeps its name."""
     return BACKBONE_NAMES.get(backbone, backbone)
+
+
+def named_value(field: str, value: Any) -> str:
+    """ "no PE", as the paper's Figure 2 has it, or "epochs=30"."""
+    return _SHORT.get((field, value), f"{field}={value}")
+
+
+def telling_fields(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As few fields as tell cells apart whose tasks are named anyhow, seeds aside. rows: by field, what is known of
+    each cell."""
+    found = {name: {row[name] for row in rows if name in row} for name in FIELDS if name not in ("tasks", "seed")}
+    chosen = [name for name, values in found.items() if len(values) > 1]
+
+    def apart(by: Sequence[str]) -> int:
+        return len({(row.get("tasks"), *(row.get(name) for name in by)) for row in rows})
+
+    wanted = apart(chosen)
+    for name in reversed(chosen):
+        fewer = [other for other in chosen if other != name]
+        chosen = fewer if apart(fewer) == wanted else chosen
+    return chosen
 
 
 def section_3_1(

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from analysis.output.typeset import Entry
 from analysis.paper import drawing
 from analysis.paper.entries import Drawing, Entries, NothingToDraw
+from analysis.paper.numbers import ids_by
 from analysis.stats.aggregates import Scores, bootstrap, interquartile_mean, probability_of_improvement
 from relvit.paper import METHODS
 
@@ -61,8 +62,8 @@ def across_datasets(entries: Entries) -> Drawing:
         f"{', '.join(f'{number} places for {METHODS[name]}' for name, number in numbers_of.items())}). "
         f"{interval} {drawing.source_sentence(finished)}"
     )
-    ids = entries.finished.assign(method=[label.rpartition(" ")[2] for label in entries.finished["label"]])
-    runs = ids.groupby("method")["run_id"].agg(lambda names: tuple(sorted(names)))
+    tested = entries.finished.assign(method=[label.rpartition(" ")[2] for label in entries.finished["label"]])
+    runs = ids_by(tested, "method")
     numbers = {
         method: {
             "interquartile_mean": _entry(values[method], runs[method]),

@@ -12,7 +12,16 @@ import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
 from analysis.paper.entries import Entries
-from analysis.paper.numbers import beside, metric_title, p_value, plus_minus, published_entry
+from analysis.paper.numbers import (
+    beside,
+    interval_text,
+    metric_title,
+    p_value,
+    plus_minus,
+    published_entry,
+    reasons_in,
+    tested_numbers,
+)
 from analysis.paper.rules import CONTRADICTED, NOT_COMPARABLE, NOTHING_TO_COMPARE, SIMILAR, compare_entries
 from analysis.paper.table1 import layout_table1
 from analysis.paper.verdicts import MARGIN, paper_against_itself, published_numbers, sentences
@@ -60,15 +69,13 @@ def differences(entries: Entries, name: str) -> Table | None:
         pair, group = (cell, baseline), group_of(cell)
         rests_on = _runs_of(ids, lambda label, pair=pair: label in pair) if pd.notna(row["difference"]) else ()
         text = DASH if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
-        keep = {key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")}
-        numbers = {"value": row["difference"], **keep} if rests_on else {}
+        numbers = tested_numbers(row["difference"], row) if rests_on else {}
         texts = [
             Entry(entries.of.label_name(cell)),
             Entry(text, numbers=numbers, runs=rests_on, bold=bool(row["p_family"] < ALPHA)),
         ]
         if several:
-            interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-            texts.append(beside(interval, rests_on))
+            texts.append(beside(interval_text(row["low"], row["high"], "+"), rests_on))
             texts += [beside(p_value(row[key]), family[group], row[key]) for key in ("p", "p_family")]
         texts += [beside(str(int(row["n"])), rests_on), beside(needed[pair], family[group])]
         rows.append(Row(cell, tuple(texts)))
@@ -126,7 +133,6 @@ def number_verdicts(entries: Entries, name: str) -> Table | None:
         if not row["n"]:
             verdict = "no result"
         rests_on = tuple(sorted(row["runs"]))
-        interval = DASH if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"
         texts = (
             Entry(entries.of.label_name(row["cell"])),
             Entry(metric_title(row["metric"])),
@@ -136,13 +142,13 @@ def number_verdicts(entries: Entries, name: str) -> Table | None:
                 numbers={"value": row["mean"], **keep} if row["n"] else {},
                 runs=rests_on,
             ),
-            beside(interval, rests_on),
+            beside(interval_text(row["low"], row["high"]), rests_on),
             beside(str(int(row["n"])), rests_on),
             beside(p_value(row["p_equivalence"]), rests_on, row["p_equivalence"]),
             beside(verdict, rests_on),
         )
         rows.append(Row(f"{row['cell']} {row['metric']}", texts))
-    reasons = list(dict.fromkeys(reason for why in judged["why"] for reason in why.split("; ") if reason))
+    reasons = reasons_in(judged["why"])
     margins = judged.drop_duplicates("metric").set_index("metric")["margin"]
     of_tasks = [f"{metric_title(name)} {margin:.3g}" for name, margin in margins.items() if name != "accuracy"]
     most = judged.loc[judged["metric"] == "accuracy", "margin"].max()
@@ -203,7 +209,7 @@ def sentence_verdicts(entries: Entries, name: str) -> Table | None:
             Entry(against if printed else "none printed", published=printed),
         )
         rows.append(Row(claim, texts, rule=bool(rows)))
-    reasons = list(dict.fromkeys(why for each in judged["not_comparable"] for why in each.split("; ") if why))
+    reasons = reasons_in(judged["not_comparable"])
     caption = (
         "Sentences of the paper, as these runs judge them, by the error model of the table itself. A sentence holds "
         "where each of its differences is significant at 5 %, and is contradicted where one of the opposite sign is at "

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from analysis.output.typeset import Entry
 from analysis.paper import drawing
 from analysis.paper.entries import Drawing, Entries, NothingToDraw
+from analysis.paper.numbers import ids_by
 from analysis.stats.blocks import cell_means
 from analysis.stats.seeds import ALPHA, compare
 
@@ -60,7 +61,7 @@ def critical_difference(entries: Entries) -> Drawing:
         "The cells by their mean accuracy, seeds as blocks; a bar joins neighbours of which no two were shown to "
         f"differ, at 5 % for all pairs together, as bold in the table. {drawing.source_sentence(finished)}"
     )
-    ids = entries.finished.groupby("label")["run_id"].agg(lambda names: tuple(sorted(names)))
+    ids = ids_by(entries.finished, "label")
     numbers = {
         cell: {"accuracy": Entry(f"{mean:.2f}", numbers={"value": mean}, runs=ids[cell])}
         for cell, mean in means.items()

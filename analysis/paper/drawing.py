@@ -21,11 +21,11 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.output.typeset import Entry
 from analysis.paper.entries import NothingToDraw
-from analysis.paper.numbers import listed, plus_minus
+from analysis.paper.numbers import ids_by, listed, plus_minus
 from analysis.runs.comparability import chosen_fields, commits
 from analysis.stats.seeds import by_seed, describe
-from relvit.cell import DRLOC, FIELDS, NONE
-from relvit.paper import backbone_name, dataset_name
+from relvit.cell import DRLOC, NONE
+from relvit.paper import backbone_name, dataset_name, named_value, telling_fields
 from relvit.tasks import TASKS
 from relvit.vocabulary import LAST_PHASE, val_accuracy
 
@@ -102,32 +102,14 @@ def kinds(runs: pd.DataFrame) -> pd.Series:
 
     The tasks come first, then as few of the fields that act in a run as tell them apart.
     """
-    acting = [chosen_fields(row) for row in runs.to_dict("records")]
     tasks = [None if pd.isna(each) else each for each in runs["tasks"]]
-    values = {name: {row[name] for row in acting if name in row} for name in FIELDS}
-    named = [name for name, found in values.items() if len(found) > 1]
-
-    def told_apart(by: list[str]) -> int:
-        return len({(each, *(row.get(name) for name in by)) for each, row in zip(tasks, acting)})
-
-    wanted = told_apart(named)
-    for name in reversed(list(named)):
-        fewer = [other for other in named if other != name]
-        named = fewer if told_apart(fewer) == wanted else named
-    labels = [", ".join([combination_name(each), *_named_values(row, named)]) for each, row in zip(tasks, acting)]
+    rows = [chosen_fields(row) | {"tasks": each} for row, each in zip(runs.to_dict("records"), tasks)]
+    told = telling_fields(rows)
+    labels = [
+        ", ".join([combination_name(row["tasks"]), *(named_value(name, row[name]) for name in told if name in row)])
+        for row in rows
+    ]
     return pd.Series(labels, index=runs.index, name="kind", dtype=object)
-
-
-_SHORT = {  # as the paper's Figure 2 names them
-    ("pretrain_position_embedding", True): "PE",
-    ("pretrain_position_embedding", False): "no PE",
-    ("permute_patches", True): "Perm",
-    ("permute_patches", False): "no Perm",
-}
-
-
-def _named_values(row: Mapping[str, Any], names: list[str]) -> list[str]:
-    return [_SHORT.get((name, row[name]), f"{name}={row[name]}") for name in names if name in row]
 
 
 def curve(metrics: pd.DataFrame, runs: pd.DataFrame, metric: str, first_step: int = 0) -> pd.DataFrame:
@@ -167,8 +149,7 @@ def curve_entry(table: pd.DataFrame) -> Entry:
 def mean_points(runs: pd.DataFrame, by: str = "tasks") -> pd.DataFrame:
     """`describe` of the test accuracy of finished runs, with the ids of those that each mean rests on."""
     table = describe(by_seed(runs, by))
-    tested = runs[runs["test_accuracy"].notna().to_numpy(dtype=bool)]
-    ids = tested.groupby(by)["run_id"].agg(lambda names: tuple(sorted(names)))
+    ids = ids_by(runs[runs["test_accuracy"].notna().to_numpy(dtype=bool)], by)
     return table.assign(runs=[ids.get(cell, ()) for cell in table.index])
 
 

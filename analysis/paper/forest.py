@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from analysis.output.typeset import Entry
 from analysis.paper import drawing
 from analysis.paper.entries import Drawing, Entries, NothingToDraw
-from analysis.paper.numbers import number_entry
+from analysis.paper.numbers import number_entry, reasons_in
 from analysis.paper.verdicts import published_numbers
 
 
@@ -50,7 +50,7 @@ def forest(entries: Entries) -> Drawing:
     bars = (
         "bars are 95 % t intervals over seeds, faint dots the seeds" if several else "one seed: there are no intervals"
     )
-    reasons = list(dict.fromkeys(reason for why in judged["why"] for reason in why.split("; ") if reason))
+    reasons = reasons_in(judged["why"])
     hollow = f" Hollow: not comparable, {'; '.join(reasons)}." if reasons else ""
     caption = (
         f"Our accuracy less the published one of {entries.of.title}; {bars}; the band is the margin of the verdicts, "

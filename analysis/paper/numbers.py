@@ -42,10 +42,14 @@ def measured(runs: pd.DataFrame, by: str, metric: str, larger: bool = True) -> p
     table["second"] = (
         is_best(rest, larger) & (printed[tied].nunique() == 1) & (tied.sum() == 1 or table["n"].max() <= 1)
     )
-    finished = runs[(runs["status"] == "FINISHED") & runs[metric].notna()].dropna(subset=[by, "seed"])
-    ids = finished.groupby(by)["run_id"].agg(lambda names: tuple(sorted(names)))
+    ids = ids_by(runs[(runs["status"] == "FINISHED") & runs[metric].notna()].dropna(subset=[by, "seed"]), by)
     table["runs"] = [ids.get(cell, ()) for cell in table.index]
     return table
+
+
+def ids_by(runs: pd.DataFrame, by: str) -> pd.Series:
+    """The ids of the runs of each cell, sorted."""
+    return runs.groupby(by)["run_id"].agg(lambda names: tuple(sorted(names)))
 
 
 def is_best(values: pd.Series, larger: bool = True) -> pd.Series:
@@ -79,7 +83,7 @@ def number_entry(
     """
     n = 0 if pd.isna(row.get("n", 0)) else int(row.get("n", 0))
     mean, std, low, high = (float(row.get(name, np.nan)) for name in ("mean", "std", "low", "high"))
-    below = [f"[{low:.2f}, {high:.2f}]"] * (interval and not np.isnan(low))
+    below = [interval_text(low, high)] * (interval and not np.isnan(low))
     below += [f"n = {n}/{of}"] * (of is not None and n < of)
     return Entry(
         text=plus_minus(mean, std),
@@ -100,6 +104,11 @@ def plus_minus(mean: float, std: float = float("nan")) -> str:
     if pd.isna(mean):
         return DASH
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def interval_text(low: float, high: float, sign: str = "", nothing: str = DASH) -> str:
+    """ "[92.10, 93.90]", or `nothing` where it is not known. sign: "+" for differences."""
+    return nothing if pd.isna(low) else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def published_entry(value: float, bold: bool = False, underline: bool = False, remark: str = "") -> Entry:
@@ -124,12 +133,23 @@ def improvement_entry(runs: pd.DataFrame, by: str, cell: str, baseline: str) -> 
     if pd.isna(row["difference"]):
         return Entry(DASH)
     used = runs[runs[by].isin([cell, baseline]) & (runs["status"] == "FINISHED")]
+    return difference_entry(row, improvement(row["difference"]), tuple(sorted(used["run_id"])))
+
+
+def difference_entry(row: Mapping[str, Any], text: str, runs: tuple[str, ...], bold: bool = False) -> Entry:
+    """A row of `compare` as an entry with its interval below."""
     return Entry(
-        improvement(row["difference"]),
-        below="" if pd.isna(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-        numbers={"value": row["difference"]} | {key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")},
-        runs=tuple(sorted(used["run_id"])),
+        text,
+        below=interval_text(row["low"], row["high"], "+", ""),
+        numbers=tested_numbers(row["difference"], row),
+        runs=runs,
+        bold=bold,
     )
+
+
+def tested_numbers(value: float, row: Mapping[str, Any]) -> dict[str, float]:
+    """A contrast's numbers, as an entry keeps them."""
+    return {"value": value, **{key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")}}
 
 
 def published_improvement(difference: float, remark: str = "") -> Entry:
@@ -143,6 +163,11 @@ def beside(text: str, runs: tuple[str, ...], value: float = np.nan) -> Entry:
     """What stands beside a number that has the footnotes."""
     numbers = {} if pd.isna(value) else {"value": value}
     return Entry(text, numbers=numbers, runs=() if text == DASH else runs, noted=False)
+
+
+def reasons_in(column: Iterable[str]) -> list[str]:
+    """Each reason once, of texts that join several by "; "."""
+    return list(dict.fromkeys(reason for text in column for reason in text.split("; ") if reason))
 
 
 def p_value(p: float) -> str:

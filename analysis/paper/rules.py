@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.paper.entries import Entries, Judge, Judgement
-from analysis.paper.numbers import counted
+from analysis.paper.numbers import counted, interval_text
 from analysis.stats.blocks import contrasts
 from analysis.stats.seeds import (
     ABOVE,
@@ -118,8 +118,7 @@ def _difference(entries: Entries, row: Any) -> str:
 
 
 def _estimate(value: float, low: float, high: float, n: int, sign: str = "+") -> str:
-    interval = "" if np.isnan(low) else f" [{low:{sign}.2f}, {high:{sign}.2f}]"
-    return f"{value:{sign}.2f}{interval} (n = {n})"
+    return " ".join(filter(None, [f"{value:{sign}.2f}", interval_text(low, high, sign, ""), f"(n = {n})"]))
 
 
 def _note(comparisons: pd.DataFrame, printed: bool, margin: float | None = None) -> str:

@@ -19,6 +19,7 @@ from analysis.paper.numbers import (
     OURS,
     PAPER,
     how_to_read,
+    interval_text,
     is_best,
     measured,
     number_entry,
@@ -71,7 +72,7 @@ def layout_table4(entries: Entries, name: str) -> Table:
             group.append(entry)
         accuracy = ours["accuracy"][tasks]
         rests_on = mine[-1].runs
-        interval = DASH if np.isnan(accuracy["low"]) else f"[{accuracy['low']:.2f}, {accuracy['high']:.2f}]"
+        interval = interval_text(accuracy["low"], accuracy["high"])
         beside = [Entry(interval, runs=rests_on if interval != DASH else ())] * several
         beside.append(Entry(f"{len(rests_on)}/{len(seeds)}", runs=rests_on))
         plain = [replace(entry, underline=False) for entry in mine]

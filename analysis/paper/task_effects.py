@@ -5,7 +5,7 @@ import pandas as pd
 
 from analysis.output.typeset import DASH, Column, Entry, Row, Table
 from analysis.paper.entries import Entries
-from analysis.paper.numbers import beside, p_value
+from analysis.paper.numbers import beside, interval_text, p_value, tested_numbers
 from analysis.runs.splits import split_of
 from analysis.stats import effects
 from analysis.stats.seeds import ALPHA
@@ -38,7 +38,7 @@ def task_effects(entries: Entries, name: str, tasks: tuple[str, ...] = PAPER_TAS
         for number, (effect, row) in enumerate(part.iterrows()):
             rests_on = everything if kind != "added" else effects.behind(runs, effects.with_and_without(effect, tasks))
             text = DASH if np.isnan(row["mean"]) else f"{row['mean']:+.2f}"
-            numbers = {"value": row["mean"], **{key: row[key] for key in ("std", "n", "low", "high", "p", "p_family")}}
+            numbers = tested_numbers(row["mean"], row)
             bold = bool(row["p_family"] < ALPHA)
             texts = [
                 Entry("" if number else heading),
@@ -46,8 +46,8 @@ def task_effects(entries: Entries, name: str, tasks: tuple[str, ...] = PAPER_TAS
                 Entry(text, numbers=numbers if row["n"] else {}, runs=rests_on if row["n"] else (), bold=bold),
             ]
             if several:
-                interval = DASH if np.isnan(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-                texts += [beside(interval, rests_on), beside(p_value(row["p_family"]), rests_on, row["p_family"])]
+                texts.append(beside(interval_text(row["low"], row["high"], "+"), rests_on))
+                texts.append(beside(p_value(row["p_family"]), rests_on, row["p_family"]))
             texts.append(beside(str(int(row["n"])), rests_on))
             texts.append(beside(_share(row), rests_on, row["share"]) if kind == "shapley" else Entry())
             rows.append(Row(f"{kind}-{effect}", tuple(texts), rule=number == 0))

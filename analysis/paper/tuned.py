@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.output.typeset import DASH, UP, Column, Entry, Row, Table
 from analysis.paper.entries import footnoted
-from analysis.paper.numbers import how_to_read, measured, number_entry
+from analysis.paper.numbers import difference_entry, how_to_read, measured, number_entry
 from analysis.runs.comparability import deviations
 from analysis.stats.seeds import ALPHA, by_seed, compare
 from relvit.cell import FIELDS
@@ -135,13 +135,4 @@ def _differences(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def _difference(row: Mapping[str, float], runs: tuple[str, ...]) -> Entry:
     if not row["n"]:
         return Entry(DASH)
-    return Entry(
-        f"{row['difference']:+.2f}",
-        below="" if pd.isna(row["low"]) else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-        numbers={
-            "value": row["difference"],
-            **{name: row[name] for name in ("std", "n", "low", "high", "p", "p_family")},
-        },
-        runs=runs,
-        bold=bool(row["p_family"] < ALPHA),
-    )
+    return difference_entry(row, f"{row['difference']:+.2f}", runs, bool(row["p_family"] < ALPHA))

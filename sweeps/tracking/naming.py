@@ -6,20 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 from relvit.cell import FIELDS, NONE, Cell
+from relvit.paper import named_value, telling_fields
 from relvit.secrets import redacted
 from sweeps.account.work import WorkItem
 
 VISIBLE = 20  # characters of a name that MLflow's list of runs shows
 _MOST_ORDERED = 4  # parts whose every order is tried
-_SHORT = {  # as the paper's Figure 2 names them
-    ("pretrain_position_embedding", True): "PE",
-    ("pretrain_position_embedding", False): "no PE",
-    ("permute_patches", True): "Perm",
-    ("permute_patches", False): "no Perm",
-}
 
 
 def name_alone(cell: Cell) -> str:
@@ -31,7 +25,7 @@ def named(items: Sequence[WorkItem]) -> list[WorkItem]:
     """The items of a plan with name and note: "sprel+abspos · seed 0". Tasks and seed are always named, other fields
     where they differ; in an order, if there is one, in which the first 20 characters tell the cells of a seed apart."""
     cells = [item.cell for item in items]
-    fields = _telling(cells)
+    fields = ["tasks", *telling_fields([{name: getattr(cell, name) for name in FIELDS} for cell in cells])]
     orders = list(permutations(fields)) if len(fields) <= _MOST_ORDERED else [tuple(fields)]
     best = max(orders, key=lambda order: len({_name(cell, order)[:VISIBLE] for cell in cells}))
     command = repeat_command()
@@ -43,28 +37,12 @@ def named(items: Sequence[WorkItem]) -> list[WorkItem]:
     return result
 
 
-def _telling(cells: Iterable[Cell]) -> list[str]:
-    """Tasks, and as few of the other fields as tell apart all cells of a seed."""
-    rows = [{name: getattr(cell, name) for name in FIELDS} for cell in cells]
-    values: dict[str, set[Any]] = {name: {row[name] for row in rows} for name in FIELDS if name != "seed"}
-    chosen = ["tasks", *(name for name, found in values.items() if len(found) > 1 and name != "tasks")]
-
-    def apart(by: Sequence[str]) -> int:
-        return len({tuple(row[name] for name in by) for row in rows})
-
-    wanted = apart(chosen)
-    for name in reversed(chosen[1:]):
-        fewer = [other for other in chosen if other != name]
-        chosen = fewer if apart(fewer) == wanted else chosen
-    return chosen
-
-
 def _name(cell: Cell, order: Iterable[str]) -> str:
     parts = []
     for field in order:
         value = getattr(cell, field)
         plain = field in ("tasks", "dataset", "backbone", "protocol")
-        parts.append(_SHORT.get((field, value), str(value) if plain else f"{field}={value}"))
+        parts.append(value if plain else named_value(field, value))
     return " · ".join([*parts, f"seed {cell.seed}"])
 
 
