@@ -29,7 +29,7 @@ CACHE, CACHE_VERSION = ".relvit-cache", 3
 _SMALL_VERSION = 4  # of a cache that holds small images at their own size, which earlier programs do not enlarge
 # Bytes from which a preparation says beforehand what it will take, and keeps images at their own size where that is one
 # size and smaller.
-_LARGE = 1e9
+LARGE = 1e9
 CONSTANT = (1.0, 1.0, 1.0)  # the deviation that channels without any are given; no other can be as large
 
 
@@ -260,7 +260,7 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
         sizes = image_sizes(parts)
         aspects, size = (sizes[:, 0] / sizes[:, 1]).astype(np.float32), int(min(LARGEST * size, sizes.max()))
     side = size  # at which images are used; that at which they are kept may be smaller
-    if not whole and sum(map(len, parts)) * size * size * 3 >= _LARGE:
+    if not whole and sum(map(len, parts)) * size * size * 3 >= LARGE:
         size = _own_size(parts, size)
     labels = np.array([label for _, split_labels in source.splits.values() for label in split_labels], dtype=np.int64)
     # Not tempfile's, which nobody else may read: a data folder may be a lab's. Named by what is decoded, so that what a
@@ -274,7 +274,7 @@ def _write_cache(source: Source, folder: Path, size: int, whole: bool) -> dict[s
         scratch.mkdir(exist_ok=True)
         shape = (len(labels), size, size, 3)
         done, largest = _decoded_before(scratch, shape)
-        if math.prod(shape) >= _LARGE:
+        if math.prod(shape) >= LARGE:
             before = f", {done:,} of them before" if done else ""
             taken = f"{math.prod(shape) / 1e9:.1f} GB in {folder.parent}"
             logger.warning(f"{folder.name}: {len(labels):,} images are decoded to {taken}{before}")

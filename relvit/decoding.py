@@ -30,7 +30,7 @@ from relvit.sources import Image as SourceImage
 
 BLOCK = 1024  # images after which an interrupted preparation goes on; of Parquet, three of them are in memory at once
 _PIECE = 64  # images that a worker is given at once
-_PROCESSES_FROM = 4096  # images from which starting processes, half a second, pays
+PROCESSES_FROM = 4096  # images from which starting processes, half a second, pays
 _AHEAD = 2  # blocks that are decoded while one is summed up
 
 
@@ -139,7 +139,7 @@ def decode_all(
             if not problems:
                 record(count, largest)
 
-        where = (Path(str(array.filename)), array.offset) if len(array) >= _PROCESSES_FROM else array
+        where = (Path(str(array.filename)), array.offset) if len(array) >= PROCESSES_FROM else array
         start = done
         while block := list(itertools.islice(images, BLOCK)):
             pieces = range(0, len(block), _PIECE)
@@ -205,10 +205,10 @@ def _decoders(images: int) -> Iterator[Callable[..., Future]]:
     own = threading.local()  # each thread has a worker of its own
 
     def call(function: Callable, *arguments: Any) -> Any:
-        if images < _PROCESSES_FROM:
+        if images < PROCESSES_FROM:
             return function(*arguments)
         if not hasattr(own, "worker"):
-            own.worker = _start_worker()
+            own.worker = start_worker()
             workers.append(own.worker)
         try:
             pickle.dump((function, arguments), own.worker.stdin, pickle.HIGHEST_PROTOCOL)
@@ -234,7 +234,7 @@ def _decoders(images: int) -> Iterator[Callable[..., Future]]:
         pool.shutdown()
 
 
-def _start_worker() -> subprocess.Popen:
+def start_worker() -> subprocess.Popen:
     package = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-c", "from relvit.decoding import work; work()"]

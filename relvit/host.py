@@ -10,7 +10,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-_LONGEST_FOLDER = 21  # bytes: Ray's sockets lie 86 below, and a socket's path may have 107
+LONGEST_FOLDER = 21  # bytes: Ray's sockets lie 86 below, and a socket's path may have 107
 _THRESHOLDS = gc.get_threshold()
 _CREDENTIALS = (".ray", ".mlflow", ".aws", ".pgpass")  # what a home that is read-only may still hold
 
@@ -46,7 +46,7 @@ def private_folder() -> Path:
     Raises OSError where none can be made.
     """
     base = Path(tempfile.gettempdir())
-    if len(os.fsencode(base)) > _LONGEST_FOLDER and os.access("/tmp", os.W_OK):
+    if len(os.fsencode(base)) > LONGEST_FOLDER and os.access("/tmp", os.W_OK):
         base = Path("/tmp")
     folder = base / f"relvit-{os.getuid()}"
     try:

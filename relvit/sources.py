@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SILENCE = 60.0  # seconds without a byte after which a download has failed
+SILENCE = 60.0  # seconds without a byte after which a download has failed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # What systems leave among folders; hidden ones aside, which are no classes either.
@@ -238,9 +238,9 @@ def _download(name: str, row: DatasetRow, root: Path) -> None:
 
 @contextmanager
 def _silence_ends() -> Iterator[None]:
-    """A connection that is opened in the block and says nothing for `_SILENCE` seconds ends in a TimeoutError."""
+    """A connection that is opened in the block and says nothing for `SILENCE` seconds ends in a TimeoutError."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE)
+    socket.setdefaulttimeout(SILENCE)
     try:
         yield
     finally:

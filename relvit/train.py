@@ -523,16 +523,20 @@ class _Run:
                 )
         return means
 
+    def _plain_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split without augmentation, for the model in evaluation: normalised images [b, 3, H, W] and labels [b]."""
+        self.model.eval()
+        draws = torch.Generator(self.device).manual_seed(self.cell.seed)
+        for images, labels, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
+            batch, height, width, _ = images.shape
+            yield self.plain.apply_draws(images, self.plain.draw(batch, height, width, draws, aspects)), labels
+
     @torch.no_grad()
     def _features(self, split: Split) -> tuple[dict[str, Tensor], Tensor]:
         """The pooled embedding and the mean of the patch tokens, [n, D] each, of a split without augmentation."""
-        self.model.eval()
-        draws = torch.Generator(self.device).manual_seed(self.cell.seed)
         parts: dict[str, list[Tensor]] = {"pooled": [], "patches": []}
         labels = []
-        for images, classes, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
-            batch, height, width, _ = images.shape
-            plain = self.plain.apply_draws(images, self.plain.draw(batch, height, width, draws, aspects))
+        for plain, classes in self._plain_batches(split):
             with autocast(torch.device(self.device).type, self.cell.precision):
                 features = self.model.backbone(plain)
             parts["pooled"].append(features.pooled.float())
@@ -543,12 +547,8 @@ class _Run:
     @torch.no_grad()
     def _answers(self, split: Split) -> tuple[Tensor, Tensor]:
         """The classifier's logits [n, K] on a split without augmentation, and the labels [n]."""
-        self.model.eval()
-        draws = torch.Generator(self.device).manual_seed(self.cell.seed)
         logits, labels = [], []
-        for images, classes, aspects in self.batches.of(split, torch.arange(len(split)), self.cell.batch_size):
-            drawn = self.plain.draw(images.shape[0], images.shape[1], images.shape[2], draws, aspects)
-            plain = self.plain.apply_draws(images, drawn)
+        for plain, classes in self._plain_batches(split):
             with autocast(torch.device(self.device).type, self.cell.precision):
                 logits.append(self.model(plain)[CLASSIFICATION].float())
             labels.append(classes)

@@ -164,7 +164,7 @@ def picture(client: MlflowClient, run: Run, account: Account, data_root: Path, i
 def _attention(cell: Cell, backbone: Backbone, data_root: Path, count: int) -> Figure:
     if cell.tasks != NONE and cell.protocol in ("pretrain", "pretrain_probe"):
         raise NoPicture("pre-training on tasks alone gives the class token no loss, so its attention means nothing")
-    dataset, pixels, labels = _test_images(cell.dataset, data_root, cell.last_image_size, count)
+    dataset, pixels, labels = first_test_images(cell.dataset, data_root, cell.last_image_size, count)
     plain = Augmentation(patch_size=cell.patch_size, mean=dataset.mean, std=dataset.std)
     inputs, _ = plain(torch.from_numpy(pixels), torch.Generator())
     return draw_attention(pixels, [dataset.classes[label] for label in labels], attention(backbone, inputs))
@@ -177,7 +177,7 @@ def _evaluation(folder: Location) -> dict[str, Any]:
 
 
 @cache
-def _test_images(name: str, data_root: Path, image_size: int, count: int) -> tuple[data.Dataset, Any, Any]:
+def first_test_images(name: str, data_root: Path, image_size: int, count: int) -> tuple[data.Dataset, Any, Any]:
     """The first test image of each of the first `count` classes: the same for every run, and no one's choice."""
     dataset = data.load(name, data_root, image_size)
     _, first = np.unique(dataset.test.labels, return_index=True)

@@ -199,7 +199,7 @@ def test_while_the_storage_is_away_the_queue_waits_and_loses_nothing(tmp_path, m
     assert cells.ask() is None
     assert cells.ask() is None
     assert len(asked) == 1  # the storage is not asked at each look
-    now[0] += module._PAUSE
+    now[0] += module.PAUSE
     assert [cells.ask() for _ in range(2)] == ["a", "b"]
 
 

@@ -121,7 +121,7 @@ def test_the_start_says_which_code_it_is_and_what_is_open_to_others(tmp_path, mo
     token.write_text("secret")
     token.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    monkeypatch.setattr("sweeps.cluster.machine._may_enter", lambda folder: True)
+    monkeypatch.setattr("sweeps.cluster.machine.may_enter", lambda folder: True)
     monkeypatch.setattr("sweeps.cli.console.keep_private", lambda shared: None)  # the umask is this process's
     begin(
         Places(tmp_path / "results", tmp_path / "data", "http://127.0.0.1:5000", "relvit", "local"), Console(width=500)

@@ -710,7 +710,7 @@ def test_many_images_are_decoded_by_processes_to_what_threads_make_of_them(tmp_p
     threads = data.prepare("many", tmp_path, 8)
     (cache,) = (tmp_path / ".relvit-cache").glob("many-8")
     cache.rename(tmp_path / "by-threads")
-    monkeypatch.setattr(decoding, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(decoding, "PROCESSES_FROM", 1)
     processes = data.prepare("many", tmp_path, 8)
     assert (processes.fingerprint, processes.mean, processes.std) == (threads.fingerprint, threads.mean, threads.std)
     assert np.array_equal(processes.train.images, threads.train.images)
@@ -724,10 +724,10 @@ def test_a_process_that_dies_as_it_decodes_is_said_and_what_was_decoded_stays(tm
     made_folder(tmp_path)
     monkeypatch.setattr(decoding, "BLOCK", 16)
     interrupted(monkeypatch, tmp_path, after=40)
-    monkeypatch.setattr(decoding, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(decoding, "PROCESSES_FROM", 1)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     ends = lambda: subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(7)"], **pipes)  # noqa: E731
-    monkeypatch.setattr(decoding, "_start_worker", ends)
+    monkeypatch.setattr(decoding, "start_worker", ends)
     with pytest.raises(DataError, match="ended with status 7.*run the same command again"):
         data.prepare("many", tmp_path, 8)
     monkeypatch.undo()
@@ -737,7 +737,7 @@ def test_a_process_that_dies_as_it_decodes_is_said_and_what_was_decoded_stays(tm
 
 def test_what_a_large_preparation_takes_is_said_beforehand(tmp_path, monkeypatch, caplog):
     made_folder(tmp_path)
-    monkeypatch.setattr(data, "_LARGE", 60 * 8 * 8 * 3)
+    monkeypatch.setattr(data, "LARGE", 60 * 8 * 8 * 3)
     data.prepare("many", tmp_path, 8)
     assert f"many-8: 60 images are decoded to 0.0 GB in {tmp_path / '.relvit-cache'}" in caplog.text
 
@@ -761,7 +761,7 @@ def small_images(tmp_path):
 def test_small_images_of_a_large_data_set_are_kept_small_and_read_as_they_were(small_images, monkeypatch):
     large = data.prepare("pets", small_images, 30)
     shutil.rmtree(small_images / ".relvit-cache")
-    monkeypatch.setattr(data, "_LARGE", 48 * 30 * 30 * 3)
+    monkeypatch.setattr(data, "LARGE", 48 * 30 * 30 * 3)
     small = data.prepare("pets", small_images, 30)
     assert (large.train.images.shape, small.train.images.shape) == ((48, 30, 30, 3), (48, 12, 12, 3))
     assert (small.image_size, small.mean, small.std) == (large.image_size, large.mean, large.std)
@@ -775,17 +775,17 @@ def test_small_images_of_a_large_data_set_are_kept_small_and_read_as_they_were(s
 
 def test_images_of_several_sizes_are_kept_at_the_size_that_is_asked_for(small_images, monkeypatch):
     Image.new("RGB", (12, 14), "red").save(small_images / "pets/train/cat/other.png")
-    monkeypatch.setattr(data, "_LARGE", 1)
+    monkeypatch.setattr(data, "LARGE", 1)
     assert data.prepare("pets", small_images, 30).train.images.shape == (49, 30, 30, 3)
 
 
 def test_images_that_are_larger_than_what_is_asked_for_are_kept_at_that(small_images, monkeypatch):
-    monkeypatch.setattr(data, "_LARGE", 1)
+    monkeypatch.setattr(data, "LARGE", 1)
     assert data.prepare("pets", small_images, 6).train.images.shape == (48, 6, 6, 3)
 
 
 def test_all_broken_files_of_a_large_data_set_are_named(small_images, monkeypatch):
-    monkeypatch.setattr(data, "_LARGE", 1)
+    monkeypatch.setattr(data, "LARGE", 1)
     for number in (3, 5):
         (small_images / f"pets/train/dog/{number}.png").write_bytes(b"no image")
     with pytest.raises(DataError) as refused:

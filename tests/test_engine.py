@@ -170,7 +170,7 @@ def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_sa
     def away(cell):
         raise OSError("AWS Error NETWORK_CONNECTION during ListObjectsV2 operation")
 
-    monkeypatch.setattr(queue, "_PAUSE", 0.0)
+    monkeypatch.setattr(queue, "PAUSE", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(sweep.account, "is_published", away)
         sweep.fail(trial, STORAGE, "OSError: AWS Error NETWORK_CONNECTION")
@@ -180,7 +180,7 @@ def test_a_cell_that_failed_while_the_storage_is_away_is_put_in_again_all_the_sa
 
 def test_what_the_storage_does_not_take_waits_until_it_does(tmp_path, monkeypatch):
     (cell,) = planned(tmp_path, "sprel")
-    monkeypatch.setattr("sweeps.tracking.outbox._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sweeps.tracking.outbox.FIRST_PAUSE", 0.01)
     sweep = driving(tmp_path, [cell])
     mark, full = sweep.account.mark, [True]
 

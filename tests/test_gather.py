@@ -290,12 +290,12 @@ def test_of_two_runs_of_one_cell_the_finished_one_counts(uri, tmp_path):
 
 
 def test_files_are_closed_when_they_are_full_and_small_ones_are_joined(uri, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_FILE_POINTS", 4)
-    monkeypatch.setattr(module, "_BATCH", 1)
+    monkeypatch.setattr(module, "FILE_POINTS", 4)
+    monkeypatch.setattr(module, "BATCH", 1)
     gather(uri, "relvit", tmp_path)
     sizes = [len(pd.read_parquet(path)) for path in sorted(tmp_path.glob("metrics.parquet/*/*"))]
     assert sizes == [7, 4]  # a run of seven points fills one; two of two fill the next
-    monkeypatch.setattr(module, "_FILE_POINTS", 100)
+    monkeypatch.setattr(module, "FILE_POINTS", 100)
     tracker(uri).rebuild(cells()[3], [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}], TABLE4)
     gather(uri, "relvit", tmp_path)
     assert len(list(tmp_path.glob("metrics.parquet/*/*"))) == 1

@@ -147,7 +147,7 @@ def suspended(monkeypatch):
             return time.monotonic() + self.ahead
 
     clock = Clock()
-    monkeypatch.setattr(leases, "_now", clock)
+    monkeypatch.setattr(leases, "now", clock)
     monkeypatch.setattr(leases, "HEARTBEAT_INTERVAL", 0.5)
     monkeypatch.setattr(leases, "LEASE_TIMEOUT", 60)
     return lambda: setattr(clock, "ahead", clock.ahead + 61)
@@ -188,7 +188,7 @@ def test_while_the_storage_is_away_nobody_is_called_dead_and_writes_wait(tmp_pat
 
     with hold(tmp_path, ["a"], nothing) as mine:
         with monkeypatch.context() as broken:
-            broken.setattr(leases, "_write", away)
+            broken.setattr(leases, "write_atomic", away)
             suspended()
             assert not mine.is_lost
             with pytest.raises(OSError, match="no heartbeat of this driver for 60 s"):

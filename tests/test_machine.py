@@ -41,7 +41,7 @@ def test_a_batch_systems_share_counts_too(monkeypatch):
 
 def test_the_folder_for_sockets_is_this_users_alone_and_the_same_again(tmp_path, monkeypatch):
     monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(host, "_LONGEST_FOLDER", 1000)
+    monkeypatch.setattr(host, "LONGEST_FOLDER", 1000)
     folder = host.private_folder()
     assert folder == tmp_path / f"relvit-{os.getuid()}"
     assert mode(folder) == 0o700
@@ -52,7 +52,7 @@ def test_the_folder_for_sockets_is_this_users_alone_and_the_same_again(tmp_path,
 
 def test_a_link_that_somebody_put_in_its_place_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(host, "_LONGEST_FOLDER", 1000)
+    monkeypatch.setattr(host, "LONGEST_FOLDER", 1000)
     (tmp_path / "elsewhere").mkdir(mode=0o777)
     (tmp_path / f"relvit-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     folder = host.private_folder()
@@ -110,7 +110,7 @@ def test_what_others_can_read_or_change_is_said_with_what_closes_it(tmp_path):
 
 
 def test_an_open_door_is_an_open_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "_may_enter", lambda folder: True)
+    monkeypatch.setattr(machine, "may_enter", lambda folder: True)
     token = tmp_path / "token"
     token.write_text("secret")
     token.chmod(0o644)

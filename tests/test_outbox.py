@@ -11,8 +11,8 @@ from sweeps.tracking.outbox import Outbox
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(outbox, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(outbox, "_LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(outbox, "LONGEST_PAUSE", 0.02)
 
 
 class Server:

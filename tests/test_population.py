@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from ray import tune
 
 from relvit.cell import parse_schedule
+from sweeps.search.optuna_study import DurableStudy
 from sweeps.search.population import PopulationSearch, boundaries, explore, replaced, select
 from sweeps.search.report import comparable, write_report
 from sweeps.search.search import Budget, Method, forked_epochs, is_fork, method_problems
@@ -174,7 +175,8 @@ def test_a_selection_that_was_interrupted_half_way_is_finished(tmp_path, monkeyp
     whole = opened(tmp_path, "whole")
     run(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(PopulationSearch, "_end_replaced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        # The first outcome that is entered is that of a member which was replaced; its fork is entered before.
+        patch.setattr(DurableStudy, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(opened(tmp_path, "parts"))
     parts = opened(tmp_path, "parts")

@@ -121,7 +121,7 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_node_sees_what_was_written_and_says_what_it_does_not_see(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.cluster.nodes._VISIBLE_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.cluster.nodes.VISIBLE_SECONDS", 0.1)
     examine(str(tmp_path), str(tmp_path), [], ".proof", "a")
     assert not_visible(str(tmp_path), ".proof", ["a"]) == []
     assert not_visible(str(tmp_path), ".proof", ["a", "b"]) == ["b"]
@@ -135,7 +135,7 @@ def test_a_file_that_a_network_file_system_shows_late_is_waited_for(tmp_path):
 
 
 def test_the_proof_works_in_an_object_store_and_says_what_a_store_refuses(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.cluster.nodes._VISIBLE_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.cluster.nodes.VISIBLE_SECONDS", 0.1)
     place, _, options = bucket.partition("?")
     storage = f"{place}/preflight/results?{options}"
     report = examine(storage, str(tmp_path), [], ".proof", "10.0.0.7 (0123abcd)")
@@ -217,8 +217,8 @@ def test_a_trial_that_was_given_a_gpu_which_torch_cannot_use_fails_as_a_lost_nod
 @pytest.fixture
 def late(monkeypatch):
     """A process that has examined nothing yet, and has little patience."""
-    monkeypatch.setattr(preflight, "_LATE_SECONDS", 0.1)
-    monkeypatch.setattr(preflight, "_verified", set())
+    monkeypatch.setattr(preflight, "LATE_SECONDS", 0.1)
+    monkeypatch.setattr(preflight, "examined", set())
 
 
 def looked_again(monkeypatch) -> list[str]:
@@ -269,7 +269,7 @@ def test_a_full_storage_is_told_as_one_which_is_waited_for(tmp_path, late, monke
 
 
 def test_what_mends_itself_soon_is_waited_for(tmp_path, late, monkeypatch):
-    monkeypatch.setattr(preflight, "_LATE_SECONDS", 30)
+    monkeypatch.setattr(preflight, "LATE_SECONDS", 30)
     writer = threading.Timer(0.3, write_lease, (tmp_path, this_driver()["process"]))
     writer.start()
     verify_node(str(tmp_path), this_driver(), "10.0.0.9")
@@ -379,8 +379,8 @@ def test_a_tracking_server_that_is_not_there_is_named(scheme):
 
 def test_a_tracking_server_that_accepts_and_stays_silent_is_named_in_time_for_all_else_to_be_looked_at(monkeypatch):
     # Half a minute is what a wrong request may take, imports included.
-    assert reachable._CONNECT_SECONDS + reachable._ANSWER_SECONDS < 25
-    monkeypatch.setattr(reachable, "_ANSWER_SECONDS", 0.2)
+    assert reachable.CONNECT_SECONDS + reachable.ANSWER_SECONDS < 25
+    monkeypatch.setattr(reachable, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         (problem,) = tracking_problems(f"http://{address}")

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy.exc
 from helpers.driving import Driving
 from helpers.searches import FEW, base, opened, row, run
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -24,7 +25,7 @@ def without_ray(monkeypatch):
     """Four trials fit; a full storage is tried again at once."""
     monkeypatch.setattr("sweeps.driver.queue.slots", lambda setting: 4)
     monkeypatch.setattr("sweeps.driver.reporter.pause", lambda failure, times: 0.0)
-    monkeypatch.setattr("sweeps.tracking.outbox._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sweeps.tracking.outbox.FIRST_PAUSE", 0.01)
 
 
 def driving(folder, *searches, **options) -> Driving:
@@ -164,10 +165,7 @@ def test_a_storage_that_is_full_for_a_while_loses_neither_trials_nor_decisions(t
     monkeypatch.setattr(driver.account, "mark", failing(driver.account.mark, no_room))
     monkeypatch.setattr(driver.account, "keep_history", failing(driver.account.keep_history, no_room))
     locked = sqlalchemy.exc.OperationalError("INSERT", {}, Exception("database or disk is full"))
-    storage = "sweeps.search.optuna_study._Database"
-    from sweeps.search.optuna_study import _Database
-
-    monkeypatch.setattr(f"{storage}.create_new_trial", failing(_Database.create_new_trial, locked))
+    monkeypatch.setattr(RDBStorage, "create_new_trial", failing(RDBStorage.create_new_trial, locked))
     trial = driver.start()
     driver.fail(trial, STORAGE, "OSError: [Errno 28] No space left on device")
     trial = driver.start()
@@ -212,7 +210,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(tmp_path):
 def test_while_the_storage_is_away_the_search_waits_and_draws_nothing_twice(tmp_path, monkeypatch):
     search = opened(tmp_path, trials=1)
     driver = driving(tmp_path, search)
-    monkeypatch.setattr("sweeps.driver.queue._PAUSE", 0.0)
+    monkeypatch.setattr("sweeps.driver.queue.PAUSE", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(driver.account, "status", lambda cell: (_ for _ in ()).throw(OSError("away")))
         assert driver.start() is None

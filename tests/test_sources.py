@@ -810,7 +810,7 @@ def test_long_lists_of_names_are_shortened():
 
 def test_a_download_is_said_and_one_that_stalls_ends_in_an_error_that_names_it(tmp_path, monkeypatch, caplog):
     monkeypatch.undo()  # the server is this test's own
-    monkeypatch.setattr(sources, "_SILENCE", 0.2)
+    monkeypatch.setattr(sources, "SILENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/images.mat"
         row = dataclasses.replace(DATASETS["svhn"], archives=(Archive(url, "0" * 32),))

@@ -393,6 +393,21 @@ def test_a_job_has_time_to_close_its_runs_when_it_is_stopped(tmp_path):
     assert int(cluster.job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
+@pytest.mark.parametrize("package", ["sweeps", "analysis", "sweeps.tracking.reachable", "sweeps.pictures"])
+def test_mlflow_is_told_to_report_nothing_before_it_is_imported(package):
+    script = (
+        "import importlib.abc, os, sys\n"
+        "class Watch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'mlflow':\n"
+        "            sys.exit(os.environ.get('MLFLOW_DISABLE_TELEMETRY') != 'true')\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"import {package}, mlflow\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_DISABLE_TELEMETRY"}
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment).returncode == 0
+
+
 @pytest.mark.parametrize("package", ["sweeps", "analysis"])
 def test_loopback_is_not_reached_through_a_proxy(package):
     script = f"import {package}; from requests.utils import should_bypass_proxies as by; "

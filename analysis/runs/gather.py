@@ -56,8 +56,8 @@ _DTYPES = {
 # Changed whenever the files change their meaning: those of another version are made anew.
 _VERSION = "2"
 _TABLES = ("runs", "metrics")
-_FILE_POINTS = 1_000_000  # a file of metrics is closed at this many rows, some 10 MB; 36 MB while in memory
-_BATCH = 250  # runs whose histories are read between two steps of the progress bar
+FILE_POINTS = 1_000_000  # a file of metrics is closed at this many rows, some 10 MB; 36 MB while in memory
+BATCH = 250  # runs whose histories are read between two steps of the progress bar
 _GIVE_UP = 5  # batches in a row that could not be read
 _SILENCE = 15  # seconds between two lines of progress where there is no terminal
 
@@ -340,8 +340,8 @@ class _Histories:
             ThreadPoolExecutor(self._store.requests) as pool,
             _progress(console, len(stale)) as advance,
         ):
-            for start in range(0, len(stale), _BATCH):
-                batch = stale[start : start + _BATCH]
+            for start in range(0, len(stale), BATCH):
+                batch = stale[start : start + BATCH]
                 if failures < _GIVE_UP:
                     read = self._read(batch, pool)
                     failures = 0 if read else failures + 1
@@ -414,7 +414,7 @@ class _Histories:
                 continue
             path, partition = self._before.folder / "metrics.parquet" / file, file.partition("/")[0]
             at_home = all(self._partition(run_id) == partition for run_id in kept)
-            is_small = pq.read_metadata(path).num_rows < _FILE_POINTS // 2
+            is_small = pq.read_metadata(path).num_rows < FILE_POINTS // 2
             if len(kept) == len(run_ids) and at_home and not (is_small and self._waiting.get(partition)):
                 target = self._folder / file
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -432,7 +432,7 @@ class _Histories:
         self._waiting[partition].append(rows)
         sizes = {each: sum(map(len, tables)) for each, tables in self._waiting.items()}
         largest = max(sizes, key=sizes.get)
-        if sizes[largest] >= _FILE_POINTS or sum(sizes.values()) >= 4 * _FILE_POINTS:  # memory, if studies are many
+        if sizes[largest] >= FILE_POINTS or sum(sizes.values()) >= 4 * FILE_POINTS:  # memory, if studies are many
             self._flush(largest)
 
     def _flush(self, partition: str) -> None:

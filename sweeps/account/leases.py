@@ -61,7 +61,7 @@ class Hold:
         self.others: dict[str, str] = {}
         self.replaced: list[str] = []
         self._lost = self._in_doubt = False
-        self._confirmed: float | None = None  # by `_now`, when the last heartbeat was begun that was written
+        self._confirmed: float | None = None  # by `now`, when the last heartbeat was begun that was written
         self._writing = threading.Lock()
         self._told = threading.Condition()
         self._done = threading.Event()
@@ -125,7 +125,7 @@ class Hold:
         with self._writing:
             if self._lost:
                 return False
-            begun = _now()
+            begun = now()
             was_stale = self._is_stale()
             lost = self._is_replaced()
             if not lost:
@@ -135,7 +135,7 @@ class Hold:
                     time.sleep(2 * _poll())
                     lost = self._is_replaced()
                 # Suspended meanwhile, this process may have written again what another had removed.
-                lost = lost or _now() - begun > LEASE_TIMEOUT
+                lost = lost or now() - begun > LEASE_TIMEOUT
             with self._told:
                 self._lost, self._in_doubt = lost, False
                 self._confirmed = begun
@@ -149,7 +149,7 @@ class Hold:
         return self._confirmed is not None and _is_replaced(self._folder, self._lease.name)
 
     def _is_stale(self) -> bool:
-        return self._confirmed is not None and _now() - self._confirmed > LEASE_TIMEOUT
+        return self._confirmed is not None and now() - self._confirmed > LEASE_TIMEOUT
 
     def _live(self) -> None:
         while not self._done.wait(HEARTBEAT_INTERVAL):
@@ -314,7 +314,7 @@ def _is_over(lease: Lease) -> bool:
     return _same_machine(lease) and not _runs_here(lease)
 
 
-def _now() -> float:
+def now() -> float:
     """Seconds by this machine's own clock, which also runs while the machine sleeps and which nobody sets."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 

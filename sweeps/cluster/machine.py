@@ -35,11 +35,11 @@ def open_to_others(files: Iterable[Path]) -> list[str]:
             continue
         reading, writing = stat.S_IRGRP | stat.S_IROTH, stat.S_IWGRP | stat.S_IWOTH
         is_open = mode & (writing if path.is_dir() else reading | writing)
-        if is_open and all(_may_enter(parent) for parent in path.resolve().parents):
+        if is_open and all(may_enter(parent) for parent in path.resolve().parents):
             how = "can be changed" if mode & writing else "can be read"
             found.append(f"{path} {how} by others: chmod go-rwx {path}")
     return found
 
 
-def _may_enter(folder: Path) -> bool:
+def may_enter(folder: Path) -> bool:
     return bool(folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH))

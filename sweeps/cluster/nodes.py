@@ -36,10 +36,10 @@ MINIMUM_FREE_BYTES = 50_000_000
 # For a node to answer: a worker process has to start and to import its modules, on a node that may be busy, from a file
 # system that may be cold. Seen to take more than 60 s on a machine with four times as much work as cores.
 _NODE_SECONDS = 180
-_VISIBLE_SECONDS = 10  # a network file system may show another's file with a delay
+VISIBLE_SECONDS = 10  # a network file system may show another's file with a delay
 # A trial on a node that is not as it should be waits so long before it says so: for what a network file system shows
 # late, and because a node on which trials failed at once would be given all that are left.
-_LATE_SECONDS = 60
+LATE_SECONDS = 60
 
 _PROJECT = "the project"
 
@@ -217,7 +217,7 @@ def _data_problems(data_root: Path, folders: Iterable[str]) -> list[str]:
 def not_visible(storage: str, proof: str, nodes: Iterable[str]) -> list[str]:
     """On a node: of the nodes that have written their proof, those whose file it does not see, after some patience."""
     place = location(storage) / proof
-    deadline = time.monotonic() + _VISIBLE_SECONDS
+    deadline = time.monotonic() + VISIBLE_SECONDS
     left = list(nodes)
     while left:
         left = [name for name in left if not (place / name).exists()]
@@ -248,7 +248,7 @@ def this_driver() -> dict[str, Any]:
     return {"process": leases.this_process(), "versions": versions()}
 
 
-_verified: set[tuple[str, str]] = set()  # drivers, with precisions, for which this process has examined its node
+examined: set[tuple[str, str]] = set()  # drivers, with precisions, for which this process has examined its node
 
 
 def verify_node(storage: str, driver: Mapping[str, Any], node: str, precision: str = "") -> None:
@@ -258,16 +258,16 @@ def verify_node(storage: str, driver: Mapping[str, Any], node: str, precision: s
 
     Raises NodeError, or OSError for want of room, which is waited for.
     """
-    if (driver["process"], precision) in _verified:
+    if (driver["process"], precision) in examined:
         return
-    deadline = time.monotonic() + _LATE_SECONDS
+    deadline = time.monotonic() + LATE_SECONDS
     while True:
         report, unseen = _look(storage, driver["process"])
         report.problems.extend(filter(None, [gpu_problem([precision])] if precision else []))
         wrong = judge({node: report}, {node: unseen}, driver["versions"], storage, needed_bytes=0)
         short = judge({node: report}, {}, driver["versions"], storage, MINIMUM_FREE_BYTES)
         if not wrong and not short:
-            _verified.add((driver["process"], precision))
+            examined.add((driver["process"], precision))
             return
         if time.monotonic() > deadline:
             raise NodeError("; ".join(wrong)) if wrong else OSError(errno.ENOSPC, "; ".join(short))

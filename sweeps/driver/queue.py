@@ -16,7 +16,7 @@ from sweeps.driver.options import Options
 from sweeps.driver.source import Source
 from sweeps.driver.trainable import TRIAL, trial_config
 
-_PAUSE = 10.0  # seconds until a storage that did not answer is asked again, and until free slots are counted again
+PAUSE = 10.0  # seconds until a storage that did not answer is asked again, and until free slots are counted again
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrialQueue(Searcher):
             if pretraining is not None and not self._account.is_published(pretraining):
                 self._busy[pretraining.cell_id] = item.cell.cell_id
         except OSError:
-            self._not_before = time.monotonic() + _PAUSE
+            self._not_before = time.monotonic() + PAUSE
             if item is not None:
                 self.again(item)
             return None
@@ -148,7 +148,7 @@ class TrialQueue(Searcher):
         return cell.pretraining() if needs_it or cell.protocol == "pretrain" else None
 
     def _room(self, now: float) -> int:
-        if now - self._counted > _PAUSE:  # a cluster may grow
+        if now - self._counted > PAUSE:  # a cluster may grow
             self._slots, self._counted = slots(self._options.setting), now
         return self._slots
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
 
 
 class Outbox:
@@ -94,7 +94,7 @@ class Outbox:
 
     def _carry_out(self, number: int, call: Callable[..., Any], arguments: tuple) -> bool:
         """Returns whether the call was made or dropped: False where the outbox was closed before."""
-        pause = _FIRST_PAUSE
+        pause = FIRST_PAUSE
         while not self._closing.is_set():
             try:
                 if self._is_void():
@@ -108,7 +108,7 @@ class Outbox:
                     return True
                 self._is_away(number, error)
                 self._closing.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._is_back(number)
                 return True

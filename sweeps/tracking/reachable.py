@@ -9,7 +9,7 @@ from relvit.files import sqlite_file
 from relvit.secrets import CREDENTIALS, holds_password, redacted
 
 # With what has to be imported below half a minute; a server that is busy, or has just begun, may take long.
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 18
+CONNECT_SECONDS, ANSWER_SECONDS = 5, 18
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # Types in /proc/mounts of what is reached over a network, where SQLite's locks are not to be trusted.
@@ -53,7 +53,7 @@ def _server_problems(uri: str) -> list[str]:
             "POST",
             json={"max_results": 1},
             max_retries=0,
-            timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
             raise_on_status=False,
         )
     except (MlflowException, requests.RequestException, OSError) as error:
@@ -133,7 +133,7 @@ def _database_problems(uri: str, default_port: int) -> list[str]:
     if not host:  # a socket of this machine
         return []
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         return [f"no database answers at {host}:{port} ({error}): start it, or name another with --tracking-uri"]
     return []

@@ -38,7 +38,7 @@ def finished(digits, tmp_path_factory) -> tuple[Path, list[Cell]]:
 
 def pictures(folder: Path, *arguments: str) -> entries.Result:
     """Run the entry in `folder`, with the data set that scikit-learn brings."""
-    entry._test_images.cache_clear()
+    entry.first_test_images.cache_clear()
     return entries.call("sweeps/pictures.py", folder, *arguments)
 
 
@@ -92,7 +92,7 @@ def test_what_keeps_one_run_from_its_pictures_is_said_and_tried_again_and_holds_
         runs = client.search_runs([experiment], "params.tasks != ''")
         return [len(client.list_artifacts(run.info.run_id, "pictures")) for run in runs]
 
-    entry._test_images.cache_clear()
+    entry.first_test_images.cache_clear()
     with monkeypatch.context() as patched:
         patched.setattr(entry.data, "load", broken)
         assert entry.main() == 1
