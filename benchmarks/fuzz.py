@@ -44,7 +44,7 @@ from relvit.cell import Cell
 from relvit.files import location
 from relvit.train import train
 from sweeps import ablation, hpo, pictures, reconcile
-from sweeps.account.account import RUNNING, Account
+from sweeps.account.account import FINISHED, RUNNING, Account
 from sweeps.planning.plan import PlanError, Request, plan, prepare_data
 
 PATIENCE = 60  # seconds that a command may take
@@ -74,7 +74,8 @@ def make_template(folder: Path) -> None:
     account.plan(cells)
     for number, cell in enumerate(list(cells)[:3]):
         account.mark(cell, RUNNING)
-        account.finish(cell, rows(cell, 80.0 + number))
+        account.keep_history(cell, rows(cell, 80.0 + number))
+        account.mark(cell, FINISHED)
     with account.hold(list(cells)[3:4], lost=lambda: None):
         for lease in (folder / "results/drivers").glob("*.json"):
             lease.with_name(f"copy-{lease.name}").write_bytes(lease.read_bytes())

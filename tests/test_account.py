@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from helpers.accounts import events, finish
 
 from relvit.cell import Cell
 from sweeps.account import leases
@@ -26,7 +27,7 @@ def test_states_are_remembered_by_the_next_driver(tmp_path, cells):
     account = Account(tmp_path)
     account.mark(cells[0], RUNNING)
     account.mark(cells[1], FAILED, "loss is nan")
-    account.finish(cells[2], [{"epoch": 1, "phase": "test", "test_accuracy": 50.0}])
+    finish(account, cells[2], [{"epoch": 1, "phase": "test", "test_accuracy": 50.0}])
     again = Account(tmp_path)
     assert [again.status(cell).state for cell in cells] == [RUNNING, FAILED, FINISHED]
     assert again.status(cells[1]).reason == "loss is nan"
@@ -53,7 +54,7 @@ def test_what_happened_to_a_cell_is_told_in_order(tmp_path, cells):
     account.mark(cells[0], RUNNING)
     account.mark(cells[0], FAILED, "loss is nan", failure="not_finite")
     Account(tmp_path).mark(cells[0], RUNNING)
-    assert [(state, reason) for _, state, reason, _ in Account(tmp_path).events(cells[0])] == [
+    assert events(Account(tmp_path), cells[0]) == [
         (RUNNING, ""),
         (FAILED, "loss is nan"),
         (RUNNING, ""),
@@ -91,11 +92,11 @@ def test_a_pretraining_of_which_all_planned_users_are_finished_is_dropped_whoeve
     account.plan(dict.fromkeys([cell, same, other], ("table4",)))
     for shared in (cell.pretraining(), other.pretraining()):
         publish(account, shared)
-    account.finish(cell, [])
+    finish(account, cell, [])
     another.mark(same, FAILED, "loss is nan")  # it will want its pre-training when it is tried again
     account.drop_unused_pretrainings()
     assert account.is_published(cell.pretraining())
-    another.finish(same, [])
+    finish(another, same, [])
     account.drop_unused_pretrainings()
     assert not account.is_published(cell.pretraining())
     assert account.is_published(other.pretraining())
@@ -105,8 +106,8 @@ def test_a_pretraining_that_is_planned_for_itself_is_not_dropped(tmp_path, cells
     account, shared = Account(tmp_path), cells[1].pretraining()
     account.plan({cells[1]: ("table4",), shared: ("figure2",)})
     publish(account, shared)
-    account.finish(cells[1], [])
-    account.finish(shared, [])
+    finish(account, cells[1], [])
+    finish(account, shared, [])
     account.drop_unused_pretrainings()
     assert account.is_published(shared)
 
@@ -115,7 +116,7 @@ def test_while_a_search_is_at_work_pretrainings_stay(tmp_path, cells):
     account, shared = Account(tmp_path), cells[1].pretraining()
     account.plan({cells[1]: ("table4",)})
     publish(account, shared)
-    account.finish(cells[1], [])
+    finish(account, cells[1], [])
     with leases.hold(tmp_path / "drivers", ["search a"], lost=lambda: None):
         account.drop_unused_pretrainings()
         assert account.is_published(shared)
@@ -288,7 +289,7 @@ DAMAGED += [r'{"state": "failed", "reason": "\ud800"}']
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_state_is_named_and_its_cell_is_taken_up_from_its_checkpoints(tmp_path, cells, caplog, content):
     account = Account(tmp_path)
-    account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
+    finish(account, cells[0], [{"epoch": 1, "phase": "test"}])
     account.mark(cells[1], FAILED, "loss is nan")
     state = account.folder(cells[0]) / "state.json"
     state.write_text(content)
@@ -316,7 +317,7 @@ NO_ROWS = [
 )
 def test_a_damaged_history_is_named_and_is_no_history(tmp_path, cells, caplog, content):
     account = Account(tmp_path)
-    account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
+    finish(account, cells[0], [{"epoch": 1, "phase": "test"}])
     (account.folder(cells[0]) / "history.json").write_text(content)
     assert Account(tmp_path).history(cells[0]) == []
     assert "history.json is damaged" in caplog.text
@@ -324,14 +325,14 @@ def test_a_damaged_history_is_named_and_is_no_history(tmp_path, cells, caplog, c
 
 def test_a_folder_in_the_place_of_a_file_is_named_and_set_aside_when_the_file_is_written(tmp_path, cells, caplog):
     account = Account(tmp_path)
-    account.finish(cells[0], [{"epoch": 1, "phase": "test"}])
+    finish(account, cells[0], [{"epoch": 1, "phase": "test"}])
     for name in ("state.json", "history.json"):
         (account.folder(cells[0]) / name).unlink()
         (account.folder(cells[0]) / name / "within").mkdir(parents=True)
     again = Account(tmp_path)
     assert (again.status(cells[0]).state, again.history(cells[0])) == (PLANNED, [])
     assert "state.json is damaged" in caplog.text and "history.json is damaged" in caplog.text
-    again.finish(cells[0], [{"epoch": 2, "phase": "test"}])
+    finish(again, cells[0], [{"epoch": 2, "phase": "test"}])
     assert Account(tmp_path).history(cells[0]) == [{"epoch": 2, "phase": "test"}]
     assert len(list(account.folder(cells[0]).glob("*.damaged/within"))) == 2
 

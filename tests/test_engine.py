@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from helpers.accounts import events, finish
 from helpers.driving import Driving
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
@@ -276,7 +277,7 @@ def test_what_a_killed_driver_left_is_dropped_by_the_next(tmp_path, keep):
     cell, left = planned(tmp_path, "sprel", "dist")
     account = Account(tmp_path)
     account.plan({left: ("table4",)})
-    account.finish(left, rows(left))
+    finish(account, left, rows(left))
     publish(account, left.pretraining())
     sweep = driving(tmp_path, [cell], keep_pretrainings=keep)
     sweep.reporter.close()
@@ -293,7 +294,7 @@ def test_a_driver_that_was_replaced_leaves_runs_and_account_to_the_other(tmp_pat
     sweep.report(trial, rows(cell)[0])
     assert sweep.reporter.close() == 0
     assert sweep.tracking.names() == ["begin", "log"]
-    entered = Account(tmp_path).events(cell)
+    entered = events(Account(tmp_path), cell)
 
     sweep = driving(tmp_path, [cell])
     trial = sweep.start()
@@ -303,7 +304,7 @@ def test_a_driver_that_was_replaced_leaves_runs_and_account_to_the_other(tmp_pat
     assert sweep.reporter.stop() == [cell]
     assert sweep.reporter.close() == 0
     assert "log" not in sweep.tracking.names() and "interrupt" not in sweep.tracking.names()
-    assert [event[1] for event in Account(tmp_path).events(cell)[len(entered) :]] == [RUNNING]
+    assert [state for state, _ in events(Account(tmp_path), cell)[len(entered) :]] == [RUNNING]
 
 
 def test_a_sweep_that_was_interrupted_does_not_wait_long_for_a_tracking_server_that_is_away(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from helpers.accounts import finish
 from rich.console import Console
 
 import relvit.calibrate
@@ -103,7 +104,7 @@ def test_memory_is_weights_gradients_moments_and_activations_of_a_batch(tmp_path
 def test_what_is_finished_costs_nothing_and_tells_what_the_rest_will_cost(tmp_path):
     done, other = plan_cells(Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(0, 1)))
     account = Account(tmp_path)
-    account.finish(done, finished_rows())
+    finish(account, done, finished_rows())
     assert json.loads((account.folder(done) / "history.json").read_text())[-1]["test_accuracy"] == 90.0
     cost = estimate(account.statuses([done, other]), account, tmp_path / "data", 1, 0)
     expected = (20 * 2.0 + 20 * 1.0 + LOW_AFTER, 20 * 3.0 + 20 * 1.0 + 1.5 * LOW_AFTER)
@@ -118,7 +119,7 @@ def test_another_precision_is_compared_where_finished_cells_tell_of_both(tmp_pat
 
     (known,), (in_bf16,), rest = planned(0), planned(0, "precision=bf16"), planned(1)
     account = Account(tmp_path)
-    account.finish(known, finished_rows())
+    finish(account, known, finished_rows())
     judged = lambda: estimate(account.statuses(rest), account, tmp_path / "data", 1, 0).otherwise  # noqa: E731
 
     def said():
@@ -130,7 +131,7 @@ def test_another_precision_is_compared_where_finished_cells_tell_of_both(tmp_pat
         "what precision bf16 would save is not known: cells of each kind that are finished here in both precisions "
         "decide it (--set precision=bf16)"
     )
-    account.finish(in_bf16, [{**row, "epoch_seconds": row.get("epoch_seconds", 0) / 2} for row in finished_rows()])
+    finish(account, in_bf16, [{**row, "epoch_seconds": row.get("epoch_seconds", 0) / 2} for row in finished_rows()])
     # Half of 20 epochs of 2 to 3 s and 20 of 1 s, and what is measured after them.
     assert judged() == {"bf16": pytest.approx((30.0 + LOW_AFTER, 40.0 + 1.5 * LOW_AFTER))}
     assert said().startswith("with --set precision=bf16: 0.0099 to 0.014 trial-hours instead of 0.018 to 0.025")
@@ -158,7 +159,7 @@ def test_a_finished_cell_tells_nothing_of_phases_that_train_otherwise(tmp_path, 
         Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(1,), settings=settings)
     )
     account = Account(tmp_path)
-    account.finish(done, finished_rows())
+    finish(account, done, finished_rows())
     cost = estimate(account.statuses(other), account, tmp_path / "data", 1, 0)
     assert (cost.measured, cost.calibrated) == (measured, 2 - measured)
 
@@ -166,7 +167,7 @@ def test_a_finished_cell_tells_nothing_of_phases_that_train_otherwise(tmp_path, 
 def test_a_cell_that_was_trained_on_a_gpu_tells_nothing_of_training_without(tmp_path, monkeypatch):
     done, other = plan_cells(Request("table4", "demo", tmp_path / "data", combinations=("sprel",), seeds=(0, 1)))
     account = Account(tmp_path)
-    account.finish(done, finished_rows(), peak_gpu_bytes=2_000_000_000)
+    finish(account, done, finished_rows(), peak_gpu_bytes=2_000_000_000)
     assert estimate(account.statuses([other]), account, tmp_path / "data", 1, 0).measured == 0
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert estimate(account.statuses([other]), account, tmp_path / "data", 1, 1).measured == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.accounts import finish
 
 from sweeps.account.account import RUNNING, Account
 from sweeps.account.work import work_items
@@ -109,7 +110,7 @@ def test_what_is_known_of_whole_batches_does_not_stand_for_micro_batches(gpu, tm
     cell, other = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",), seeds=(0, 1)))
     account = Account(tmp_path)
     account.plan(dict.fromkeys([cell, other], ("table4",)))
-    account.finish(cell, [], peak_gpu_bytes=10_000_000_000)
+    finish(account, cell, [], peak_gpu_bytes=10_000_000_000)
     assert measured_gpus(items([other], account), account, 1, print) == 1.0
     assert not measured
     assert measured_gpus(items([other], account), account, 2, print) == 0.0909

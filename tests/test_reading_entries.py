@@ -4,6 +4,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from helpers.accounts import finish
 from mlflow import MlflowClient
 
 from sweeps import pictures, reconcile
@@ -59,7 +60,7 @@ def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(entry, stora
 def test_a_database_that_is_locked_for_longer_than_mlflow_waits_is_a_sentence(storage, monkeypatch, capfd, tmp_path):
     account = Account(tmp_path / "results")
     (cell,) = account.planned()
-    account.finish(cell, [{"epoch": cell.total_epochs, "phase": "test", "test_accuracy": 50.0, "selected_epoch": 1}])
+    finish(account, cell, [{"epoch": cell.total_epochs, "phase": "test", "test_accuracy": 50.0, "selected_epoch": 1}])
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     MlflowClient(uri).create_experiment("relvit")
     monkeypatch.setattr("sys.argv", ["reconcile.py", "--storage", storage, "--tracking-uri", uri])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy.exc
+from helpers.accounts import events, finish
 from helpers.driving import Driving
 from helpers.searches import FEW, base, opened, row, run
 from optuna.storages import RDBStorage
@@ -100,15 +101,15 @@ def test_no_more_is_drawn_than_can_run(tmp_path):
 def test_a_cell_that_an_ablation_has_finished_is_read_and_left_alone(tmp_path):
     account, search = Account(tmp_path / "results"), opened(tmp_path, trials=1)
     cell = opened(tmp_path, name="same draws", trials=1).next().cell
-    account.finish(cell, rows(cell))
-    before = account.events(cell)
+    finish(account, cell, rows(cell))
+    before = events(account, cell)
     driver = driving(tmp_path, search)
     trial = driver.start()
     assert trial.cell == cell
     driver.report(trial, *rows(cell))
     driver.reporter.close()
     assert search.counts() == {"complete": 1}
-    assert driver.tracking.told == [] and Account(tmp_path / "results").events(cell) == before
+    assert driver.tracking.told == [] and events(Account(tmp_path / "results"), cell) == before
 
 
 # What a search survives

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.accounts import finish
 from helpers.driving import Tracking
 
 from sweeps import ablation
@@ -83,7 +84,7 @@ def test_each_cell_s_status_is_read_once_before_the_first_trial(tmp_path, monkey
     none, sprel, dist = cells = plan_cells(ablation.request_of(options))
     account = Account(tmp_path / "results")
     account.check()
-    account.finish(none, [])
+    finish(account, none, [])
     account.mark(sprel, RUNNING)
     (account.folder(sprel) / "000001-0123456789abcdef.pt").touch()
     # Whether this is used by a cell that is not finished must not be read again either.

@@ -393,7 +393,7 @@ def test_a_job_has_time_to_close_its_runs_when_it_is_stopped(tmp_path):
     assert int(cluster.job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
-@pytest.mark.parametrize("package", ["sweeps", "analysis", "sweeps.tracking.reachable", "sweeps.pictures"])
+@pytest.mark.parametrize("package", ["sweeps", "analysis"])
 def test_mlflow_is_told_to_report_nothing_before_it_is_imported(package):
     script = (
         "import importlib.abc, os, sys\n"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.accounts import finish
 from rich.console import Console
 
 from relvit import data
@@ -232,7 +233,7 @@ def test_a_plan_with_a_model_of_timm_has_the_cells_of_the_study():
 def test_the_plan_says_the_parameters_and_tokens_of_a_model_of_timm(tmp_path, capsys):
     one = cell("timm/vit_tiny_patch16_224")
     account = Account(tmp_path)
-    account.finish(one, [{"phase": "test", "epoch": 2, "test_accuracy": 90.0}])  # nothing is left to be estimated
+    finish(account, one, [{"phase": "test", "epoch": 2, "test_accuracy": 90.0}])  # nothing is left to be estimated
     assert show_plan(Console(width=200), account, [one], tmp_path / "data", 1, 0) == 0
     patches, places = (16 * 16 * 3 + 1) * 192, (1 + 16 + 1) * 192  # the class token, and a place for it and each patch
     block = 2 * 2 * 192 + (192 + 1) * 3 * 192 + (192 + 1) * 192 + (192 + 1) * 768 + (768 + 1) * 192

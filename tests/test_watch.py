@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.accounts import finish
 from rich.console import Console
 
 from sweeps.ablation import parse_arguments, watched
@@ -22,7 +23,7 @@ def account(tmp_path):
     planned = plan(Request("table4", "demo", tmp_path, combinations=("none", "sprel"), seeds=(0, 1)))
     account.plan(planned)
     finished, running, failed, _ = planned
-    account.finish(finished, [{"epoch": 40, "phase": "test", "test_accuracy": 91.25}])
+    finish(account, finished, [{"epoch": 40, "phase": "test", "test_accuracy": 91.25}])
     account.mark(running, RUNNING)
     account.mark(failed, FAILED, "loss is nan", failure="not finite")
     return account
@@ -58,7 +59,7 @@ def test_it_shows_what_is_done_runs_and_failed_and_writes_nothing(account):
 
 def test_on_a_terminal_it_ends_with_the_study(account):
     for cell in account.planned():
-        account.finish(cell, [{"epoch": 40, "phase": "test", "test_accuracy": 90.0 + cell.seed}])
+        finish(account, cell, [{"epoch": 40, "phase": "test", "test_accuracy": 90.0 + cell.seed}])
     status, text = seen(account, "table4", terminal=True)
     assert status == 0
     assert "90.50" in text

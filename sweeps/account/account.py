@@ -309,11 +309,6 @@ class Account:
         _write_json(self.folder(cell) / "state.json", entry)
         self._known[cell.cell_id] = entry
 
-    def finish(self, cell: Cell, history: list[dict[str, Any]], **details: Any) -> None:
-        """Enter a finished cell with its rows of metrics, the last of which is the result."""
-        self.keep_history(cell, history)
-        self.mark(cell, FINISHED, **details)
-
     def keep_history(self, cell: Cell, history: list[dict[str, Any]]) -> None:
         """Keep the rows of metrics of a cell that has ended."""
         _write_json(self.folder(cell) / "history.json", history)
@@ -326,10 +321,6 @@ class Account:
             _warn_of(path, "not all of it are rows of metrics")
             return []
         return rows
-
-    def events(self, cell: Cell) -> list[tuple[float, str, str, str]]:
-        """What happened to the cell: Unix time, state, reason, the driver's host; oldest first."""
-        return [tuple(event) for event in self._entry(cell).get("events", [])]
 
     def is_published(self, cell: Cell) -> bool:
         """Whether the weights of this pre-training are there to be taken over."""
