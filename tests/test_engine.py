@@ -107,7 +107,7 @@ def test_too_little_gpu_memory_leads_to_a_gpu_alone_then_to_micro_batches_that_t
     assert trial.config["pretrained"] is None  # a deviation is neither shared nor taken over
     sweep.report(trial, *rows(cell))
     sweep.reporter.close()
-    begun = [told[2:4] for told in sweep.tracking.told if told[0] == "begin"]
+    begun = [(told[1].studies, told[2]) for told in sweep.tracking.told if told[0] == "begin"]
     assert begun == [(("table4",), ""), (("table4",), "micro_batches=2")]
     assert Account(tmp_path).status(cell).micro_batches == 2
 

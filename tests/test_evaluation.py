@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from relvit.cell import make_cell
 from relvit.evaluation import by_class, evaluated
 from relvit.train import train
+from sweeps.account.work import WorkItem
 from sweeps.pictures import draw_attention, draw_confusion, draw_position_similarity
 from sweeps.tracking.tracker import Tracker
 
@@ -61,7 +62,7 @@ def test_a_finished_training_leaves_it_and_its_run_shows_it_as_tables(small, tmp
     assert (everything["images"], everything["accuracy"]) == (40, pytest.approx(rows[-1]["test_accuracy"]))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = Tracker(uri, "relvit", tmp_path)
-    tracker.rebuild(cell, rows, ("own",), folder=folder)
+    tracker.rebuild(WorkItem(cell, studies=("own",)), rows, folder=folder)
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
 
@@ -84,7 +85,7 @@ def test_a_run_without_one_or_with_a_damaged_one_is_finished_all_the_same(tmp_pa
         (folder / "evaluation.json").write_text(content)
     (cell,) = planned(tmp_path, "table4", seeds=(0,), combinations=("sprel",))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    Tracker(uri, "relvit", tmp_path).rebuild(cell, [], (), folder=folder)
+    Tracker(uri, "relvit", tmp_path).rebuild(WorkItem(cell), [], folder=folder)
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("relvit").experiment_id])
     assert run.info.status == "FINISHED"

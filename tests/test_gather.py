@@ -15,6 +15,7 @@ from analysis.runs import gather as module
 from analysis.runs.gather import METRICS_SCHEMA, GatherError, gather, read_gathered
 from analysis.runs.stores import Database
 from relvit.cell import FIELDS, Cell
+from sweeps.account.work import WorkItem
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.tracker import Tracker
 
@@ -38,7 +39,7 @@ def uri(empty_database, tmp_path) -> str:
     none, sprel, dist, _ = cells()
     tracking = tracker(uri)
     for cell in (none, sprel, dist):
-        tracking.begin(cell, TABLE4)
+        tracking.begin(WorkItem(cell, studies=TABLE4))
         tracking.log(cell.cell_id, [{"epoch": 1, "phase": "pretrain", "learning_rate": 0.5}], {"host": "node-7"})
     last = {"epoch": 2, "phase": "finetune", "learning_rate": 0.25, "finetune_val_accuracy": 91.0}
     tracking.log(none.cell_id, [last, {"epoch": 2, "phase": "test", "test_accuracy": 95.5, "selected_epoch": 2}])
@@ -142,7 +143,7 @@ def test_metrics_have_a_row_for_each_run_metric_and_step(uri, tmp_path):
 
 def test_what_is_not_a_number_stays_so_by_either_way(uri, tmp_path):
     tracking, cell = tracker(uri), cells()[3]
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.log(cell.cell_id, [{"epoch": 1, "phase": "joint", "joint_train_loss": float("nan")}])
     gather(uri, "relvit", tmp_path / "running")
     tracking.finish(cell.cell_id)
@@ -219,7 +220,7 @@ def test_the_second_time_nothing_is_read_again(uri, tmp_path):
 def test_a_new_run_alone_is_read(uri, tmp_path):
     gather(uri, "relvit", tmp_path)
     cell = cells()[3]
-    tracker(uri).rebuild(cell, [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}], TABLE4)
+    tracker(uri).rebuild(WorkItem(cell, studies=TABLE4), [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}])
     gathered = gather(uri, "relvit", tmp_path)
     assert gathered.read == 1
     assert len(gathered.runs) == 4
@@ -229,7 +230,7 @@ def test_a_new_run_alone_is_read(uri, tmp_path):
 def test_a_run_that_was_taken_up_again_is_read_while_it_grows_and_when_it_ends(uri, tmp_path):
     gather(uri, "relvit", tmp_path)
     tracking, cell = tracker(uri), cells()[2]
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     reads = []
     for epoch in (2, 3):
         tracking.log(cell.cell_id, [{"epoch": epoch, "phase": "pretrain", "learning_rate": 0.5}])
@@ -245,12 +246,12 @@ def test_a_run_that_was_taken_up_again_is_read_while_it_grows_and_when_it_ends(u
 
 def test_epochs_that_are_filled_in_before_the_last_one_are_seen_when_the_run_ends(uri, tmp_path):
     tracking, cell = tracker(uri), cells()[3]
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     for epoch in (1, 3):
         tracking.log(cell.cell_id, [{"epoch": epoch, "phase": "joint", "learning_rate": 0.5}])
     tracking.finish(cell.cell_id)
     gather(uri, "relvit", tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.log(cell.cell_id, [{"epoch": 2, "phase": "joint", "learning_rate": 0.5}])
     tracking.finish(cell.cell_id)
     assert gather(uri, "relvit", tmp_path).read == 1
@@ -296,7 +297,7 @@ def test_files_are_closed_when_they_are_full_and_small_ones_are_joined(uri, tmp_
     sizes = [len(pd.read_parquet(path)) for path in sorted(tmp_path.glob("metrics.parquet/*/*"))]
     assert sizes == [7, 4]  # a run of seven points fills one; two of two fill the next
     monkeypatch.setattr(module, "FILE_POINTS", 100)
-    tracker(uri).rebuild(cells()[3], [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}], TABLE4)
+    tracker(uri).rebuild(WorkItem(cells()[3], studies=TABLE4), [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}])
     gather(uri, "relvit", tmp_path)
     assert len(list(tmp_path.glob("metrics.parquet/*/*"))) == 1
     assert_whole(uri, tmp_path)
@@ -371,7 +372,7 @@ class Killed(BaseException):
 def test_whoever_is_killed_leaves_the_tables_of_last_time(uri, tmp_path, monkeypatch, at):
     gather(uri, "relvit", tmp_path)
     before = told(uri)
-    tracker(uri).rebuild(cells()[3], [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}], TABLE4)
+    tracker(uri).rebuild(WorkItem(cells()[3], studies=TABLE4), [{"epoch": 1, "phase": "joint", "learning_rate": 0.125}])
 
     def die(*_: object) -> None:
         raise Killed
@@ -436,7 +437,7 @@ def test_metrics_that_cannot_be_read_now_stay_those_of_last_time_and_are_tried_a
     gather(uri, "relvit", tmp_path)
     before = written(tmp_path)
     tracking, cell = tracker(uri), cells()[2]
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.log(cell.cell_id, [{"epoch": 2, "phase": "pretrain", "learning_rate": 0.5}])
 
     def refuse(*_: object) -> None:

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from sweeps.account.account import FAILED, PRUNED, RUNNING, SEARCHED, Account
 from sweeps.account.failures import CRASH, GPU_OOM, NOT_FINITE, STORAGE
+from sweeps.account.work import WorkItem
 from sweeps.driver import watchdog
 from sweeps.search.population import PopulationSearch
 from sweeps.search.search import Budget, Method
@@ -128,7 +129,7 @@ def test_too_little_gpu_memory_leads_to_a_gpu_alone_then_to_micro_batches_that_t
     driver.reporter.close()
     assert stored(tmp_path)[0].user_attrs["epochs"] == 9
     assert "with each batch in 2 parts" in driver.notes[-1]
-    assert [told[3] for told in driver.tracking.told if told[0] == "begin"] == ["", "micro_batches=2"]
+    assert [told[2] for told in driver.tracking.told if told[0] == "begin"] == ["", "micro_batches=2"]
     assert Account(tmp_path / "results").status(trial.cell).micro_batches == 2
 
 
@@ -306,7 +307,7 @@ def test_a_trial_of_which_mlflow_has_not_heard_the_end_is_entered_with_its_rows(
     account.keep_history(cell, known)
     tags = {each.user_attrs["cell_id"]: {"trial_state": "complete"} for each in search.trials}
     calls = entered(search, account, tags | {cell_id: {"trial_state": "running"}})
-    begin = ("begin", cell, ("a-trials",))
+    begin = ("begin", WorkItem(cell, studies=("a-trials",)))
     assert calls[:2] == [begin, ("log", cell_id, tuple(known))]
     assert [name for name, *_ in calls[2:]] == ["interrupt", "tag"]
     assert calls[-1][2] == {"search": "a", "trial": "0", "trial_state": "complete", "stopped_epoch": "9"}

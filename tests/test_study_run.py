@@ -7,6 +7,7 @@ from helpers.made_runs import planned
 from mlflow import MlflowClient
 
 from analysis.output.study_run import AttachError, attach
+from sweeps.account.work import WorkItem
 from sweeps.tracking.tracker import Tracker
 
 
@@ -19,7 +20,7 @@ def store(tmp_path_factory) -> tuple[str, MlflowClient, str]:
     experiment = client.create_experiment("relvit", artifact_location=(folder / "artifacts").as_uri())
     (cell,) = planned(folder, "table4", seeds=(0,), combinations=("sprel",))
     tracker = Tracker(uri, "relvit", folder)
-    tracker.begin(cell, ("table4",))
+    tracker.begin(WorkItem(cell, studies=("table4",)))
     tracker.finish(cell.cell_id)
     return uri, client, experiment
 

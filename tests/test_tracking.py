@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.accounts import finish
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
@@ -21,9 +22,9 @@ from mlflow.protos.databricks_pb2 import (
 
 from relvit.cell import Cell
 from relvit.files import artifacts_beside, moved_from
-from sweeps.account.account import FAILED, Account
+from sweeps.account.account import FAILED, FINISHED, Account, Status
 from sweeps.account.code_version import source_digest
-from sweeps.account.work import work_items
+from sweeps.account.work import WorkItem, work_items
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.points import Points
 from sweeps.tracking.reconciliation import reconcile
@@ -78,7 +79,7 @@ def points(uri: str, metric: str) -> list[tuple[int, float]]:
 
 def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.log(cell.cell_id, ROWS, WORKER)
     tracking.finish(cell.cell_id)
     (run,) = all_runs(uri)
@@ -94,11 +95,11 @@ def test_a_row_is_logged_at_its_epoch_under_its_own_names(uri, tmp_path, cell):
 
 def test_a_run_has_its_data_sets_as_inputs_by_name_and_fingerprint(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     worker = WORKER | {"data_fingerprint": "0123456789abcdef"}
     tracking.log(cell.cell_id, ROWS, worker)
     again = tracker(uri, tmp_path)  # the next driver logs them no second time
-    again.begin(cell, TABLE4)
+    again.begin(WorkItem(cell, studies=TABLE4))
     again.log(cell.cell_id, [ROWS[0] | {"epoch": 3}], worker)
     (run,) = all_runs(uri)
     (known,) = run.inputs.dataset_inputs
@@ -119,7 +120,7 @@ def test_data_sets_that_another_run_enters_at_the_same_moment_are_entered_again_
 
     monkeypatch.setattr(MlflowClient, "log_inputs", refuse)
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.log(cell.cell_id, ROWS, WORKER | {"data_fingerprint": "0123456789abcdef"})
     (run,) = all_runs(uri)
     assert len(run.inputs.dataset_inputs) == logged
@@ -128,11 +129,11 @@ def test_data_sets_that_another_run_enters_at_the_same_moment_are_entered_again_
 
 def test_a_description_is_the_users_once_there_is_one_and_a_name_follows_the_plan(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4, "", "sprel · seed 0", "what it is")
+    tracking.begin(WorkItem(cell, studies=TABLE4, name="sprel · seed 0", note="what it is"))
     (run,) = all_runs(uri)
     assert run.data.tags["mlflow.note.content"] == "what it is"
     MlflowClient(uri).set_tag(run.info.run_id, "mlflow.note.content", "odd: look at epoch 3")
-    tracker(uri, tmp_path).begin(cell, TABLE4, "", "digits · sprel · seed 0", "what it is")
+    tracker(uri, tmp_path).begin(WorkItem(cell, studies=TABLE4, name="digits · sprel · seed 0", note="what it is"))
     (run,) = all_runs(uri)
     assert run.data.tags["mlflow.note.content"] == "odd: look at epoch 3"
     assert run.info.run_name == "digits · sprel · seed 0"
@@ -140,13 +141,13 @@ def test_a_description_is_the_users_once_there_is_one_and_a_name_follows_the_pla
 
 def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path, cell):
     first = tracker(uri, tmp_path)
-    first.begin(cell, TABLE4)
+    first.begin(WorkItem(cell, studies=TABLE4))
     first.log(cell.cell_id, ROWS[:1], WORKER)
     # The first driver dies here. The next one's trial yields its whole history again.
     second = tracker(uri, tmp_path)
     assert second.close_orphans() == [cell.cell_id]
     assert all_runs(uri)[0].info.status == "KILLED"
-    second.begin(cell, TABLE4)
+    second.begin(WorkItem(cell, studies=TABLE4))
     assert all_runs(uri)[0].info.status == "RUNNING"
     second.log(cell.cell_id, [*ROWS, *ROWS], WORKER)
     second.finish(cell.cell_id)
@@ -157,7 +158,7 @@ def test_the_next_driver_continues_the_run_and_logs_no_step_twice(uri, tmp_path,
 
 def test_the_result_row_repeats_no_step_of_the_last_epoch_s_row(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     for used, row in enumerate(ROWS):
         tracking.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9 + used, "gpu_memory_bytes": 2e9})
         tracking.write(cell.cell_id)
@@ -173,13 +174,13 @@ def test_the_result_of_a_pre_training_alone_is_logged_once_too(uri, tmp_path, ce
     pretraining = cell.pretraining()
     rows = [ROWS[0], {"epoch": 1, "phase": "test", "test_sprel_accuracy": 30.0, "selected_epoch": 1}]
     for _ in range(2):
-        tracker(uri, tmp_path).rebuild(pretraining, rows, TABLE4)
+        tracker(uri, tmp_path).rebuild(WorkItem(pretraining, studies=TABLE4), rows)
     assert points(uri, "test_sprel_accuracy") == [(1, 30.0)]
 
 
 def test_a_run_that_ended_since_the_tracker_was_opened_is_no_orphan(uri, tmp_path, cell):
     one = tracker(uri, tmp_path)
-    one.begin(cell, TABLE4)
+    one.begin(WorkItem(cell, studies=TABLE4))
     other = tracker(uri, tmp_path)  # reads that it is RUNNING
     one.log(cell.cell_id, ROWS, WORKER)
     one.finish(cell.cell_id)
@@ -192,7 +193,7 @@ def test_a_run_that_ended_since_the_tracker_was_opened_is_no_orphan(uri, tmp_pat
 
 def test_what_a_tracker_ended_itself_keeps_its_reason(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.interrupt(cell.cell_id, "trained for a search")
     assert tracking.close_orphans() == []
     assert all_runs(uri)[0].data.tags["reason"] == "trained for a search"
@@ -200,7 +201,7 @@ def test_what_a_tracker_ended_itself_keeps_its_reason(uri, tmp_path, cell):
 
 def test_runs_under_another_storage_path_are_not_orphans_of_this_one(uri, tmp_path, cell):
     (tmp_path / "elsewhere").mkdir()
-    Tracker(uri, "relvit", tmp_path / "elsewhere").begin(cell, TABLE4)
+    Tracker(uri, "relvit", tmp_path / "elsewhere").begin(WorkItem(cell, studies=TABLE4))
     assert tracker(uri, tmp_path).close_orphans() == []
 
 
@@ -210,7 +211,7 @@ def test_two_users_with_storage_paths_of_their_own_write_into_runs_of_their_own(
         storage.mkdir()
     ann, bob = (Tracker(uri, "relvit", storage) for storage in storages)
     for tracking in (ann, bob):  # at once: neither has seen the other's run
-        tracking.begin(cell, TABLE4)
+        tracking.begin(WorkItem(cell, studies=TABLE4))
         tracking.log(cell.cell_id, ROWS[:1], WORKER)
     late = Tracker(uri, "relvit", storages[1])
     assert late.mark_duplicates() == []
@@ -237,13 +238,13 @@ def test_a_server_that_lets_this_user_read_alone_is_refused_before_every_run_is_
 def test_two_machines_with_an_account_each_at_one_path_write_into_runs_of_their_own(uri, tmp_path, cell):
     storage = tmp_path / "results"
     assert Account(storage).check() == []
-    tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
+    tracker(uri, tmp_path).rebuild(WorkItem(cell, studies=TABLE4), ROWS)
     assert tracker(uri, tmp_path).is_finished(cell)
     shutil.rmtree(storage)  # as the other machine sees the path, before it has made an account there
     assert Account(storage).check() == []
     elsewhere = tracker(uri, tmp_path)
     assert elsewhere.status(cell.cell_id) is None
-    elsewhere.begin(cell, TABLE4)
+    elsewhere.begin(WorkItem(cell, studies=TABLE4))
     first, second = sorted(all_runs(uri), key=lambda run: run.info.status)
     assert (first.info.status, second.info.status) == ("FINISHED", "RUNNING")
     assert first.data.tags["storage"] == second.data.tags["storage"]
@@ -252,7 +253,7 @@ def test_two_machines_with_an_account_each_at_one_path_write_into_runs_of_their_
 
 def test_the_runs_of_a_storage_folder_that_was_moved_are_found(uri, tmp_path, cell):
     (tmp_path / "results").mkdir()
-    tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
+    tracker(uri, tmp_path).rebuild(WorkItem(cell, studies=TABLE4), ROWS)
     (tmp_path / "results").rename(tmp_path / "moved")
     assert Tracker(uri, "relvit", tmp_path / "moved").is_finished(cell)
 
@@ -261,12 +262,12 @@ def test_a_project_that_was_copied_writes_its_artifacts_beside_its_own_database(
     first, second = tmp_path / "first", tmp_path / "a copy"
     first.mkdir()
     shutil.copy(empty_database, first / "mlflow.db")
-    Tracker(f"sqlite:///{first}/mlflow.db", "relvit", first / "results").rebuild(cell, ROWS, TABLE4)
+    Tracker(f"sqlite:///{first}/mlflow.db", "relvit", first / "results").rebuild(WorkItem(cell, studies=TABLE4), ROWS)
     shutil.copytree(first, second)
     uri = f"sqlite:///{second}/mlflow.db"
     copied = Tracker(uri, "relvit", second / "results")
     assert f"not in {first.as_uri()}/mlruns/relvit" in caplog.text
-    copied.rebuild(cell.pretraining(), ROWS[:1], TABLE4)
+    copied.rebuild(WorkItem(cell.pretraining(), studies=TABLE4), ROWS[:1])
     assert all(run.info.artifact_uri.startswith(f"{second.as_uri()}/mlruns/relvit/") for run in all_runs(uri))
     assert len(list(first.glob("mlruns/relvit/*"))) == 1
     assert len(list(second.glob("mlruns/relvit/*/artifacts/history.parquet"))) == 2
@@ -293,13 +294,13 @@ def test_a_database_that_was_moved_is_known_whatever_its_experiment_is_called(tm
 def test_a_run_that_one_driver_logged_whole_is_not_read_back_when_it_ends(uri, tmp_path, cell, continued, monkeypatch):
     if continued:
         first = tracker(uri, tmp_path)
-        first.begin(cell, TABLE4)
+        first.begin(WorkItem(cell, studies=TABLE4))
         first.log(cell.cell_id, ROWS[:1], WORKER)
     asked = []
     read = MlflowClient.get_metric_history
     monkeypatch.setattr(MlflowClient, "get_metric_history", lambda *what: asked.append(what[-1]) or read(*what))
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     for row in ROWS:
         tracking.keep(cell.cell_id, row, WORKER, {"host_memory_bytes": 1e9})
         tracking.write(cell.cell_id)
@@ -313,7 +314,7 @@ def test_a_run_that_one_driver_logged_whole_is_not_read_back_when_it_ends(uri, t
 
 
 def test_runs_of_cells_that_another_driver_holds_are_not_orphans(uri, tmp_path, cell):
-    tracker(uri, tmp_path).begin(cell, TABLE4)
+    tracker(uri, tmp_path).begin(WorkItem(cell, studies=TABLE4))
     assert tracker(uri, tmp_path).close_orphans(alive={cell.cell_id}) == []
     assert all_runs(uri)[0].info.status == "RUNNING"
 
@@ -322,7 +323,7 @@ def test_a_request_whose_answer_was_lost_and_is_made_again_with_more_rows_leaves
     uri, tmp_path, cell, monkeypatch
 ):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.keep(cell.cell_id, ROWS[0], WORKER)
     carry_out = MlflowClient.log_batch
 
@@ -358,7 +359,7 @@ def test_rows_that_wait_are_logged_together_and_give_what_they_give_one_by_one(
     sent, send = [], Points.log
     together, one_by_one = tracker(uri, tmp_path), Tracker(uri, "alone", tmp_path / "results")
     for each in (together, one_by_one):
-        each.begin(cell, TABLE4)
+        each.begin(WorkItem(cell, studies=TABLE4))
     monkeypatch.setattr(Points, "log", lambda *what: sent.append(len(what[2])) or send(*what))
     rows = many_rows(100, metrics)
     for row in rows:
@@ -415,7 +416,7 @@ def test_what_goes_into_a_sqlite_file_around_mlflows_client_is_what_its_client_w
 
 def test_of_rows_that_are_logged_together_the_one_that_mlflow_refuses_is_left_out_alone(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     for row in (ROWS[0], {**ROWS[0], "epoch": 3, "not/a:name?": 1.0}, ROWS[1]):
         tracking.keep(cell.cell_id, row, WORKER)
     with pytest.raises(MlflowException, match="not/a:name"):
@@ -431,7 +432,7 @@ def test_of_rows_that_are_logged_together_the_one_that_mlflow_refuses_is_left_ou
 def test_what_waits_is_not_logged_any_more_once_another_driver_has_the_cell(uri, tmp_path, cell):
     # 130 rows are three requests; the lease is lost after the first.
     tracking, answers = tracker(uri, tmp_path), iter([False, True])
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     for row in many_rows(130, 1):
         tracking.keep(cell.cell_id, row)
     tracking.write(cell.cell_id, lambda: next(answers))
@@ -441,7 +442,7 @@ def test_what_waits_is_not_logged_any_more_once_another_driver_has_the_cell(uri,
 def test_an_epoch_that_is_reported_twice_while_rows_wait_is_logged_as_it_came_first(uri, tmp_path, cell):
     # A trial that continues yields again what its checkpoint holds.
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     for row in (ROWS[0], {**ROWS[0], "learning_rate": 9.0}, ROWS[1], ROWS[2], ROWS[2]):
         tracking.keep(cell.cell_id, row, WORKER)
     tracking.write(cell.cell_id)
@@ -451,14 +452,14 @@ def test_an_epoch_that_is_reported_twice_while_rows_wait_is_logged_as_it_came_fi
 
 def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(uri, tmp_path, cell):
     late = tracker(uri, tmp_path)  # looked before the run was there
-    tracker(uri, tmp_path).begin(cell, TABLE4)
-    late.begin(cell, TABLE4)
+    tracker(uri, tmp_path).begin(WorkItem(cell, studies=TABLE4))
+    late.begin(WorkItem(cell, studies=TABLE4))
     assert len(all_runs(uri)) == 1
 
 
 def test_of_several_runs_for_a_cell_the_finished_one_stands_for_it(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     client, (first,) = MlflowClient(uri), all_runs(uri)
     second = client.create_run(first.info.experiment_id, tags={"cell_id": cell.cell_id})
     client.set_terminated(second.info.run_id, "FINISHED")
@@ -471,7 +472,7 @@ def test_of_several_runs_for_a_cell_the_finished_one_stands_for_it(uri, tmp_path
 
 
 def test_a_deviation_from_the_cells_settings_is_a_tag(uri, tmp_path, cell):
-    tracker(uri, tmp_path).begin(cell, TABLE4, "micro_batches=4")
+    tracker(uri, tmp_path).begin(WorkItem(cell, studies=TABLE4), "micro_batches=4")
     assert all_runs(uri)[0].data.tags["deviation"] == "micro_batches=4"
 
 
@@ -491,11 +492,11 @@ def test_only_what_may_pass_is_tried_again(error, passing):
 
 def test_a_failed_cell_has_its_reason_and_loses_it_when_it_is_run_again(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     tracking.fail(cell.cell_id, "pretrain loss is nan at step 3")
     (run,) = all_runs(uri)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "pretrain loss is nan at step 3")
-    tracking.begin(cell, TABLE4)
+    tracking.begin(WorkItem(cell, studies=TABLE4))
     (run,) = all_runs(uri)
     assert (run.info.status, run.data.tags["reason"]) == ("RUNNING", "")
 
@@ -503,7 +504,7 @@ def test_a_failed_cell_has_its_reason_and_loses_it_when_it_is_run_again(uri, tmp
 def test_a_finished_cell_that_mlflow_lost_is_rebuilt_from_its_rows(uri, tmp_path, cell):
     tracking = tracker(uri, tmp_path)
     assert not tracking.is_finished(cell)
-    tracking.rebuild(cell, ROWS, TABLE4)
+    tracking.rebuild(WorkItem(cell, studies=TABLE4), ROWS)
     assert points(uri, "finetune_val_accuracy") == [(2, 40.0)]
     assert tracker(uri, tmp_path).is_finished(cell)
 
@@ -523,9 +524,9 @@ def test_a_failed_cell_whose_rows_waited_when_the_driver_died_gets_them_from_the
 
 def test_a_run_that_is_rebuilt_names_the_code_that_trained_it_and_not_the_one_that_rebuilds_it(uri, tmp_path, cell):
     account = Account(tmp_path / "results")
-    account.finish(cell, ROWS, data_fingerprint="d1", origin={"git_commit": "0123abcd", "images_of_test": "359"})
+    finish(account, cell, ROWS, data_fingerprint="d1", origin={"git_commit": "0123abcd", "images_of_test": "359"})
     older = cell.pretraining()
-    account.finish(older, [ROWS[0], {"epoch": 1, "phase": "test", "selected_epoch": 1}])  # by an earlier version
+    finish(account, older, [ROWS[0], {"epoch": 1, "phase": "test", "selected_epoch": 1}])  # by an earlier version
     reconcile(work_items(Account(tmp_path / "results"), {cell: TABLE4, older: TABLE4}), account, tracker(uri, tmp_path))
     tags = {run.data.tags["cell_id"]: run.data.tags for run in all_runs(uri)}
     known = ("git_commit", "images_of_test", "data_fingerprint", "source_digest", "torch_version")
@@ -535,15 +536,16 @@ def test_a_run_that_is_rebuilt_names_the_code_that_trained_it_and_not_the_one_th
 
 def test_a_description_that_the_account_has_is_a_lost_runs_and_leaves_alone_what_a_person_wrote(uri, tmp_path, cell):
     kept = {"git_commit": "0123abcd", "mlflow.note.content": "by the engine"}
+    item = WorkItem(cell, Status(FINISHED, origin=kept), TABLE4)
     for written in ("by the engine", "by a person"):
-        tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4, origin=kept)
+        tracker(uri, tmp_path).rebuild(item, ROWS)
         (run,) = all_runs(uri)
         assert run.data.tags["mlflow.note.content"] == written
         MlflowClient(uri).set_tag(run.info.run_id, "mlflow.note.content", "by a person")
 
 
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):
-    tracker(uri, tmp_path).rebuild(cell, ROWS, TABLE4)
+    tracker(uri, tmp_path).rebuild(WorkItem(cell, studies=TABLE4), ROWS)
     Tracker(uri, "relvit", tmp_path / "results").tag_study(cell, ("figure2",))
     (run,) = all_runs(uri)
     assert run.data.tags["study"] == "figure2,table4"

@@ -196,7 +196,8 @@ class Reporter(Callback):
             if ending.taken_up:
                 cell_id = ending.cell.cell_id
                 # Another driver trained it.
-                begin = partial(self._tracker.begin, ending.cell, ending.taken_up, origin={})
+                item = WorkItem(ending.cell, studies=ending.taken_up)
+                begin = partial(self._tracker.begin, item, origin={})
                 self._tracking.put(begin, lane=cell_id)
                 self._track(self._tracker.log, cell_id, ending.rows)
             self._enter(ending, list(ending.rows))
@@ -234,8 +235,7 @@ class Reporter(Callback):
         if not item.is_foreign:
             mark = partial(self._account.mark, item.cell, RUNNING, micro_batches=setting.micro_batches)
             self._accounting.put(mark)
-            begin = partial(self._tracker.begin, item.cell, item.studies, setting.deviation, item.name, item.note)
-            self._tracking.put(begin, lane=item.cell.cell_id)
+            self._tracking.put(self._tracker.begin, item, setting.deviation, lane=item.cell.cell_id)
             if item.tags:
                 self._track(self._tracker.tag, item.cell.cell_id, item.tags)
 

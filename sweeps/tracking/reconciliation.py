@@ -46,7 +46,7 @@ def _reconcile(
         if status.state == FINISHED:
             changes += _finished(item, account, tracker, thorough)
         elif status.state == FAILED and tracker.status(cell.cell_id) != "FAILED":
-            tracker.begin(cell, item.studies, _deviation(status), item.name, item.note, status.origin)
+            tracker.begin(item, _deviation(status), status.origin)
             tracker.log(cell.cell_id, account.history(cell))
             tracker.fail(cell.cell_id, status.reason, status.failure)
             changes.append(f"entered the failure of {cell.cell_id}")
@@ -62,23 +62,14 @@ def _finished(item: WorkItem, account: Account, tracker: Tracker, thorough: bool
     if tracker.is_finished(cell):
         missing = tracker.missing_epochs(cell) if thorough else []
         if not missing:
-            tracker.tag_study(cell, item.studies)
+            tracker.tag_study(item)
             return []
         change = f"filled {len(missing)} missing steps of the run of {cell.cell_id}"
     elif tracker.status(cell.cell_id) is None:
         change = f"rebuilt the run of {cell.cell_id} from the account"
     else:
         change = f"completed the run of {cell.cell_id} from the account"
-    tracker.rebuild(
-        cell,
-        account.history(cell),
-        item.studies,
-        _deviation(item.status),
-        item.name,
-        item.note,
-        account.folder(cell),
-        item.status.origin,
-    )
+    tracker.rebuild(item, account.history(cell), _deviation(item.status), account.folder(cell))
     if item.status.data_fingerprint:
         tracker.tag(cell.cell_id, {DATA_FINGERPRINT: item.status.data_fingerprint})
     return [change]

@@ -58,6 +58,7 @@ from relvit.vocabulary import (
 )
 from sweeps.account.account import account_id
 from sweeps.account.code_version import UNKNOWN, code_tags
+from sweeps.account.work import WorkItem
 from sweeps.tracking.evaluation import attach_evaluation
 from sweeps.tracking.history import attach_history, create_experiment, follow_move
 from sweeps.tracking.naming import name_alone
@@ -201,28 +202,20 @@ class Tracker:
                 orphans.append(cell_id)
         return orphans
 
-    def begin(
-        self,
-        cell: Cell,
-        studies: Iterable[str] = (),
-        deviation: str = "",
-        name: str = "",
-        note: str = "",
-        origin: Mapping[str, str] | None = None,
-    ) -> None:
-        """Make the cell's run, or take it up again, and set it RUNNING. studies: names that are added to those of the
-        run; deviation: what in this training differs from the cell's own settings (sweeps/account/failures.py); name
-        and note: of the run, a description that it has already stays; origin: as `origin`, of what
-        trained it, with the note in it where that was kept; this program's unless given."""
-        cell_id = cell.cell_id
+    def begin(self, item: WorkItem, deviation: str = "", origin: Mapping[str, str] | None = None) -> None:
+        """Make the run of an item's cell, or take it up again, and set it RUNNING. The item's studies are added to
+        those of the run; a description that it has stays. deviation: what in this training differs from the cell's own
+        settings (sweeps/account/failures.py); origin: as `origin`, of what trained it, with the note in it where that
+        was kept; this program's unless given."""
+        cell, cell_id, name = item.cell, item.cell.cell_id, item.name
         made_by = dict(self.origin if origin is None else origin)
         kept_note = made_by.pop(NOTE, "")
-        note = note or kept_note
+        note = item.note or kept_note
         tags = {
             CELL_ID: cell_id,
             STORAGE: self._storage,
             **({ACCOUNT_ID: self._account} if self._account else {}),
-            STUDY: self._studies(cell_id, studies),
+            STUDY: self._studies(item),
             METHOD: cell.method,
             REASON: "",
             FAILURE: "",
@@ -259,15 +252,15 @@ class Tracker:
         """The epochs whose rows the run has."""
         return {int(metric.value) for metric in self._client.get_metric_history(run.info.run_id, "epoch")}
 
-    def _studies(self, cell_id: str, more: Iterable[str]) -> str:
-        """The studies that the cell belongs to, as its run's tag: those that the run knows of, and more."""
-        run = self._runs.get(cell_id)
+    def _studies(self, item: WorkItem) -> str:
+        """The studies that the cell belongs to, as its run's tag: those that the run knows of, and the item's."""
+        run = self._runs.get(item.cell.cell_id)
         known = run.data.tags.get(STUDY, "").split(",") if run else []
-        return ",".join(sorted({*known, *more} - {""}))
+        return ",".join(sorted({*known, *item.studies} - {""}))
 
-    def tag_study(self, cell: Cell, studies: Iterable[str]) -> None:
-        """Let the run of a finished cell know that these studies have it too."""
-        tag, run = self._studies(cell.cell_id, studies), self._runs[cell.cell_id]
+    def tag_study(self, item: WorkItem) -> None:
+        """Let the run of a finished cell know that the item's studies have it too."""
+        tag, run = self._studies(item), self._runs[item.cell.cell_id]
         if tag != run.data.tags.get(STUDY):
             self._client.set_tag(run.info.run_id, STUDY, tag)
 
@@ -418,21 +411,13 @@ class Tracker:
         return sorted(set(range(1, cell.total_epochs + 1)) - self._epochs(self._runs[cell.cell_id]))
 
     def rebuild(
-        self,
-        cell: Cell,
-        history: list[dict[str, Any]],
-        studies: Iterable[str] = (),
-        deviation: str = "",
-        name: str = "",
-        note: str = "",
-        folder: Location | None = None,
-        origin: Mapping[str, str] | None = None,
+        self, item: WorkItem, history: list[dict[str, Any]], deviation: str = "", folder: Location | None = None
     ) -> None:
-        """Make the run of a finished cell whole again from its rows in the account, and its folder as in `finish`.
-        origin: what trained it, where that is known; it was not this program."""
-        self.begin(cell, studies, deviation, name, note, origin or {})
-        self.log(cell.cell_id, history)
-        self.finish(cell.cell_id, folder)
+        """Make the run of a finished cell whole again from its rows in the account, and its folder as in `finish`. What
+        trained it is what the item's status knows of it, not this program."""
+        self.begin(item, deviation, item.status.origin)
+        self.log(item.cell.cell_id, history)
+        self.finish(item.cell.cell_id, folder)
 
     def show_study(self, study: str, text: str) -> None:
         """Let the run that stands for the study begin with this text, in Markdown; what it says otherwise, as of

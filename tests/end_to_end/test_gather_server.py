@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from analysis.runs.gather import GatherError, gather
 from analysis.runs.stores import Client
 from relvit.cell import FIELDS, Cell
+from sweeps.account.work import WorkItem
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.tracker import Tracker
 
@@ -68,7 +69,7 @@ def test_runs_come_by_their_artifacts_or_without_and_a_dead_server_costs_nothing
     expected = []
     for cell in (none, sprel):
         rows = [{"epoch": epoch, "phase": "joint", "learning_rate": 0.5**epoch} for epoch in (1, 2)]
-        tracking.rebuild(cell, rows, ("table4",))
+        tracking.rebuild(WorkItem(cell, studies=("table4",)), rows)
         expected += [(cell.cell_id, name, row["epoch"], row[name]) for row in rows for name in row if name != "phase"]
     expected.sort()
 
@@ -86,7 +87,7 @@ def test_runs_come_by_their_artifacts_or_without_and_a_dead_server_costs_nothing
     client, run_ids = MlflowClient(uri), gathered.runs["run_id"]
     client.delete_tag(run_ids[0], "history_points")
     next((tmp_path / "artifacts").glob(f"*/{run_ids[1]}/artifacts/history.parquet")).write_bytes(b"PAR1")
-    tracking.begin(dist, ("table4",))
+    tracking.begin(WorkItem(dist, studies=("table4",)))
     tracking.log(dist.cell_id, [{"epoch": 1, "phase": "joint", "learning_rate": 0.5}])
     gathered = gather(uri, "relvit", tmp_path / "again")
     (note,) = gathered.notes

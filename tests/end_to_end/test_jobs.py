@@ -22,6 +22,7 @@ import pytest
 from mlflow import MlflowClient
 
 from relvit.cell import Cell
+from sweeps.account.work import WorkItem
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.reachable import tracking_problems
 from sweeps.tracking.tracker import Tracker, TrackingError
@@ -337,6 +338,6 @@ def test_with_the_password_a_run_is_written(site, client, tmp_path):
     assert tracking_problems(site.mlflow) == []
     cell: Cell = plan_cells(Request("table4", "demo", tmp_path, combinations=("sprel",)))[0]
     tracker = Tracker(site.mlflow, "with-password", tmp_path)
-    tracker.begin(cell, ("table4",))
+    tracker.begin(WorkItem(cell, studies=("table4",)))
     (run,) = client.search_runs([client.get_experiment_by_name("with-password").experiment_id])
     assert run.data.tags["cell_id"] == cell.cell_id

@@ -19,6 +19,7 @@ from analysis.paper.registry import tables_of
 from analysis.report import page
 from analysis.runs.comparability import conform
 from relvit.cell import FIELDS, Cell
+from sweeps.account.work import WorkItem
 from sweeps.planning.plan import Request, plan_cells
 from sweeps.tracking.tracker import Tracker
 
@@ -56,7 +57,7 @@ def store(folder: Path, rows: list[dict]) -> None:
         studies.setdefault(cell.cell_id, set()).add(row["study"])
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", folder)
     for cell, row in zip(cells, rows):
-        tracker.begin(cell, studies[cell.cell_id])
+        tracker.begin(WorkItem(cell, studies=studies[cell.cell_id]))
         results = {name: value for name, value in row.items() if name.startswith("test_")}
         tracker.log(cell.cell_id, [{"epoch": cell.total_epochs, "phase": "test", **results}])
         tracker.finish(cell.cell_id)

@@ -16,6 +16,7 @@ from relvit.data import DataError
 from relvit.train import train
 from sweeps import pictures as entry
 from sweeps.account.account import Account
+from sweeps.account.work import WorkItem
 from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
@@ -32,7 +33,7 @@ def finished(digits, tmp_path_factory) -> tuple[Path, list[Cell]]:
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "relvit", account.storage)
     for cell in cells:
         rows = [] if cell.tasks == "dist" else list(train(cell, digits, account.folder(cell)))
-        tracker.rebuild(cell, rows, ("table4",))
+        tracker.rebuild(WorkItem(cell, studies=("table4",)), rows)
     return folder, cells
 
 
@@ -77,7 +78,7 @@ def test_what_keeps_one_run_from_its_pictures_is_said_and_tried_again_and_holds_
     client.log_param(old, "dataset", "digits")
     client.set_terminated(old)
     for cell in cells:
-        tracker.rebuild(cell, list(train(cell, digits, account.folder(cell))), ("table4",))
+        tracker.rebuild(WorkItem(cell, studies=("table4",)), list(train(cell, digits, account.folder(cell))))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pictures.py", "--images", "2", "--tracking-uri", uri])
 

@@ -7,6 +7,7 @@ from helpers import entries
 from helpers.made_runs import made_runs, planned
 from mlflow import MlflowClient
 
+from sweeps.account.work import WorkItem
 from sweeps.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.end_to_end
@@ -26,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
         ]
         result = {"epoch": cell.total_epochs, "phase": "test", "test_sprel_accuracy": 50.0}
         result |= {name: run[name] for name in ("test_accuracy", "training_seconds")}
-        tracker.rebuild(cell, [*rows, result], ("figure2",))
+        tracker.rebuild(WorkItem(cell, studies=("figure2",)), [*rows, result])
     return folder
 
 
