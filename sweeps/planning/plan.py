@@ -1,7 +1,7 @@
 """From what a user asked for to the cells to train, with everything checked that can be checked without a cluster."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ _DECIDED = {
 }
 
 
+_Named = tuple[Spec, str]  # with the name of its study
+
+
 class PlanError(ValueError):
     """All that is wrong with a request, as a list of sentences in `problems`; cells: those that are right nonetheless,
     whose data can be checked as well."""
@@ -74,10 +77,10 @@ class Request:
     image_size: int | None = None
     combinations: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0,)
-    settings: tuple[str, ...] = field(default=())  # "field=value"
-    only: tuple[str, ...] = field(default=())  # "field=value", all of which a cell must fit
-    specs: tuple[Spec, ...] = field(default=())
-    evaluate: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...] = ()  # "field=value"
+    only: tuple[str, ...] = ()  # "field=value", all of which a cell must fit
+    specs: tuple[Spec, ...] = ()
+    evaluate: tuple[str, ...] = ()
     tasks_file: Path | None = None
 
 
@@ -88,138 +91,225 @@ def plan_cells(request: Request) -> list[Cell]:
 
 def plan(request: Request) -> dict[Cell, tuple[str, ...]]:
     """The cells as `plan_cells`, each with the names of the studies that it belongs to."""
-    problems: list[str] = []
-
-    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except StudyError as error:
-            problems.extend(error.problems)
-            return error.study
-        except ValueError as error:
-            problems.append(str(error))
-            return None
-
-    if request.tasks_file:
-        attempt(add_tasks_file, request.tasks_file)
-    before = len(problems)
-    named = {} if request.specs else {name: attempt(study, name) for name in request.study.split(",")}
-    studies = named or {request.study: Study(request.specs)}
-    whole = len(problems) == before
-    for text in request.evaluate:  # which may name tasks of a study's file
-        attempt(parse_evaluation, text)
-    specs = [(spec, name) for name, each in studies.items() if each for spec in each.cells]
-    wanted = bool(specs)
-    # Where no cell is known, a stand-in lets the rest be checked too.
-    specs = specs or [(spec, "table4") for spec in study("table4").cells]
-    base = attempt(recipe, request.recipe) or recipe("demo")
-    settings: dict[str, Any] = {}
-    for setting in request.settings:
-        settings |= attempt(_parse_setting, setting) or {}
-    if len(set(request.seeds)) < len(request.seeds):
-        problems.append(f"--seeds names a seed twice: {', '.join(map(str, request.seeds))}")
-    if request.combinations:
-        combinations = [attempt(canonical_tasks, text) for text in request.combinations]
-        specs = [({**spec, "tasks": attempt(canonical_tasks, spec["tasks"]) or spec["tasks"]}, n) for spec, n in specs]
-        chosen = [each for each in specs if each[0]["tasks"] in combinations]
-        if None not in combinations:
-            for tasks in combinations:
-                if whole and not any(spec["tasks"] == tasks for spec, _ in chosen):
-                    own = request.tasks_file and any(TASKS[each].digest for each in parse_tasks(tasks))
-                    hint = f"; a tasks file is a study itself: --study {request.tasks_file}" if own else ""
-                    problems.append(f"--tasks {tasks} is in no cell of {request.study}{hint}")
-        specs = chosen or specs
-    specs = _select_specs(specs, request, base, problems)
-    specs = _replace(specs, request, problems)
-    evaluations = {name: request.evaluate or (each.evaluate if each else ()) for name, each in studies.items()}
-    # A folder without a row is read to learn its images' size: once, not once a cell.
-    own_size = cache(lambda name: native_image_size(name, request.data_root))
-    members: dict[Cell, list[str]] = {}
-    sources: dict[tuple[str, Cell], Spec] = {}
-    for spec, name in specs:
-        resolved = _resolved(spec, request, base)
-        asked = attempt(_image_size, resolved, base, request, own_size)
-        size = asked or 224  # divisible by every patch, so that only what else is wrong is found
-        for seed in request.seeds:
-            cell = attempt(_make, base, resolved, size, settings, seed)
-            if evaluations.get(name) and cell:
-                found = _evaluated(evaluations[name], cell, resolved, own_size, problems)
-                made = {}
-                for text, fields in found.items():
-                    try:
-                        made[text] = _make(base, fields, size, settings, seed)
-                    except ValueError as error:
-                        problems.append(f"--evaluate {text}: {error}")
-                problems += _evaluation_problems(cell, made, found)
-                # What the study itself would train stays its own, beside the evaluations that were asked for here.
-                for each in made.values():
-                    names = [f"{study_name(name)}{EVALUATED}"] * bool(request.evaluate)
-                    names += [study_name(name)] * (each == cell or not request.evaluate)
-                    members.setdefault(each, []).extend(names if asked else [])
-            elif cell and asked:
-                if whole:
-                    problems += _idle(spec, {**resolved, **settings}, cell, name)
-                    problems += _collapsed(sources.setdefault((name, cell), spec), spec, settings, name)
-                members.setdefault(cell, []).append(study_name(name))
+    planner = _Planner(request)
+    members, problems = planner.members(), planner.problems
     cells = [cell for cell in members if members[cell]]
     problems += _resize_problems(cells)
     if not problems and not cells:
-        asked_for = ",".join(dict.fromkeys(text for texts in evaluations.values() for text in texts))
+        asked_for = ",".join(dict.fromkeys(text for texts in planner.evaluations.values() for text in texts))
         problems.append(
             f"--evaluate {asked_for}: a supervised pre-training has no k-NN on test images: add finetune or probe, or "
             "choose tasks with --tasks"
         )
     if not problems:
         cells = _select(cells, [each for each in request.only if _name(each) not in _OF_A_SPEC], problems)
-        for name, value in settings.items():
+        for name, value in planner.settings.items():
             if all(getattr(cell, name) != value for cell in cells):
                 problems.append(f"--set {name}={value} has no effect in any cell of this plan")
     if problems:
-        raise PlanError(problems, cells if wanted else ())
+        raise PlanError(problems, cells if planner.has_cells else ())
     ordered = sorted(cells, key=lambda cell: request.seeds.index(cell.seed))
     return {cell: tuple(dict.fromkeys(members[cell])) for cell in ordered}
 
 
-def _resolved(spec: Spec, request: Request, base: Recipe) -> dict[str, Any]:
-    """The spec with what the request or the recipe puts in the place of its data sets and backbone."""
-    resolved = {
-        **spec,
-        "dataset": request.dataset or base.stand_in("dataset", spec["dataset"]),
-        "backbone": request.backbone or base.tuned.get("backbone") or base.stand_in("backbone", spec["backbone"]),
-    }
-    if "pretrain_dataset" in spec:
-        resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])
-    return resolved
+class _Planner:
+    """Makes cells of what was asked for. problems: all that is wrong with it, so far; each is told beside the others,
+    so that what cannot be read has a stand-in. whole: whether all studies could be read."""
 
+    def __init__(self, request: Request):
+        self.request, self.problems = request, list[str]()
+        if request.tasks_file:
+            self.attempt(add_tasks_file, request.tasks_file)
+        before = len(self.problems)
+        named = {} if request.specs else {name: self.attempt(study, name) for name in request.study.split(",")}
+        studies: dict[str, Study | None] = named or {request.study: Study(request.specs)}
+        self.whole = len(self.problems) == before
+        for text in request.evaluate:  # which may name tasks of a study's file
+            self.attempt(parse_evaluation, text)
+        self.evaluations = {name: request.evaluate or (each.evaluate if each else ()) for name, each in studies.items()}
+        self._specs = [(spec, name) for name, each in studies.items() if each for spec in each.cells]
+        self.has_cells = bool(self._specs)
+        self._specs = self._specs or [(spec, "table4") for spec in study("table4").cells]
+        self._recipe: Recipe = self.attempt(recipe, request.recipe) or recipe("demo")
+        self.settings: dict[str, Any] = {}
+        for setting in request.settings:
+            self.settings |= self.attempt(_parse_setting, setting) or {}
+        if len(set(request.seeds)) < len(request.seeds):
+            self.problems.append(f"--seeds names a seed twice: {', '.join(map(str, request.seeds))}")
+        # A folder without a row is read to learn its images' size: once, not once a cell.
+        self._own_size = cache(lambda name: native_image_size(name, request.data_root))
 
-def _evaluated(
-    texts: Iterable[str], cell: Cell, resolved: Spec, own_size: Callable[[str], int], problems: list[str]
-) -> dict[str, dict[str, Any]]:
-    """By evaluation, the fields of the cell that it makes of one of a study's, where it has any."""
-    if not cell.has_pretraining:
-        problems.append(
-            f"--evaluate needs a pre-training, and cells of protocol {cell.protocol!r} have none: pick others with "
-            "--only protocol=NAME, or leave it out"
-        )
-        return {}
-    found: dict[str, dict[str, Any]] = {}
-    for text in texts:
+    def attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns; of a study file with mistakes what can be planned, else None."""
         try:
-            fields = parse_evaluation(text)
+            return function(*arguments)
+        except StudyError as error:
+            self.problems.extend(error.problems)
+            return error.study
         except ValueError as error:
-            problems.append(str(error))
-            continue
-        if "dataset" in fields:  # transfer
-            try:
-                own_size(fields["dataset"])  # says whether there is such a data set
-            except ValueError as error:
-                problems.append(f"--evaluate {text}: {error}")
+            self.problems.append(str(error))
+            return None
+
+    def members(self) -> dict[Cell, list[str]]:
+        """The cells, each with the names of its studies; with none where the size of its images is not known."""
+        for choose in (self._with_tasks, self._with_names, self._with_one_replaced):
+            self._specs = choose(self._specs)
+        members: dict[Cell, list[str]] = {}
+        sources: dict[tuple[str, Cell], Spec] = {}
+        for spec, name in self._specs:
+            resolved = self._resolved(spec)
+            asked = self.attempt(self._image_size, resolved)
+            size = asked or 224  # divisible by every patch, so that only what else is wrong is found
+            for seed in self.request.seeds:
+                cell = self.attempt(self._make, resolved, size, seed)
+                if cell and self.evaluations.get(name):
+                    for each, names in self._evaluated(cell, resolved, size, name):
+                        members.setdefault(each, []).extend(names if asked else [])
+                elif cell and asked:
+                    if self.whole:
+                        self.problems += _idle(spec, {**resolved, **self.settings}, cell, name)
+                        first = sources.setdefault((name, cell), spec)
+                        self.problems += _collapsed(first, spec, self.settings, name)
+                    members.setdefault(cell, []).append(study_name(name))
+        return members
+
+    # Which of a study's cells
+
+    def _with_tasks(self, specs: list[_Named]) -> list[_Named]:
+        """Those with the combinations of tasks that were asked for."""
+        if not self.request.combinations:
+            return specs
+        combinations = [self.attempt(canonical_tasks, text) for text in self.request.combinations]
+        specs = [
+            ({**spec, "tasks": self.attempt(canonical_tasks, spec["tasks"]) or spec["tasks"]}, name)
+            for spec, name in specs
+        ]
+        chosen = [each for each in specs if each[0]["tasks"] in combinations]
+        if None not in combinations and self.whole:
+            for tasks in combinations:
+                if not any(spec["tasks"] == tasks for spec, _ in chosen):
+                    file = self.request.tasks_file
+                    own = file and any(TASKS[each].digest for each in parse_tasks(tasks))
+                    hint = f"; a tasks file is a study itself: --study {file}" if own else ""
+                    self.problems.append(f"--tasks {tasks} is in no cell of {self.request.study}{hint}")
+        return chosen or specs
+
+    def _with_names(self, specs: list[_Named]) -> list[_Named]:
+        """Those that fit the conditions on names, so that nothing else has to be right about the others."""
+        for condition in self.request.only:
+            name, _, text = condition.partition("=")
+            if name not in _OF_A_SPEC:
                 continue
-            fields["pretrain_dataset"] = cell.pretrain_dataset
-        if fields["protocol"] == "pretrain" and not cell.task_list:
-            continue  # its features have no number on test images: see relvit.train
-        found[text] = {**resolved, **fields}
-    return found
+            try:
+                wanted = canonical_tasks(text) if name == "tasks" else text
+            except ValueError as error:
+                self.problems.append(f"--only {condition}: {error}")
+                continue
+            names = [(spec, {str(spec[name]), str(self._resolved(spec)[name])}) for spec, _ in specs]
+            fitting = [each for each, (_, known) in zip(specs, names) if wanted in known]
+            if not fitting:
+                there = sorted(set().union(*(known for _, known in names)))
+                self.problems.append(f"--only {condition} fits no cell; {name} is one of {', '.join(there)}")
+            specs = fitting or specs
+        return specs
+
+    def _with_one_replaced(self, specs: list[_Named]) -> list[_Named]:
+        """Check that --dataset and --backbone replace one name and do not fold a study of several into one."""
+        request, problems = self.request, self.problems
+        for option, name in (("dataset", request.dataset), ("backbone", request.backbone)):
+            names = list(dict.fromkeys(spec[option] for spec, _ in specs))
+            if name and len(names) > 1:
+                problems.append(
+                    f"--{option} replaces the one {option} of a study, but {request.study} has {', '.join(names)}; "
+                    f"pick among them with --only {option}=NAME"
+                )
+        if request.backbone and not request.backbone.startswith(TIMM) and request.backbone not in BACKBONES:
+            problems.append(unknown("backbone", request.backbone, (*BACKBONES, f"{TIMM}NAME")))
+            return specs[:1]  # enough to find what else is wrong
+        return specs
+
+    # What of a study's cell is the request's or the recipe's
+
+    def _resolved(self, spec: Spec) -> dict[str, Any]:
+        """The spec with what the request or the recipe puts in the place of its data sets and backbone."""
+        request, base = self.request, self._recipe
+        resolved = {
+            **spec,
+            "dataset": request.dataset or base.stand_in("dataset", spec["dataset"]),
+            "backbone": request.backbone or base.tuned.get("backbone") or base.stand_in("backbone", spec["backbone"]),
+        }
+        if "pretrain_dataset" in spec:
+            resolved["pretrain_dataset"] = base.stand_in("dataset", spec["pretrain_dataset"])
+        return resolved
+
+    def _image_size(self, spec: Spec) -> int:
+        """The side of the images: as asked for, as the study or the backbone has it, or the data set."""
+        request, sizes = self.request, self._recipe.image_sizes
+        if request.image_size is not None and request.image_size < 1:
+            raise ValueError(f"--image-size must be at least 1, not {request.image_size}")
+        own = self._own_size(spec["dataset"])  # also says whether there is such a data set
+        backbone = BACKBONES.get(spec["backbone"])
+        asked = request.image_size or spec.get("image_size")
+        return asked or (backbone and backbone.image_size) or sizes.get(spec["dataset"]) or own
+
+    def _make(self, spec: Spec, image_size: int, seed: int) -> Cell:
+        try:
+            tasks = canonical_tasks(spec["tasks"])
+        except ValueError:
+            tasks = spec["tasks"]  # Cell says what is wrong with it, and with the rest
+        fields = {
+            "pretrain_dataset": spec["dataset"],
+            **self._recipe.for_backbone(spec["backbone"], image_size, spec["protocol"]),
+            **spec,
+            **self.settings,
+            "tasks": tasks,
+            "image_size": image_size,
+            "seed": seed,
+        }
+        return make_cell(**fields)
+
+    # How its pre-training is evaluated
+
+    def _evaluated(self, cell: Cell, resolved: Spec, size: int, name: str) -> Iterator[tuple[Cell, list[str]]]:
+        """The evaluations of the pre-training of a study's cell, each with the names of its studies."""
+        found, made = self._evaluation_fields(self.evaluations[name], cell, resolved), dict[str, Cell]()
+        for text, fields in found.items():
+            try:
+                made[text] = self._make(fields, size, cell.seed)
+            except ValueError as error:
+                self.problems.append(f"--evaluate {text}: {error}")
+        self.problems += _evaluation_problems(cell, made, found)
+        # What the study itself would train stays its own, beside the evaluations that were asked for here.
+        for each in made.values():
+            names = [f"{study_name(name)}{EVALUATED}"] * bool(self.request.evaluate)
+            yield each, names + [study_name(name)] * (each == cell or not self.request.evaluate)
+
+    def _evaluation_fields(self, texts: Iterable[str], cell: Cell, resolved: Spec) -> dict[str, dict[str, Any]]:
+        """By evaluation, the fields of the cell that it makes of one of a study's, where it has any."""
+        if not cell.has_pretraining:
+            self.problems.append(
+                f"--evaluate needs a pre-training, and cells of protocol {cell.protocol!r} have none: pick others with "
+                "--only protocol=NAME, or leave it out"
+            )
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for text in texts:
+            try:
+                fields = parse_evaluation(text)
+            except ValueError as error:
+                self.problems.append(str(error))
+                continue
+            if "dataset" in fields:  # transfer
+                try:
+                    self._own_size(fields["dataset"])  # says whether there is such a data set
+                except ValueError as error:
+                    self.problems.append(f"--evaluate {text}: {error}")
+                    continue
+                fields["pretrain_dataset"] = cell.pretrain_dataset
+            if fields["protocol"] == "pretrain" and not cell.task_list:
+                continue  # its features have no number on test images: see relvit.train
+            found[text] = {**resolved, **fields}
+        return found
 
 
 def _evaluation_problems(studied: Cell, made: Mapping[str, Cell], wanted: Mapping[str, Spec]) -> list[str]:
@@ -290,48 +380,6 @@ def study_name(study: str) -> str:
     return Path(study).stem if study.endswith(".py") else study
 
 
-def _replace(specs: list[tuple[Spec, str]], request: Request, problems: list[str]) -> list[tuple[Spec, str]]:
-    """Check that --dataset and --backbone replace one name and do not fold a study of several into one."""
-    for option, name in (("dataset", request.dataset), ("backbone", request.backbone)):
-        names = list(dict.fromkeys(spec[option] for spec, _ in specs))
-        if name and len(names) > 1:
-            problems.append(
-                f"--{option} replaces the one {option} of a study, but {request.study} has {', '.join(names)}; "
-                f"pick among them with --only {option}=NAME"
-            )
-    if request.backbone and not request.backbone.startswith(TIMM) and request.backbone not in BACKBONES:
-        problems.append(unknown("backbone", request.backbone, (*BACKBONES, f"{TIMM}NAME")))
-        return specs[:1]  # enough to find what else is wrong
-    return specs
-
-
-def _image_size(spec: Spec, base: Recipe, request: Request, own_size: Callable[[str], int]) -> int:
-    """The side of the images: as asked for, as the study says, as the backbone needs, or as the data set has them."""
-    if request.image_size is not None and request.image_size < 1:
-        raise ValueError(f"--image-size must be at least 1, not {request.image_size}")
-    own = own_size(spec["dataset"])  # also says whether there is such a data set
-    backbone = BACKBONES.get(spec["backbone"])
-    asked = request.image_size or spec.get("image_size")
-    return asked or (backbone and backbone.image_size) or base.image_sizes.get(spec["dataset"]) or own
-
-
-def _make(base: Recipe, spec: Spec, image_size: int, settings: dict[str, Any], seed: int) -> Cell:
-    try:
-        tasks = canonical_tasks(spec["tasks"])
-    except ValueError:
-        tasks = spec["tasks"]  # Cell says what is wrong with it, and with the rest
-    fields = {
-        "pretrain_dataset": spec["dataset"],
-        **base.for_backbone(spec["backbone"], image_size, spec["protocol"]),
-        **spec,
-        **settings,
-        "tasks": tasks,
-        "image_size": image_size,
-        "seed": seed,
-    }
-    return make_cell(**fields)
-
-
 def _parse_setting(setting: str) -> dict[str, Any]:
     name, separator, text = setting.partition("=")
     if not separator:
@@ -347,28 +395,6 @@ _OF_A_SPEC = ("dataset", "backbone", "protocol", "tasks")
 
 def _name(condition: str) -> str:
     return condition.partition("=")[0]
-
-
-def _select_specs(
-    specs: list[tuple[Spec, str]], request: Request, base: Recipe, problems: list[str]
-) -> list[tuple[Spec, str]]:
-    """Those that fit the conditions on names, so that nothing else has to be right about the others."""
-    for condition in request.only:
-        name, _, text = condition.partition("=")
-        if name not in _OF_A_SPEC:
-            continue
-        try:
-            wanted = canonical_tasks(text) if name == "tasks" else text
-        except ValueError as error:
-            problems.append(f"--only {condition}: {error}")
-            continue
-        names = [(spec, {str(spec[name]), str(_resolved(spec, request, base)[name])}) for spec, _ in specs]
-        fitting = [each for each, (_, known) in zip(specs, names) if wanted in known]
-        if not fitting:
-            there = sorted(set().union(*(known for _, known in names)))
-            problems.append(f"--only {condition} fits no cell; {name} is one of {', '.join(there)}")
-        specs = fitting or specs
-    return specs
 
 
 def _select(cells: list[Cell], only: Iterable[str], problems: list[str]) -> list[Cell]:
