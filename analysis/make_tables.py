@@ -65,72 +65,52 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="make_tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
-        type=tracking_uri,
-        metavar="URI",
-        help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
-    )
+        "--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), type=tracking_uri,
+        metavar="URI", help="MLflow's database or server (default: $MLFLOW_TRACKING_URI, else %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--experiment", default="relvit", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--study", metavar="NAME", help="the study to set (default: that of the newest run)")
     parser.add_argument(
         "--out", type=folder, default=Path("results/analysis"), metavar="DIR", help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--format",
-        action="append",
-        default=[],
-        metavar="NAME,...",
+        "--format", action="append", default=[], metavar="NAME,...",
         help=f"of {', '.join(FORMATS)} those to write; may be repeated (default: all)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
+        "--where", action="append", default=[], metavar="FIELD=VALUE",
         help="only runs with this value, for instance dataset=cifar10; may be repeated",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default=TEST,
+        "--split", choices=SPLITS, default=TEST,
         help="report results of this split, for published numbers that are of val; files are then named "
         "STUDY-val... (default: %(default)s)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--strict",
-        action="store_true",
+        "--strict", action="store_true",
         help="refuse tables whose cells differ in recipe, data, code or precision, instead of footnotes",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--check",
-        action="store_true",
+        "--check", action="store_true",
         help="write no output, but say which (of --study, or of all) were edited or no longer match the runs",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--explain",
-        metavar="TABLE[:ROW[:COLUMN]]",
+        "--explain", metavar="TABLE[:ROW[:COLUMN]]",
         help="the runs, seeds and commits behind numbers, for instance table4:sprel+abspos",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--no-gather",
-        dest="gather",
-        action="store_false",
+        "--no-gather", dest="gather", action="store_false",
         help="take the Parquet tables under --out as they are and ask no tracking store, for instance for --check of "
         "outputs that somebody published",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--no-attach",
-        dest="attach",
-        action="store_false",
+        "--no-attach", dest="attach", action="store_false",
         help="do not log the outputs to the MLflow run that stands for the study",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--follow",
-        type=float,
-        metavar="MINUTES",
+        "--follow", type=float, metavar="MINUTES",
         help="while runs of the study are RUNNING, set everything again every so many minutes",
-    )
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.follow is not None and not options.follow > 0:
         parser.error(f"--follow must be above 0, not {options.follow:g}")

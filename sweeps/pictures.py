@@ -46,12 +46,12 @@ from relvit.pictures import NoPicture, attention, patch_filters, position_simila
 from relvit.vocabulary import CELL_ID, PICTURES, PICTURES_DRAWN, STUDY, TASK_ROWS
 from sweeps.account.account import Account
 from sweeps.cli import options as shared
-from sweeps.cli.console import exit_status
+from sweeps.cli.console import SOME_FAILED, exit_status, refuse
 from sweeps.tracking.history import follow_move
 from sweeps.tracking.reachable import tracking_problems
 from sweeps.tracking.tracker import search_runs
 
-NOTHING, MISSING = 2, 1
+NOTHING = "nothing was drawn"
 _STYLE: Any = {"font.size": 8, "axes.titlesize": 8, "image.interpolation": "nearest"}
 _STYLE["figure.constrained_layout.use"] = True
 _STYLE["text.parse_math"] = False  # a "$" in the name of a class is a "$"
@@ -75,18 +75,15 @@ def main() -> int:
     options = parse_arguments()
     problems = tracking_problems(options.tracking_uri)
     if problems:
-        print(f"nothing was drawn: {problems[0]}", file=sys.stderr)
-        return NOTHING
+        return refuse(problems, NOTHING)
     try:
         client = MlflowClient(_existing(options.tracking_uri))
         runs = finished_runs(client, options.experiment, options.study)
     except (ValueError, MlflowException, SQLAlchemyError, ImportError) as error:
-        print(f"nothing was drawn: {error}", file=sys.stderr)
-        return NOTHING
+        return refuse([str(error)], NOTHING)
     if not runs:
         of = f" of study {options.study!r}" if options.study else ""
-        print(f"nothing was drawn: experiment {options.experiment!r} has no finished runs{of}", file=sys.stderr)
-        return NOTHING
+        return refuse([f"experiment {options.experiment!r} has no finished runs{of}"], NOTHING)
     follow_move(options.tracking_uri, options.experiment)
     account = Account(options.storage)
     missing = 0
@@ -97,16 +94,13 @@ def main() -> int:
             continue
         try:
             outcome = picture(client, run, account, options.data_root, options.images)
-        except (OSError, ValueError) as error:
-            print(f"{name}: not drawn: {error}", file=sys.stderr)
-            missing += 1
-            continue
-        except MlflowException as error:
-            print(f"{name}: MLflow did not take its pictures: {error}", file=sys.stderr)
+        except (OSError, ValueError, MlflowException) as error:
+            why = "MLflow did not take its pictures" if isinstance(error, MlflowException) else "not drawn"
+            print(f"{name}: {why}: {error}", file=sys.stderr)
             missing += 1
             continue
         print(f"{name}: {outcome}")
-    return MISSING if missing else 0
+    return SOME_FAILED if missing else 0
 
 
 def _existing(uri: str) -> str:
