@@ -19,16 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from relvit.cell import patch_crop_size
-from relvit.strong import (
-    LUMA,
-    Mix,
-    Operations,
-    apply_operations,
-    draw_mix,
-    draw_operations,
-    magnitudes,
-    mixed_images,
-)
+from relvit.strong import LUMA, Mix, Operations, apply_operations, draw_mix, draw_operations, magnitudes, mixed_images
 
 # The 24 orders in which torchvision's ColorJitter may apply its four operations, as the place of each operation.
 # Rows: orders; columns: brightness, contrast, saturation, hue.

@@ -205,12 +205,7 @@ def start_as_published(backbone: Backbone, classifier: nn.Module | None) -> None
 
 
 def build_backbone(
-    name: str,
-    image_size: int,
-    *,
-    position_embedding: bool = True,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
+    name: str, image_size: int, *, position_embedding: bool = True, drop_path: float = 0.0, dropout: float = 0.0
 ) -> Backbone:
     """The backbone of that name for square images. Raises ValueError as `relvit.specs.backbone_spec`.
 

@@ -48,9 +48,7 @@ def _backbone(state: dict[str, Any], device: str) -> tuple[Cell, Backbone]:
     cell = Cell(**state["cell"])
     last = phases(cell)[-1]
     backbone = build_backbone(
-        cell.backbone,
-        last.mega_grid * cell.patch_size or last.image_size,
-        position_embedding=last.position_embedding,
+        cell.backbone, last.mega_grid * cell.patch_size or last.image_size, position_embedding=last.position_embedding
     )
     if cell.initialisation == "published":
         start_as_published(backbone, None)  # for the epsilon that T2T-ViT has then

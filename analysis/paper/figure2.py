@@ -12,13 +12,7 @@ from analysis.output.typeset import CROSS, UP, Column, Entry, Row, Table
 from analysis.paper import drawing
 from analysis.paper.cost import cost
 from analysis.paper.entries import Claim, Drawing, Entries, NothingToDraw, PaperTable
-from analysis.paper.numbers import (
-    how_to_read,
-    measured,
-    number_entry,
-    printed_names,
-    recipe_sentence,
-)
+from analysis.paper.numbers import how_to_read, measured, number_entry, printed_names, recipe_sentence
 from analysis.paper.rules import SOLVED, all_above, all_similar, fixed, level_above, no_help
 from analysis.paper.settings import settings
 from analysis.stats.seeds import by_seed
@@ -130,11 +124,7 @@ def figure2b(runs: pd.DataFrame, metrics: pd.DataFrame) -> Drawing:
 
 
 def _drawn(
-    runs: pd.DataFrame,
-    labels: Sequence[str],
-    read: Callable[[pd.DataFrame], pd.DataFrame],
-    metric: str,
-    column: str,
+    runs: pd.DataFrame, labels: Sequence[str], read: Callable[[pd.DataFrame], pd.DataFrame], metric: str, column: str
 ) -> tuple[Figure, Axes, pd.DataFrame, list[pd.DataFrame], dict[str, dict[str, Entry]]]:
     """A line for each of these entries, read from its runs: the figure, its axes, the runs that it shows, its lines,
     and the numbers."""

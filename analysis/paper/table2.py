@@ -88,7 +88,7 @@ CLAIMS = (
             {
                 dataset_name(name): ((f"{name} relvit",), f"{name} supervised", gain)
                 for name, gain in (("tiny_imagenet", 10.01), ("cifar100", 6.45), ("cifar10", 4.75))
-            },
+            }
         ),
     ),
 )

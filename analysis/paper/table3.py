@@ -145,7 +145,7 @@ CLAIMS = (
             {
                 dataset_name(name): ((f"{name} vit relvit",), f"{name} vit supervised", gain)
                 for name, gain in (("flowers102", 4.02), ("cifar100", 3.93), ("cifar10", 3.71))
-            },
+            }
         ),
     ),
     Claim(
@@ -174,7 +174,7 @@ CLAIMS = (
             {
                 f"Flower-102, {FAMILIES[name]}": ((f"flowers102 {name} relvit",), f"flowers102 {name} drloc", gain)
                 for name, gain in (("swin", 19.85), ("t2t", 16.24))
-            },
+            }
         ),
     ),
 )

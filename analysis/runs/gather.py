@@ -336,10 +336,7 @@ class _Histories:
             if run_id not in known or known[run_id].digest != self._digests[run_id]
         ]
         failures = 0
-        with (
-            ThreadPoolExecutor(self._store.requests) as pool,
-            _progress(console, len(stale)) as advance,
-        ):
+        with ThreadPoolExecutor(self._store.requests) as pool, _progress(console, len(stale)) as advance:
             for start in range(0, len(stale), BATCH):
                 batch = stale[start : start + BATCH]
                 if failures < _GIVE_UP:

@@ -128,10 +128,7 @@ def tied_with_best(
 
 
 def equivalent(
-    wide: pd.DataFrame,
-    published: pd.Series,
-    margin: pd.Series | float,
-    images: pd.Series | None = None,
+    wide: pd.DataFrame, published: pd.Series, margin: pd.Series | float, images: pd.Series | None = None
 ) -> pd.DataFrame:
     """Whether means agree with published numbers, each of which is one draw.
 

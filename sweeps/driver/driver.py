@@ -31,12 +31,7 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def run(
-    source: Source,
-    account: Account,
-    tracker: Tracker,
-    options: Options,
-    note: Callable[[str], None],
-    hold: Hold,
+    source: Source, account: Account, tracker: Tracker, options: Options, note: Callable[[str], None], hold: Hold
 ) -> Outcome:
     """Train until the source is done, the budget is spent or the user interrupts.
 

@@ -59,11 +59,7 @@ def gaining(most: int, rate: Callable[[int], float]) -> tuple[int, float]:
 
 
 def measured_gpus(
-    items: Iterable[WorkItem],
-    account: Account,
-    micro_batches: int,
-    note: Callable[[str], None],
-    compile: str = "never",
+    items: Iterable[WorkItem], account: Account, micro_batches: int, note: Callable[[str], None], compile: str = "never"
 ) -> float:
     """GPUs a trial for all the items, on the connected cluster: a fraction 1/n in Ray's steps of a ten-thousandth, or
     1; 0 where it has no GPU. What is gained is measured with the cell that needs most memory.

@@ -132,12 +132,7 @@ def connected_problems(
 
 
 def _sweep(
-    sweep: Sweep,
-    console: Console,
-    account: Account,
-    items: list[WorkItem],
-    to_train: list[WorkItem],
-    hold: Hold,
+    sweep: Sweep, console: Console, account: Account, items: list[WorkItem], to_train: list[WorkItem], hold: Hold
 ) -> int:
     """Ray and MLflow, which take seconds to import and start, come in here."""
     from sweeps.tracking.reachable import tracking_problems

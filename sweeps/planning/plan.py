@@ -8,26 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from relvit.cell import (
-    BACKBONES,
-    FIELDS,
-    NONE,
-    TASKS,
-    TIMM,
-    Cell,
-    canonical_tasks,
-    make_cell,
-    parse_tasks,
-    parse_value,
-)
-from relvit.data import (
-    DataError,
-    DatasetNotDownloaded,
-    cached_fingerprint,
-    fingerprint_of,
-    native_image_size,
-    prepare,
-)
+from relvit.cell import BACKBONES, FIELDS, NONE, TASKS, TIMM, Cell, canonical_tasks, make_cell, parse_tasks, parse_value
+from relvit.data import DataError, DatasetNotDownloaded, cached_fingerprint, fingerprint_of, native_image_size, prepare
 from relvit.messages import unknown
 from relvit.task_files import add_tasks_file
 from sweeps.account.account import FINISHED, Status

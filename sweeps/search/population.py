@@ -18,15 +18,7 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search.sample import Domain
 
 from relvit.cell import Cell, schedulable
-from sweeps.search.search import (
-    FORKED_AFTER,
-    PARENT,
-    REPLACES,
-    ActiveTrial,
-    Search,
-    forked_epochs,
-    is_fork,
-)
+from sweeps.search.search import FORKED_AFTER, PARENT, REPLACES, ActiveTrial, Search, forked_epochs, is_fork
 from sweeps.search.space import distribution, draw
 
 # Section 4.1.1 of the publication: truncation selection of a fifth; a perturbation by 1.2 or 0.8. A value is drawn anew

@@ -81,11 +81,7 @@ def budget_text(search: Search) -> str:
 
 
 def report(
-    places: Places,
-    searches: list[Search],
-    finals: Mapping[str, list[Cell]],
-    account: Account,
-    tracker: Any,
+    places: Places, searches: list[Search], finals: Mapping[str, list[Cell]], account: Account, tracker: Any
 ) -> Iterator[str]:
     """Write each search's report, attach it to an MLflow run that stands for the search, tag the tested cells with the
     budget. Yields a line for each search."""
