@@ -184,7 +184,7 @@ def location(text: str) -> Location:
     place, _, options = rest.partition("?")
     bucket = place.split("/")[0]
     if scheme != "s3":
-        raise ValueError(f"{scheme}://... is no place that is known here: give a folder, or s3://BUCKET/FOLDER")
+        raise ValueError(f"{scheme}://... is not supported: give a folder, or s3://BUCKET/FOLDER")
     given = dict(parse_qsl(options, keep_blank_values=True))
     if "@" in bucket or any(re.search("secret|key|token|password", name.lower()) for name in given):
         raise ValueError(

@@ -263,7 +263,10 @@ def _state_to_fork(cell: Cell, forked: Location, device: str, note: Callable[[st
         return None
     epochs = state["phase_epoch"]
     if Cell(**state["cell"]).until(epochs) != cell.until(epochs):
-        note(f"{forked} has gone on from where {cell.cell_id} leaves it: trained from the start, to the same bits")
+        note(
+            f"{forked} has trained past the point where {cell.cell_id} branches off, which is trained from the start, "
+            "to the same bits"
+        )
         return None
     return state
 

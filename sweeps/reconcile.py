@@ -55,7 +55,7 @@ def main() -> int:
         return refuse([str(error)], NOTHING)
     for change in changes:
         print(change)
-    print(f"{counted(len(planned), 'cell')} looked at, {counted(len(changes), 'change')}")
+    print(f"{counted(len(planned), 'cell')} checked, {counted(len(changes), 'change')}")
     return 0
 
 

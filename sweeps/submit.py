@@ -71,7 +71,7 @@ def main() -> int:
         return jobs.follow(client, job_id)
     except (KeyboardInterrupt, jobs.NotFollowedError) as error:
         if isinstance(error, jobs.NotFollowedError):
-            print(f"\nthe connection to {options.address} is gone ({error}), and not the job", end="")
+            print(f"\nthe connection to {options.address} was lost ({error}), the job was not", end="")
         print(f"\nthe job goes on; `ray job logs --follow {job_id}` follows it, `ray job stop {job_id}` ends it")
         return INTERRUPTED
 

@@ -97,7 +97,7 @@ def test_what_accepts_and_stays_silent_is_named(monkeypatch):
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         said = refused(f"127.0.0.1:{silent.getsockname()[1]}")
-    assert "is no Ray head, or one that is overloaded (no answer within 1 s)" in said
+    assert "is not a Ray head, or one that is overloaded (no answer within 1 s)" in said
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_another_server_than_ray_is_named_with_what_it_says():
     server = grpc.server(futures.ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    assert "is no Ray head (unimplemented)" in refused(f"127.0.0.1:{port}")
+    assert "is not a Ray head (unimplemented)" in refused(f"127.0.0.1:{port}")
     server.stop(None)
 
 

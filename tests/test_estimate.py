@@ -128,8 +128,8 @@ def test_another_precision_is_compared_where_finished_cells_tell_of_both(tmp_pat
 
     assert judged() == {"bf16": None}  # and no tf32 on a CPU
     assert said() == (
-        "what precision bf16 would save is not known: cells of each kind that are finished here in both precisions "
-        "decide it (--set precision=bf16)"
+        "what precision bf16 would save is unknown until cells of each kind have finished here in both precisions "
+        "(--set precision=bf16)"
     )
     finish(account, in_bf16, [{**row, "epoch_seconds": row.get("epoch_seconds", 0) / 2} for row in finished_rows()])
     # Half of 20 epochs of 2 to 3 s and 20 of 1 s, and what is measured after them.
@@ -204,9 +204,9 @@ def test_the_plan_says_what_the_decoded_images_will_take_or_that_they_are_there(
 
     # 1,797 images of 16 x 16 pixels in three channels.
     assert decoded_bytes("digits", tmp_path / "data", 16, whole=False, images=1797) == (1797 * 768, False)
-    assert said() == "digits: at most 0.0014 GB of images of 16 pixels, which are to be decoded"
+    assert said() == "digits: at most 0.0014 GB of images of 16 pixels, still to be decoded"
     prepare("digits", tmp_path / "data", 16)
-    assert said() == "digits: 0.0014 GB of images of 16 pixels, which are there"
+    assert said() == "digits: 0.0014 GB of images of 16 pixels, already decoded"
     # Three times the side at most, where crops are taken from whole images.
     assert decoded_bytes("digits", tmp_path / "data", 16, whole=True, images=1797) == (1797 * 768 * 9, False)
 
@@ -215,4 +215,4 @@ def test_a_plan_for_gpus_where_there_is_none_says_that_it_knows_no_cost(tmp_path
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (cell,) = cells(tmp_path, "table4", ("none",))
     assert show_plan(Console(width=200), Account(tmp_path / "results"), [cell], tmp_path / "data", 1, 0.5) == 0
-    assert "what it will cost is not known: torch sees no GPU here" in capsys.readouterr().out
+    assert "the cost is unknown: torch sees no GPU here" in capsys.readouterr().out

@@ -50,7 +50,7 @@ def test_a_place_without_a_bucket_is_refused():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("foo://bucket/folder", "foo://... is no place that is known here: give a folder, or s3://BUCKET/FOLDER"),
+        ("foo://bucket/folder", "foo://... is not supported: give a folder, or s3://BUCKET/FOLDER"),
         ("s3://bucket/folder?bogus=1", "unknown option of s3://bucket/folder 'bogus': one of region, scheme"),
         ("s3://bucket/folder?endpoint=h:1", "did you mean 'endpoint_override'?"),
         ("s3://bucket/folder?scheme=ftp", "scheme must be http or https, not 'ftp'"),

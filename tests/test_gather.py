@@ -429,7 +429,7 @@ def test_tables_that_cannot_be_continued_are_made_anew(uri, tmp_path, change):
     gathered = gather(uri, "relvit", tmp_path)
     assert gathered.read == 3
     (note,) = gathered.notes
-    assert note.startswith("the tables of last time cannot be continued")
+    assert note.startswith("the previous tables cannot be extended")
     assert_whole(uri, tmp_path)
 
 
@@ -513,7 +513,7 @@ def test_a_parameter_that_is_not_ours_or_missing_is_null(uri, tmp_path):
         "dist": False,
     }
     assert gathered.notes == [
-        "a run's parameter is not as we write it and was left out: batch_size must be of type int, not 'many'"
+        "a run's parameter was not written by this project and was left out: batch_size must be of type int, not 'many'"
     ]
 
 

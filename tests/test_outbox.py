@@ -47,8 +47,8 @@ def test_what_was_put_in_while_the_server_was_away_arrives_in_order_and_once():
     threading.Timer(0.1, server.up.set).start()
     assert box.close(patience=30) == 0
     assert server.got == list(range(100))
-    assert notes[-2] == "the server does not take writes, which wait: nobody is there"
-    assert notes[-1].startswith("the server takes writes again, after ")
+    assert notes[-2] == "the server is not accepting writes, which are queued: nobody is there"
+    assert notes[-1].startswith("the server accepts writes again, after ")
 
 
 def test_a_write_that_will_never_be_taken_is_said_and_does_not_hold_up_the_others():
@@ -59,7 +59,7 @@ def test_a_write_that_will_never_be_taken_is_said_and_does_not_hold_up_the_other
         box.put(server.take, item)
     assert box.close(patience=30) == 0
     assert server.got == [1, 2]
-    assert notes == ["the server refused a write, which is left out: a bad write"]
+    assert notes == ["the server rejected a write, which is dropped: a bad write"]
 
 
 def test_what_waits_is_dropped_in_silence_once_it_is_another_s_to_write():
@@ -73,7 +73,7 @@ def test_what_waits_is_dropped_in_silence_once_it_is_another_s_to_write():
     box.put(server.take, 2)
     assert box.close(patience=30) == 0
     assert server.got == []
-    assert notes == ["the server does not take writes, which wait: nobody is there"]
+    assert notes == ["the server is not accepting writes, which are queued: nobody is there"]
 
 
 def test_the_calls_of_a_lane_keep_their_order_while_a_lane_that_waits_holds_up_no_other():
@@ -135,4 +135,4 @@ def test_a_server_that_is_away_for_several_writers_is_said_once_and_back_once():
     assert box.close(patience=30) == 0
     assert sorted(server.got) == list(range(8))
     assert len(notes) == 2
-    assert notes[1].startswith("the server takes writes again, after ")
+    assert notes[1].startswith("the server accepts writes again, after ")

@@ -173,7 +173,9 @@ def test_a_storage_that_is_full_for_a_while_loses_neither_trials_nor_decisions(t
     trial = driver.start()
     assert driver.report(trial, *rows(trial.cell))
     other = driver.start()
-    while not any("does not take writes, which wait" in note for note in driver.notes):  # another thread writes
+    while not any(
+        "is not accepting writes, which are queued" in note for note in driver.notes
+    ):  # another thread writes
         time.sleep(0.01)
     full.clear()
     driver.report(other, *rows(other.cell))
@@ -183,7 +185,7 @@ def test_a_storage_that_is_full_for_a_while_loses_neither_trials_nor_decisions(t
     account = Account(tmp_path / "results")
     for cell in (trial.cell, other.cell):
         assert account.status(cell).state == SEARCHED and account.history(cell) == rows(cell)
-    assert any("takes writes again" in note for note in driver.notes)
+    assert any("accepts writes again" in note for note in driver.notes)
 
 
 def test_a_process_that_dies_again_and_again_fails_its_trial_and_the_search_goes_on(tmp_path):

@@ -151,7 +151,7 @@ def test_an_address_that_is_no_url_of_a_dashboard_is_said(address):
 
 def test_an_address_where_nobody_answers_is_named_with_what_to_do():
     (problem,) = jobs.address_problems("http://127.0.0.1:9")
-    assert "nobody answers at http://127.0.0.1:9" in problem
+    assert "nothing answers at http://127.0.0.1:9" in problem
     assert "ray dashboard" in problem
 
 
@@ -365,7 +365,7 @@ def test_a_tunnel_that_drops_is_not_the_end_of_the_job(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["submit.py", "--", "python", "sweeps/ablation.py"])
     assert submit.main() == 130
     said = capsys.readouterr().out
-    assert "is gone (Cannot write to closing transport), and not the job" in said
+    assert "was lost (Cannot write to closing transport), the job was not" in said
     assert "`ray job logs --follow job-1` follows it" in said
 
 

@@ -231,7 +231,7 @@ def test_a_server_that_lets_this_user_read_alone_is_refused_before_every_run_is_
     known = SimpleNamespace(lifecycle_stage="active", experiment_id="7")
     client = SimpleNamespace(get_experiment_by_name=lambda name: known, set_experiment_tag=denied)
     monkeypatch.setattr("sweeps.tracking.tracker.MlflowClient", lambda uri: client)
-    with pytest.raises(TrackingError, match="takes no runs of this user: .*Permission denied.* permission EDIT"):
+    with pytest.raises(TrackingError, match="accepts no runs from this user: .*Permission denied.* permission EDIT"):
         Tracker("http://127.0.0.1:5000", "relvit", tmp_path)
 
 

@@ -673,7 +673,7 @@ def test_a_fork_of_a_cell_that_has_gone_on_is_trained_from_the_start_and_says_so
     rows = finished(fork, small, tmp_path / "fork", forked=tmp_path / "cell", note=notes.append)[0]
     assert rows == finished(fork, small, tmp_path / "alone")[0]
     (note,) = notes
-    assert "has gone on from where" in note
+    assert "has trained past the point where" in note
 
 
 # A pre-training on another data set

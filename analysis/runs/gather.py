@@ -241,7 +241,9 @@ def _runs_frame(runs: list[Run], notes: list[str]) -> pd.DataFrame:
         columns[name] = pa.array([run.latest[name].value if name in run.latest else None for run in runs], pa.float64())
     for name in tags:
         columns[name] = pa.array([run.tags.get(name) for run in runs], text)
-    notes += [f"a run's parameter is not as we write it and was left out: {error}" for error in unreadable.values()]
+    notes += [
+        f"a run's parameter was not written by this project and was left out: {error}" for error in unreadable.values()
+    ]
     return pa.table(columns).to_pandas(types_mapper=_DTYPES.get)
 
 
@@ -298,7 +300,7 @@ class _Published:
                 if not pq.read_schema(folder / "metrics.parquet" / file).equals(METRICS_SCHEMA):
                     raise ValueError(f"{file} has other columns")
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            notes.append(f"the tables of last time cannot be continued ({error}); every run was read again")
+            notes.append(f"the previous tables cannot be extended ({error}); every run was read again")
             return _Published()
         return _Published(folder.resolve(), runs)
 

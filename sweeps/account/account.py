@@ -166,9 +166,9 @@ class Account:
             return []
         return [
             f"{len(shut)} folders under the storage path {self.storage} cannot be written by this user, among them "
-            f"{shut[0]}: to share a storage path, let its folders belong to a group (chgrp -R GROUP {self.storage}; "
-            f"chmod -R g+rwX {self.storage}; find {self.storage} -type d -exec chmod g+s {{}} +) and let each of its "
-            "users have umask 002"
+            f"{shut[0]}: to share a storage path, give its folders to a group (chgrp -R GROUP {self.storage}; "
+            f"chmod -R g+rwX {self.storage}; find {self.storage} -type d -exec chmod g+s {{}} +) and have each of its "
+            "users set umask 002"
         ]
 
     def look(self) -> list[str]:
@@ -206,8 +206,8 @@ class Account:
         unreadable = leases.unreadable(self.storage / "drivers")
         if unreadable:
             return [
-                f"{unreadable[0]} is not the lease of a driver that this version knows: remove it when no driver is at "
-                "work there, or use another place: --storage"
+                f"{unreadable[0]} is not the lease of a driver that this version knows: remove it when no driver is "
+                "running there, or use another place: --storage"
             ]
         return self._other_fields()
 
@@ -443,7 +443,7 @@ def read_json(path: Location, empty: Any) -> Any:
 
 @cache
 def _warn_of(path: Location, why: str) -> None:
-    _LOGGER.warning("%s is damaged (%s); what lies beside it is used without it", path, why)
+    _LOGGER.warning("%s is damaged (%s) and is ignored; the files beside it are used", path, why)
 
 
 def _keep_damaged(path: Location) -> None:

@@ -143,7 +143,7 @@ def interrupts_wait(console: Console) -> Iterator[Callable[[], None]]:
         if waiting:
             os._exit(INTERRUPTED)
         waiting = True
-        say(console, "stopping as soon as Ray and MLflow have started; once more: at once")
+        say(console, "stopping as soon as Ray and MLflow have started; press Ctrl-C again to stop at once")
 
     before: Any = signal.signal(signal.SIGINT, wait)
 

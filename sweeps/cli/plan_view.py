@@ -90,7 +90,7 @@ def _print_cost(
     if gpus and not has_gpu():
         say(
             console,
-            "what it will cost is not known: torch sees no GPU here; the same command where there is one says it",
+            "the cost is unknown: torch sees no GPU here; run the same command where there is one",
         )
         return
     cost = estimate(statuses, account, data_root, cpus, gpus)
@@ -108,7 +108,7 @@ def _print_cost(
     )
     say(
         console,
-        f"judged by {cost.measured} kinds of phases from finished cells, {cost.calibrated} from calibration here",
+        f"estimated for {cost.measured} kinds of phases from finished cells, for {cost.calibrated} by calibration",
     )
     unknown = [precision for precision, seconds in cost.otherwise.items() if seconds is None]
     for precision, seconds in cost.otherwise.items():
@@ -118,10 +118,10 @@ def _print_cost(
     if unknown:
         say(
             console,
-            f"what precision {' or '.join(unknown)} would save is not known: cells of each kind that are finished here "
-            f"in both precisions decide it (--set precision={unknown[0]})",
+            f"what precision {' or '.join(unknown)} would save is unknown until cells of each kind have finished here "
+            f"in both precisions (--set precision={unknown[0]})",
         )
     for (name, size, whole), (occupied, is_there) in cost.decoded.items():
         what = f"whole images for crops of {size} pixels" if whole else f"images of {size} pixels"
-        state = "which are there" if is_there else "which are to be decoded"
+        state = "already decoded" if is_there else "still to be decoded"
         say(console, f"{name}: {'' if is_there else 'at most '}{occupied / 1e9:,.2g} GB of {what}, {state}")

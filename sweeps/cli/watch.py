@@ -90,7 +90,7 @@ def stand(account: Account, studies: Collection[str], results: dict[Cell, float]
         for cell, status in failed.items()
     ]
     if left and not any(cell.cell_id in held for cell in left):
-        remarks.append("no driver is at work: the same command without --watch continues")
+        remarks.append("no driver is running: the same command without --watch continues")
     return Standing(
         f"{summary(statuses.values())}; {len(running)} running, {len(failed)} failed",
         [_running(cell, statuses[cell], names[cell]) for cell in running],

@@ -95,7 +95,7 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
                     f"leave --address out and one is started for the sweep; where one runs, {_TOKEN_REMEDY}"
                 ) from error
             raise ClusterError(
-                f"no Ray cluster lets this driver in at {address!r} ({error}): if there is one, {_TOKEN_REMEDY}"
+                f"no Ray cluster accepts this driver at {address!r} ({error}): if there is one, {_TOKEN_REMEDY}"
             ) from error
         except Exception as error:  # Ray raises OSError and Exception itself where its processes do not start
             ray.shutdown()
@@ -157,9 +157,9 @@ def _answer(address: str) -> str:
         return ""
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"is no Ray head, or one that is overloaded (no answer within {ANSWER_SECONDS} s)"
+            return f"is not a Ray head, or one that is overloaded (no answer within {ANSWER_SECONDS} s)"
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
-            return f"is no Ray head ({error.code().name.lower().replace('_', ' ')})"
+            return f"is not a Ray head ({error.code().name.lower().replace('_', ' ')})"
         raise ClusterError(f"the Ray cluster at {address!r} refuses this driver's token: {_TOKEN_REMEDY}") from error
     except AuthenticationError as error:
         raise ClusterError(f"there is no token for the Ray cluster at {address!r}: {_TOKEN_REMEDY}") from error

@@ -123,7 +123,7 @@ def address_problems(address: str) -> list[str]:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         return [
-            f"nobody answers at {address} ({error}): is the cluster up and its dashboard forwarded to this machine? "
+            f"nothing answers at {address} ({error}): is the cluster up and its dashboard forwarded to this machine? "
             "`ray dashboard ray_cluster.yaml` or `kubectl port-forward` does that (docs/cluster.md)"
         ]
     return []

@@ -226,7 +226,7 @@ class Reporter(Callback):
         """Wait for all writes, less long where the sweep was interrupted. Returns how many MLflow has not taken; the
         account has them."""
         if self._accounting.close(HURRIED_PATIENCE if is_hurried else STORAGE_PATIENCE):
-            self._note("the storage did not take all that was entered; run the same command again")
+            self._note("the storage did not accept every write; run the same command again")
         self._tracking.put(self._show, lane="studies")
         return self._tracking.close(HURRIED_PATIENCE if is_hurried else TRACKING_PATIENCE)
 

@@ -242,8 +242,8 @@ def _say_outcome(console: Console, account: Account, source: "PlanSource", outco
     if outcome.untracked:
         say(
             console,
-            f"MLflow did not take {counted(outcome.untracked, 'write')}; nothing is lost: the account "
-            f"under {account.storage} has them, and the same command, or sweeps/reconcile.py, enters them later",
+            f"MLflow did not accept {counted(outcome.untracked, 'write')}; nothing is lost: the account "
+            f"under {account.storage} has them, and the same command, or sweeps/reconcile.py, logs them later",
         )
     to_go = f"with {counted(len(outcome.interrupted), 'cell')} to go; run the same command to continue"
     if outcome.out_of_budget:

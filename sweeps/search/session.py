@@ -148,7 +148,7 @@ def _search(
     if outcome.untracked:
         say(
             console,
-            f"note: MLflow did not take {outcome.untracked} writes about trials; the Optuna storage has them all",
+            f"note: MLflow did not accept {outcome.untracked} writes about trials; the Optuna storage has them all",
         )
     return len(outcome.interrupted)
 

@@ -80,7 +80,7 @@ def attach_history(client: MlflowClient, run_id: str, known: Iterable[Metric] | 
             write_history(points, path)
             client.log_artifact(run_id, str(path))
     except (MlflowException, OSError, ImportError) as error:  # a server refuses with OSError; S3 may lack its package
-        _LOGGER.warning("run %s ends without the artifact %s, which speeds gathering up: %s", run_id, HISTORY, error)
+        _LOGGER.warning("run %s ends without the artifact %s, which makes gathering faster: %s", run_id, HISTORY, error)
     else:
         client.set_tag(run_id, HISTORY_POINTS, len(points))
 

@@ -103,7 +103,7 @@ class Outbox:
                 call(*arguments)
             except Exception as error:
                 if not self._passing(error):
-                    self._note(f"{self._name} refused a write, which is left out: {line_of(error)}")
+                    self._note(f"{self._name} rejected a write, which is dropped: {line_of(error)}")
                     self._is_back(number)
                     return True
                 self._is_away(number, error)
@@ -120,7 +120,7 @@ class Outbox:
             self._away.add(number)
         if is_new:
             self._away_since = time.monotonic()
-            self._note(f"{self._name} does not take writes, which wait: {line_of(error)}")
+            self._note(f"{self._name} is not accepting writes, which are queued: {line_of(error)}")
 
     def _is_back(self, number: int) -> None:
         """Said once all that was tried again has arrived."""
@@ -130,7 +130,7 @@ class Outbox:
             self._away.discard(number)
             are_all = not self._away
         if are_all:
-            self._note(f"{self._name} takes writes again, after {time.monotonic() - self._away_since:.0f} s")
+            self._note(f"{self._name} accepts writes again, after {time.monotonic() - self._away_since:.0f} s")
 
 
 def line_of(error: Exception) -> str:

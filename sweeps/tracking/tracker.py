@@ -112,7 +112,7 @@ class Tracker:
                 found = self._client.get_experiment_by_name(experiment)
                 if found and found.lifecycle_stage == LifecycleStage.DELETED:
                     raise TrackingError(
-                        f"the MLflow experiment {experiment!r} at {redacted(uri)} was deleted and takes no runs: "
+                        f"the MLflow experiment {experiment!r} at {redacted(uri)} was deleted and accepts no runs: "
                         f"restore it (mlflow experiments restore --experiment-id {found.experiment_id}), or name "
                         "another with --experiment"
                     )
@@ -156,8 +156,8 @@ class Tracker:
         except MlflowException as error:
             if not is_passing(error):
                 raise TrackingError(
-                    f"MLflow at {redacted(self.uri)} takes no runs of this user: {first_line(error)}; the server's "
-                    "administrator can give the permission EDIT on the experiment"
+                    f"MLflow at {redacted(self.uri)} accepts no runs from this user: {first_line(error)}; the "
+                    "server's administrator can give the permission EDIT on the experiment"
                 ) from error
 
     def _search(self, condition: str) -> list[Run]:
@@ -368,7 +368,7 @@ class Tracker:
                 if is_passing(error):
                     raise
                 if not left:  # else another run may have entered one of the data sets at the same moment
-                    _LOGGER.warning("the run of %s does without data sets as inputs: %s", cell_id, error)
+                    _LOGGER.warning("the run of %s has no data sets as inputs: %s", cell_id, error)
         del self._without_data[cell_id]
 
     def finish(self, cell_id: str, folder: Location | None = None) -> None:

@@ -133,7 +133,7 @@ def test_runs_that_mlflow_lost_or_holds_twice_are_mended_by_reconcile(sweep):
     said = reconcile()
     assert f"rebuilt the run of {lost.data.tags['cell_id']}" in said
     assert f"marked run {copy.info.run_id} as a duplicate" in said
-    assert "5 cells looked at, 2 changes" in said
+    assert "5 cells checked, 2 changes" in said
     client.delete_run(copy.info.run_id)
     after = runs_by_tasks(folder)
     assert after["none"].info.run_id == doubled.info.run_id
@@ -144,4 +144,4 @@ def test_runs_that_mlflow_lost_or_holds_twice_are_mended_by_reconcile(sweep):
     assert {"mlflow.note.content", "source_digest", "images_of_test"} <= set(lost.data.tags)
     same = {name: value for name, value in lost.data.tags.items() if name != "history_points"}
     assert {name: rebuilt.tags.get(name) for name in same} == same
-    assert "5 cells looked at, 0 changes" in reconcile()
+    assert "5 cells checked, 0 changes" in reconcile()

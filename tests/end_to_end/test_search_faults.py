@@ -119,8 +119,8 @@ def test_every_trial_is_trained_to_its_end_once(search, kind):
 def test_a_search_survives_a_storage_that_is_full_for_a_while(search):
     folder, said = search
     assert "could not write its checkpoint and is started again" in said
-    assert "the storage does not take writes, which wait: [Errno 28] No space left on device" in said
-    assert "the storage takes writes again" in said
+    assert "the storage is not accepting writes, which are queued: [Errno 28] No space left on device" in said
+    assert "the storage accepts writes again" in said
     assert not list(folder.glob("results/cells/*/*.pt"))  # what was decided is not trained on, and its files are gone
 
 
