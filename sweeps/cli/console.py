@@ -109,11 +109,11 @@ def exit_status(main: Callable[[], int]) -> int:
 
 
 @contextmanager
-def ray_and_mlflow(places: Places, console: Console) -> Iterator["Tracker | str"]:
-    """MLflow's runs, or why they cannot be had, on the connected cluster. Either takes seconds, imports among them, so
-    they go side by side.
+def ray_and_mlflow(places: Places, console: Console, cluster_problems: Callable[[], list[str]]) -> Iterator["Tracker"]:
+    """MLflow's runs, on the connected cluster. Either takes seconds, imports among them, so they go side by side.
 
-    Raises PlanError if there is no cluster.
+    Raises PlanError with what is wrong with both. cluster_problems: asked where the cluster is connected and MLflow
+    cannot be used.
     """
     with ThreadPoolExecutor(1) as pool, interrupts_wait(console) as release:
         opening = pool.submit(open_tracker, places)
@@ -121,12 +121,14 @@ def ray_and_mlflow(places: Places, console: Console) -> Iterator["Tracker | str"
 
         try:
             with cluster.connected(places.address):
-                found = opening.result()
+                if isinstance(failure := opening.exception(), PlanError):
+                    raise PlanError([*failure.problems, *cluster_problems()])
                 release()
-                yield found
+                yield opening.result()
         except cluster.ClusterError as error:
-            problem = opening.result()
-            raise PlanError([*([problem] if isinstance(problem, str) else []), str(error)]) from error
+            failure = opening.exception()
+            others = failure.problems if isinstance(failure, PlanError) else []
+            raise PlanError([*others, str(error)]) from error
 
 
 @contextmanager
@@ -161,11 +163,11 @@ def interrupts_wait(console: Console) -> Iterator[Callable[[], None]]:
         release()
 
 
-def open_tracker(places: Places) -> "Tracker | str":
-    """MLflow's runs, or why they cannot be had. It takes seconds."""
+def open_tracker(places: Places) -> "Tracker":
+    """MLflow's runs; it takes seconds. Raises PlanError where they cannot be had."""
     from sweeps.tracking.tracker import Tracker, TrackingError
 
     try:
         return Tracker(places.tracking_uri, places.experiment, places.storage)
     except TrackingError as error:
-        return str(error)
+        raise PlanError([str(error)]) from error

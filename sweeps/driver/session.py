@@ -142,21 +142,16 @@ def _sweep(
     if problems:
         return refuse(problems + (_cluster_problems(sweep, cells) if cells else []))
     left = [item for item in items if item.status.state == FAILED and not sweep.is_to_train(item)]
-    if not to_train:
-        tracker = open_tracker(sweep.places)
-        if isinstance(tracker, str):
-            return refuse([tracker])
-        update_tracking(console, items, account, tracker)
-        if not sweep.keep_pretrainings:
-            account.drop_unused_pretrainings({item.cell: item.status for item in items})
-        if all(item.status.state == FINISHED for item in items):
-            finished = f"all {len(items)} cells are finished" if len(items) > 1 else "the cell is finished"
-            say(console, f"{finished}; nothing to train")
-        return _say_left(console, left)
     try:
-        with ray_and_mlflow(sweep.places, console) as tracker:
-            if isinstance(tracker, str):
-                raise PlanError([tracker, *connected_problems(sweep, cells)])
+        if not to_train:
+            update_tracking(console, items, account, open_tracker(sweep.places))
+            if not sweep.keep_pretrainings:
+                account.drop_unused_pretrainings({item.cell: item.status for item in items})
+            if all(item.status.state == FINISHED for item in items):
+                finished = f"all {len(items)} cells are finished" if len(items) > 1 else "the cell is finished"
+                say(console, f"{finished}; nothing to train")
+            return _say_left(console, left)
+        with ray_and_mlflow(sweep.places, console, lambda: connected_problems(sweep, cells)) as tracker:
             source, outcome = _train(sweep, console, account, tracker, items, to_train, hold)
     except PlanError as error:
         return refuse(error.problems)

@@ -79,12 +79,16 @@ def _start(
     if problems:
         return refuse(problems)
     try:
-        with ray_and_mlflow(request.places, console) as tracker:
-            if isinstance(tracker, str):
-                return refuse([tracker])
+        with ray_and_mlflow(request.places, console, lambda: _cluster_problems(request, searches)) as tracker:
             return _search_and_test(request, console, account, searches, tracker, hold)
     except PlanError as error:
         return refuse(error.problems)
+
+
+def _cluster_problems(request: SearchRequest, searches: list[Prepared]) -> list[str]:
+    """What is wrong with the connected cluster, or with what is asked of it."""
+    sweep = Sweep(request.places, request.cpus, request.gpus, gpu_hours=request.gpu_hours)
+    return connected_problems(sweep, [search.base for search in searches], instead="--trials or --hours")
 
 
 def _search_and_test(
@@ -98,11 +102,10 @@ def _search_and_test(
     """The same on the connected cluster. Raises PlanError where it is not fit for the searches."""
     from sweeps.cluster import connection as cluster
 
-    gpus = cluster.gpus_per_trial(request.gpus)
-    sweep = Sweep(request.places, request.cpus, request.gpus, gpu_hours=request.gpu_hours)
-    problems = connected_problems(sweep, [search.base for search in prepared], gpus, "--trials or --hours")
+    problems = _cluster_problems(request, prepared)
     if problems:
         return refuse(problems)
+    gpus = cluster.gpus_per_trial(request.gpus)
     searches = open_searches(prepared, gpus)
     update_tracking(console, [], account, tracker)
     checkpoints, setting = Checkpoints(request.checkpoint_every), Setting(request.cpus, gpus)
