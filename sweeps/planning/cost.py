@@ -7,7 +7,7 @@ once, at the end of a phase, comes from the calibration in any case.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ _CROWDING = 1.5
 # What a process holds before its first image: Python, Ray and torch. Trials of the demo, whose model is small, were
 # seen at 1.28 GB resident with a CUDA build of torch.
 _PROCESS_BYTES = 1.2e9
-_BYTES_PER_PARAMETER = {"weights": 4, "trained": 12}  # float32; and a gradient and two moments for what is trained
+_WEIGHT_BYTES, _TRAINED_BYTES = 4, 12  # a parameter: float32; and a gradient and two moments where it is trained
 _KEPT_CHECKPOINTS = 2
 
 Interval = tuple[float, float]
@@ -89,63 +89,74 @@ def estimate(
     # Counting class folders reads the disk: once a data set, not once a cell.
     sizes_of = cache(lambda name, image_size: split_sizes(name, data_root, image_size))
     classes_of = cache(lambda name, image_size: class_count(name, data_root, image_size))
-    low = high = memory_low = memory_high = disk = largest = 0.0
-    first_phases: set[str] = set()
-    there = {cell.precision for cell, status in statuses.items() if status.state != FINISHED}
+    unfinished = {cell: status for cell, status in statuses.items() if status.state != FINISHED}
+    parts = list(_parts(unfinished, account))
+    there = {cell.precision for cell in unfinished}
     others = [name for name in PRECISIONS if there - {name} and (gpus_each or name != "tf32")]
     otherwise: dict[str, Interval | None] = dict.fromkeys(others, (0.0, 0.0))
-    for cell, status in statuses.items():
-        if status.state == FINISHED:
-            continue
-        done = status.epoch
-        for phase in phases(cell):
-            epochs_left = max(0, phase.epochs - done)
-            done = max(0, done - phase.epochs)
-            name = cell.pretrain_dataset if phase.name == "pretrain" else cell.dataset
-            sizes = sizes_of(name, phase.image_size)
-            cost = costs.of(cell, phase)
-            if phase.name == "pretrain":
-                shared = cell.pretraining().cell_id
-                if shared in first_phases or account.is_published(cell.pretraining()):
-                    continue
-                first_phases.add(shared)
-                disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
-            classes = classes_of(name, phase.image_size) if phase.classify and cell.labels_per_class else None
-            seconds = costs.epoch_seconds(cell, phase, sizes, classes)
-            after = costs.seconds_after(cell, phase, sizes) if epochs_left else (0.0, 0.0)
-            low, high = low + epochs_left * seconds[0] + after[0], high + epochs_left * seconds[1] + after[1]
-            for precision, sofar in otherwise.items() if epochs_left else ():
-                other = costs.observed(dataclasses.replace(cell, precision=precision), phase)
-                if sofar is None or other is None or costs.observed(cell, phase) is None:
-                    otherwise[precision] = None
-                else:
-                    more = epochs_left * other[0] + after[0], epochs_left * other[1] + after[1]
-                    otherwise[precision] = (sofar[0] + more[0], sofar[1] + more[1])
-            held: float = cost.parameters * _BYTES_PER_PARAMETER["weights"]
-            held += cost.trained_parameters * _BYTES_PER_PARAMETER["trained"]
-            held += cost.saved_bytes_per_image * min(cell.batch_size, sizes["train"])
-            held += 0 if gpus_each else _PROCESS_BYTES
-            memory_low, memory_high = max(memory_low, held), max(memory_high, held * 1.3)
-            largest = max(largest, cost.parameters * 16.0 * _KEPT_CHECKPOINTS)
-        disk += cost.parameters * _BYTES_PER_PARAMETER["weights"]
+    spent, memory = (0.0, 0.0), 0.0
+    for cell, phase, epochs in parts:
+        name = cell.pretrain_dataset if phase.name == "pretrain" else cell.dataset
+        sizes = sizes_of(name, phase.image_size)
+        classes = classes_of(name, phase.image_size) if phase.classify and cell.labels_per_class else None
+        seconds = costs.epoch_seconds(cell, phase, sizes, classes)
+        after = costs.seconds_after(cell, phase, sizes) if epochs else (0.0, 0.0)
+        spent = _plus(spent, epochs, seconds, after)
+        for precision, sofar in otherwise.items() if epochs else ():
+            other = costs.observed(dataclasses.replace(cell, precision=precision), phase)
+            if sofar is None or other is None or costs.observed(cell, phase) is None:
+                otherwise[precision] = None
+            else:
+                otherwise[precision] = _plus(sofar, epochs, other, after)
+        cost = costs.of(cell, phase)
+        held: float = cost.parameters * _WEIGHT_BYTES + cost.trained_parameters * _TRAINED_BYTES
+        held += cost.saved_bytes_per_image * min(cell.batch_size, sizes["train"])
+        memory = max(memory, held + (0 if gpus_each else _PROCESS_BYTES))
+    # Finished cells keep their weights, and so do shared first phases until nobody waits for them.
+    kept = [(cell, phases(cell)[-1]) for cell in unfinished]
+    kept += [(cell, phase) for cell, phase, _ in parts if phase.name == "pretrain"]
+    disk = sum(costs.of(*each).parameters for each in kept) * _WEIGHT_BYTES
+    largest = max((costs.of(cell, phase).parameters for cell, phase, _ in parts), default=0)
+    on_the_way = largest * (_WEIGHT_BYTES + _TRAINED_BYTES) * _KEPT_CHECKPOINTS * slots
     costs.save()
-    left = [cell for cell, status in statuses.items() if status.state != FINISHED]
     decoded = {
         (name, size, whole): decoded_bytes(name, data_root, size, whole, sum(sizes_of(name, size).values()))
-        for name, size, whole in datasets_of(left)
+        for name, size, whole in datasets_of(unfinished)
     }
     return Estimate(
-        (low / slots, high / slots),
-        (low, high),
-        (low * gpus_each / 3600, high * gpus_each / 3600),
-        (memory_low, memory_high),
-        (disk, disk + slots * largest),
+        (spent[0] / slots, spent[1] / slots),
+        spent,
+        (spent[0] * gpus_each / 3600, spent[1] * gpus_each / 3600),
+        (memory, memory * 1.3),
+        (disk, disk + on_the_way),
         slots,
         len(costs.from_cells),
         len(costs.calibrated),
         otherwise,
         decoded,
     )
+
+
+def _parts(unfinished: Mapping[Cell, Status], account: Account) -> Iterator[tuple[Cell, "Phase", int]]:
+    """The phases of these cells, each with the epochs that it lacks. A first phase that cells share comes once, and one
+    whose weights are there not at all."""
+    from relvit.train import phases
+
+    first_phases: set[str] = set()
+    for cell, status in unfinished.items():
+        done = status.epoch
+        for phase in phases(cell):
+            shared = cell.pretraining() if phase.name == "pretrain" else None
+            if shared is None or not (shared.cell_id in first_phases or account.is_published(shared)):
+                first_phases |= {shared.cell_id} if shared else set()
+                yield cell, phase, max(0, phase.epochs - done)
+            done = max(0, done - phase.epochs)
+
+
+def _plus(sofar: Interval, epochs: int, seconds: Interval, after: Interval) -> Interval:
+    """So many seconds more: of each epoch, and after the last."""
+    low, high = (sum_ + epochs * each + end for sum_, each, end in zip(sofar, seconds, after))
+    return low, high
 
 
 class _Costs:
