@@ -41,6 +41,9 @@ PROTOCOLS = tuple(LAST_PHASE)
 HEADS = ("bilinear", "low_rank")
 # tf32: float32 whose matrix products have 10 bits of mantissa, on GPUs alone; bf16: matrix products in bfloat16.
 PRECISIONS = ("fp32", "tf32", "bf16")
+# How steps are compiled, which is no field, as results are the same but for rounding. auto: on a GPU, eager where that
+# fails and on a CPU, with a note; always: compiled or refused; never: eager.
+COMPILE = ("auto", "always", "never")
 # What crops are taken from: images that were brought to image_size before, or whole images at their own size.
 CROP_SOURCES = ("resized", "original")
 # Which weights of the last phase are tested: those of the best validation accuracy, or the last ones.

@@ -23,8 +23,6 @@ from relvit.strong import mixed_labels
 from relvit.targets import Targets
 from relvit.tasks import TASKS, plain
 
-# auto: compiled on a GPU, eager where that fails and on a CPU, with a note; always: compiled or refused; never: eager.
-COMPILE = ("auto", "always", "never")
 # For torch.compile. Random numbers in the graph (drop path, sampled pairs) are those that it would draw uncompiled.
 INDUCTOR: Mapping[str, Any] = {"options": {"fallback_random": True}}
 

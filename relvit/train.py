@@ -141,7 +141,7 @@ def train(
     keep: how many of the newest checkpoints are kept.
     micro_batches: parts in which a batch goes through the model, one after the other, its gradient being their sum:
     the same step in less memory, equal but for rounding (and for what drop path draws).
-    compile: whether steps are compiled, one of `relvit.step.COMPILE`: the same results but for rounding.
+    compile: whether steps are compiled, one of `relvit.cell.COMPILE`: the same results but for rounding.
     gpu_share: of the device, where it is a GPU: an eighth of that memory may hold the images.
     test: False leaves the test split alone, as a hyperparameter search must: the run ends with the last epoch's row and
     no final checkpoint. The same call with True goes on from there to the result.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relvit.cell import BACKBONES
+from relvit.cell import BACKBONES, COMPILE
 from relvit.data import DATASETS
 from relvit.files import Location, folder, location, sqlite_file
 from sweeps.planning.plan import Request
@@ -16,7 +16,6 @@ from sweeps.planning.recipes import RECIPES
 
 AUTO = "auto"  # of --gpus
 _LEAST = 0.0001  # Ray counts CPUs and GPUs in ten-thousandths
-COMPILE = ("auto", "always", "never")  # as relvit.step.Step takes it, whose module loads torch
 
 
 @dataclass(frozen=True)
