@@ -13,9 +13,10 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
-def counted(count: int, noun: str) -> str:
-    """ "1 cell", "16 cells"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(number: float, noun: str) -> str:
+    """ "1 cell", "1,600 cells", "0.5 points"."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from analysis.runs.comparability import commits
 from analysis.runs.splits import split_of
 from analysis.stats.seeds import by_seed, compare, summary, tied_with_best
 from relvit.cell import DRLOC, LATER_FIELDS, NONE
+from relvit.messages import counted
 from relvit.paper import BEST, DATASET_NAMES, FAMILIES, METHODS
 from relvit.tasks import TASKS
 from relvit.vocabulary import TEST_ACCURACY
@@ -226,11 +227,6 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
         + f"; {chosen or 'unknown selection'}, {split_of(runs)} split; {counted(len(seeds), 'seed')} "
         f"({listed(seeds)}); commit {', '.join(commits(runs))}.{without}"
     )
-
-
-def counted(number: float, noun: str) -> str:
-    """ "1 seed", "0.5 points"."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(seeds: Iterable[int]) -> str:

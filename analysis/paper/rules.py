@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.paper.entries import Entries, Judge, Judgement
-from analysis.paper.numbers import counted, interval_text
+from analysis.paper.numbers import interval_text
 from analysis.stats.blocks import contrasts
 from analysis.stats.seeds import (
     ABOVE,
@@ -26,6 +26,7 @@ from analysis.stats.seeds import (
     seeds_for_equivalence,
     seeds_for_power,
 )
+from relvit.messages import counted
 
 HOLDS, CONTRADICTED, UNDECIDED, NOT_COMPARABLE = "holds", "contradicted", "undecided", "not comparable"
 # Percentage points within which cells count as similar: the paper says it of 88.75 to 89.39.

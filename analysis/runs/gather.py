@@ -38,6 +38,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analysis.runs.stores import POINTS, GatherError, Run, Store, open_store
 from relvit import vocabulary
 from relvit.cell import FIELDS, LATER_FIELDS, add_described, parse_value
+from relvit.messages import counted
 from relvit.vocabulary import CELL_ID, HISTORY, HISTORY_POINTS, STUDY, TASK_ROWS
 
 __all__ = ["Gathered", "GatherError", "gather", "read_gathered"]
@@ -172,14 +173,14 @@ def _runs_of_cells(listed: list[Run], notes: list[str]) -> list[Run]:
     ]
     strangers = sum(not run.tags.get(CELL_ID) and not own for run, own in zip(listed, known))
     if strangers and ours:
-        notes.append(f"{_count(strangers, 'run')} without the tag {CELL_ID!r} left out")
+        notes.append(f"{counted(strangers, 'run')} without the tag {CELL_ID!r} left out")
     if len(chosen) < len(ours):
         notes.append(
-            f"{_count(len(ours) - len(chosen), 'run')} left out of cells that have a finished or an older run too"
+            f"{counted(len(ours) - len(chosen), 'run')} left out of cells that have a finished or an older run too"
         )
     homeless = sum(not run.tags.get(STUDY) for run in chosen.values())
     if homeless:
-        notes.append(f"{_count(homeless, 'run')} without the tag {STUDY!r}: in the tables, but in no study")
+        notes.append(f"{counted(homeless, 'run')} without the tag {STUDY!r}: in the tables, but in no study")
     return sorted(chosen.values(), key=lambda run: (run.start_time, run.run_id))
 
 
@@ -191,10 +192,6 @@ def _know_tasks(texts: Iterable[str], notes: list[str]) -> None:
             add_described(text)
         except ValueError as error:
             notes.append(f"tag {TASK_ROWS}: {error}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # Runs
@@ -459,13 +456,13 @@ class _Histories:
         if self._unusable:
             run_id, reason = next(iter(self._unusable.items()))
             yield (
-                f"{_count(len(self._unusable), 'run')} with an artifact {HISTORY} that cannot be used, read from "
+                f"{counted(len(self._unusable), 'run')} with an artifact {HISTORY} that cannot be used, read from "
                 f"MLflow itself instead; for instance {run_id}: {reason}"
             )
         if self._unread:
             run_id, reason = next(iter(self._unread.items()))
             yield (
-                f"{_count(len(self._unread), 'run')} whose metrics could not be read now: those of last time were "
+                f"{counted(len(self._unread), 'run')} whose metrics could not be read now: those of last time were "
                 f"kept, where there are; the same command tries again; for instance {run_id}: {reason}"
             )
 
@@ -574,6 +571,6 @@ def _progress(console: Console, total: int) -> Iterator[object]:
         done += number
         if time.monotonic() - spoken >= _SILENCE:
             spoken = time.monotonic()
-            console.print(f"gathering: {done:,} of {_count(total, 'run')}", highlight=False)
+            console.print(f"gathering: {done:,} of {counted(total, 'run')}", highlight=False)
 
     yield advance
