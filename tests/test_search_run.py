@@ -63,7 +63,8 @@ def test_a_trial_is_trained_without_the_test_split_and_its_decision_goes_everywh
     assert account.status(trial.cell).state == SEARCHED and not checkpoint.exists()
     assert account.history(trial.cell) == rows(trial.cell)
     assert driver.tracking.names() == ["begin", "tag", *["log"] * 9, "interrupt", "tag"]
-    assert driver.tracking.told[0][2:5] == (("a-trials",), "", "trial 0 · a")
+    _, begun, deviation = driver.tracking.told[0]
+    assert (begun.studies, deviation, begun.name) == (("a-trials",), "", "trial 0 · a")
     tags = {"search": "a", "trial": "0", "trial_state": "complete", "stopped_epoch": "9"}
     assert driver.tracking.told[-1] == ("tag", trial.cell.cell_id, tags)
     assert driver.lines[0].startswith("a [1/1] trial 0  validation accuracy")
