@@ -260,7 +260,7 @@ def test_epochs_that_are_filled_in_before_the_last_one_are_seen_when_the_run_end
 
 def test_a_finished_run_that_joins_another_study_moves_without_being_read(uri, tmp_path):
     gather(uri, "relvit", tmp_path)
-    tracker(uri).tag_study(cells()[0], ("figure2",))
+    tracker(uri).tag_study(WorkItem(cells()[0], studies=("figure2",)))
     gathered = gather(uri, "relvit", tmp_path)
     assert gathered.read == 0
     assert gathered.runs.set_index("tasks").loc["none", "study"] == "figure2,table4"

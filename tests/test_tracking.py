@@ -546,7 +546,7 @@ def test_a_description_that_the_account_has_is_a_lost_runs_and_leaves_alone_what
 
 def test_a_cell_that_a_second_study_has_too_is_one_run_tagged_with_both(uri, tmp_path, cell):
     tracker(uri, tmp_path).rebuild(WorkItem(cell, studies=TABLE4), ROWS)
-    Tracker(uri, "relvit", tmp_path / "results").tag_study(cell, ("figure2",))
+    Tracker(uri, "relvit", tmp_path / "results").tag_study(WorkItem(cell, studies=("figure2",)))
     (run,) = all_runs(uri)
     assert run.data.tags["study"] == "figure2,table4"
 
