@@ -17,7 +17,7 @@ class Tracking:
     """Takes MLflow's place and remembers what it was told. tags: by cell id, of runs that were there before."""
 
     writers = 1
-    origin = {"git_commit": "0123abcd"}
+    origin, uri = {"git_commit": "0123abcd"}, "http://127.0.0.1:9"
 
     def __init__(self, tags=None):
         self.told, self.tags, self.kept, self.pages = [], tags or {}, [], {}
