@@ -13,6 +13,7 @@ from rich.console import Console
 
 from relvit.files import sqlite_file
 from relvit.host import ensure_home
+from relvit.messages import counted
 from sweeps.account.code_version import code_line
 from sweeps.cli.options import Places
 from sweeps.cluster.machine import keep_private, open_to_others
@@ -85,6 +86,13 @@ def begin(places: Places, console: Console) -> None:
     found = open_to_others([*(path.expanduser() for path in secrets), *sessions])
     if found:
         say(console, f"note: {'; '.join(found)}")
+
+
+def left_to(count: int, drivers: Iterable[str]) -> str:
+    """That so many cells are other drivers', who are named."""
+    names = sorted(set(drivers))
+    who = f"{', '.join(names)}, which {'is' if len(names) == 1 else 'are'}"
+    return f"{counted(count, 'cell')} left to {who} training {'it' if count == 1 else 'them'}"
 
 
 def stop_for_another(console: Console) -> None:

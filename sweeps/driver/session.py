@@ -18,6 +18,7 @@ from sweeps.cli.console import (
     LEFT_TO_ANOTHER,
     OUT_OF_BUDGET,
     SOME_FAILED,
+    left_to,
     open_tracker,
     ray_and_mlflow,
     refuse,
@@ -80,12 +81,9 @@ def hold_and_sweep(sweep: Sweep, console: Console, account: Account, studies: Ma
             say(console, f"note: {note}")
         account.plan(studies)
         status = _sweep(sweep, console, account, items, to_train, hold)
-    others = {item.cell.cell_id: hold.others.get(item.cell.cell_id) for item in wanted}
-    names = sorted({who for who in others.values() if who})
+    names = [driver for item in wanted if (driver := hold.others.get(item.cell.cell_id))]
     if names and status != BAD_REQUEST:
-        count = sum(who is not None for who in others.values())
-        what = "it" if count == 1 else "them"
-        say(console, f"{counted(count, 'cell')} left to {', '.join(names)}, which is training {what}")
+        say(console, left_to(len(names), names))
         return status or LEFT_TO_ANOTHER
     return status
 

@@ -15,6 +15,7 @@ from sweeps.cli.console import (
     INTERRUPTED,
     SOME_FAILED,
     begin,
+    left_to,
     ray_and_mlflow,
     refuse,
     say,
@@ -149,10 +150,8 @@ def _search(
     source.enter_left_out(tracker)
     outcome = run(source, account, tracker, options, lambda note: say(console, f"note: {note}"), hold)
     if outcome.untracked:
-        say(
-            console,
-            f"note: MLflow did not accept {outcome.untracked} writes about trials; the Optuna storage has them all",
-        )
+        refused = counted(outcome.untracked, "write")
+        say(console, f"note: MLflow did not accept {refused} about trials; the Optuna storage has them all")
     return len(outcome.interrupted)
 
 
@@ -167,8 +166,7 @@ def _test(
         to_train = [item for item in wanted if item.cell.cell_id in hold.held]
         left = len(wanted) - len(to_train)
         if left:
-            others = ", ".join(sorted(set(hold.others.values())))
-            say(console, f"{left} cells are left to {others}, which is training them")
+            say(console, left_to(left, hold.others.values()))
         if not to_train:
             return 0, left
         say(console, f"training {counted(len(to_train), 'cell')} of the best configurations, to be tested")

@@ -15,6 +15,8 @@ from mlflow.entities import LifecycleStage, Metric, RunTag
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlRun
 from sqlalchemy.dialects.sqlite import insert
 
+from relvit.files import sqlite_file
+
 _COLUMNS = {"key", "value", "timestamp", "step", "is_nan", "run_uuid"}
 _METRICS, _LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 _ORDER = ("step", "timestamp", "value")
@@ -42,7 +44,7 @@ class Points:
         self._names: set[str] = set()  # of metrics, that MLflow has taken
         self._engine: sqlalchemy.Engine | None = None
         # Another MLflow may keep more of a point.
-        if uri.startswith("sqlite:") and set(_METRICS.columns.keys()) == set(_LATEST.columns.keys()) == _COLUMNS:
+        if sqlite_file(uri) and set(_METRICS.columns.keys()) == set(_LATEST.columns.keys()) == _COLUMNS:
             self._engine = sqlalchemy.create_engine(uri, connect_args={"timeout": _PATIENCE})
 
     def log(self, run_id: str, points: Sequence[Metric], tags: Mapping[str, str]) -> None:

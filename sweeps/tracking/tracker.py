@@ -147,7 +147,7 @@ class Tracker:
         self._kept: dict[str, int] = {}  # how many rows were ever kept of a cell
         self._written: dict[str, int] = {}  # the number of the last of them that is logged
         # How many runs can be written at once: a file has one writer.
-        self.writers = 1 if uri.startswith("sqlite:") else _SERVER_WRITERS
+        self.writers = 1 if sqlite_file(uri) else _SERVER_WRITERS
 
     def _require_writes(self) -> None:
         """Raise TrackingError where the server lets this user read and no more: every run would be lost to it."""
@@ -172,7 +172,7 @@ class Tracker:
         if storage in (None, self._storage):
             return True
         # The database of one machine knows a storage folder that was moved by its old name.
-        return self.uri.startswith("sqlite:") and "://" not in storage and not Path(storage).exists()
+        return sqlite_file(self.uri) is not None and "://" not in storage and not Path(storage).exists()
 
     def mark_duplicates(self) -> list[str]:
         """Take the cell's id from all but one of the runs that carry it, and say in a tag which run stands for the

@@ -3,8 +3,11 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
-from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import Connection, Engine, event
+
+from relvit.files import sqlite_file
 
 _PATIENCE = 1.0  # seconds to wait for others to let the mode be changed
 
@@ -18,14 +21,14 @@ def write_ahead(uri: str) -> Iterator[None]:
     Afterwards it is one file again, unless another program still has it open. Does nothing for other URIs, and where
     the file cannot be written in this way.
     """
-    database = make_url(uri).database if uri.startswith("sqlite:") else None
-    if not database or _set_mode(database, "wal") != "wal":
+    database = sqlite_file(uri)
+    if database is None or _set_mode(database, "wal") != "wal":
         yield
         return
     engines: set[Engine] = set()
 
     def begin(connection: Connection) -> None:
-        if connection.engine.url.database == database:
+        if sqlite_file(str(connection.engine.url)) == database:
             engines.add(connection.engine)
             connection.connection.cursor().execute("PRAGMA synchronous = NORMAL")
 
@@ -39,7 +42,7 @@ def write_ahead(uri: str) -> Iterator[None]:
         _set_mode(database, "delete")
 
 
-def _set_mode(database: str, mode: str) -> str:
+def _set_mode(database: Path, mode: str) -> str:
     """Returns the mode that the file is in afterwards; empty where another program kept it from being changed."""
     with suppress(sqlite3.OperationalError), closing(sqlite3.connect(database, timeout=_PATIENCE)) as connection:
         return str(connection.execute(f"PRAGMA journal_mode = {mode}").fetchone()[0])
